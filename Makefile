@@ -1,0 +1,83 @@
+# `make` alone lists the commands. `make serve` and `make test` need nothing but Python.
+
+PYTHON ?= python3
+PORT ?=
+CONFIG ?= deploy/local.yaml
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
+# One stamp for each set of packages, so that nothing is installed twice.
+RUNTIME := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+.PHONY: help setup serve test check fix bench zoo zoo-pack
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@printf '\nVariables: PORT=%s CONFIG=%s PYTHON=%s ARGS="arguments for pytest"\n' \
+	  '$(PORT)' '$(CONFIG)' '$(PYTHON)'
+
+setup: $(DEV) ## make .venv with all that development needs
+	@echo '$(VENV) is ready'
+
+serve: $(RUNTIME) ## serve the shipped bundle on 127.0.0.1:8000 (PORT= changes it)
+	@exec $(BIN)/winnow serve $(CONFIG) $(if $(PORT),--port $(PORT))
+
+test: $(DEV) ## run the tests (ARGS='-m "not cluster"' leaves out those that start Ray)
+	@exec $(BIN)/pytest $(ARGS)
+
+check: $(DEV) ## lint, format, types, direction of imports, configuration
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/winnow config check $(CONFIG)
+
+bench: $(DEV) ## the engine against a bare loop of the same denoiser: half a minute
+	$(BIN)/python -m loadtest.bench.engine
+
+fix: $(DEV) ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+zoo: $(DEV) ## remake the shipped bundle's parts (hours), up to sheets to look at: MNIST=folder
+	$(BIN)/winnow train backbone
+	$(BIN)/winnow train export
+	$(BIN)/winnow train referees --digits '$(MNIST)'
+	$(BIN)/winnow train rewards
+	$(BIN)/winnow train viewed
+
+zoo-pack: $(DEV) ## pack and calibrate the bundle, once you have looked at the sheets: VIEWED=file
+	$(BIN)/winnow train viewed --labels '$(VIEWED)'
+	$(BIN)/winnow train compare
+	$(BIN)/winnow train pack
+	$(BIN)/winnow calibrate no-crossbar --target 0.005
+	$(BIN)/winnow calibrate no-crossbar-guided only-crossbar --target 0.01
+	$(BIN)/winnow evaluate --record
+
+$(RUNTIME): pyproject.toml constraints.txt | $(BIN)/pip
+	@echo 'Installing Winnow into $(VENV): two to three minutes the first time ...'
+	@$(PIP) --editable .
+	@touch $@
+
+$(DEV): pyproject.toml constraints.txt | $(BIN)/pip
+	@echo 'Installing Winnow and the tools into $(VENV): two to three minutes the first time ...'
+	@$(PIP) --editable '.[dev]'
+	@touch $(RUNTIME) $@
+
+# pip is what venv writes last: without it, an earlier try broke off.
+$(BIN)/pip:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo '$(PYTHON) was not found: install Python 3.11 or 3.12, or name one with PYTHON=' >&2; \
+	  exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { \
+	  echo "Winnow needs Python 3.11 or 3.12, and $(PYTHON) is $$($(PYTHON) --version 2>&1):" \
+	    'name another, as in make PYTHON=python3.11' >&2; \
+	  exit 1; }
+	@$(PYTHON) -m venv $(VENV)

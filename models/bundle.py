@@ -1,0 +1,286 @@
+"""A bundle: a folder that can be served, with a manifest that vouches for every byte in it.
+
+Nothing in a bundle is loaded before its hash has been compared with the manifest, and nothing in
+it can run code: weights are safetensors or ONNX, the rest is JSON, text or PNG.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+ALLOWED_SUFFIXES = frozenset({".safetensors", ".onnx", ".json", ".png", ".md"})
+ZOO = Path(__file__).parent / "zoo"
+
+
+class BundleError(ValueError):
+    """The bundle cannot be trusted or read; the message names the file and what to do."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class File(_Part):
+    """One file of the bundle."""
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class Backbone(_Part):
+    """The diffusion model: `folder` is in diffusers' format, `onnx` the denoiser for CPUs."""
+
+    folder: str
+    onnx: str
+    pixel_shuffle: int = Field(default=1, ge=1)
+    height: int = Field(ge=1)
+    width: int = Field(ge=1)
+    channels: Literal[1, 3]
+    training: dict[str, Any]
+
+
+class Labels(_Part):
+    """Where the labels of a network came from: generated images, labelled by `annotator`."""
+
+    annotator: str
+    first_seed: int
+    viewed: int
+    benign: int
+    malign: int
+    seconds: float
+
+
+class Reward(_Part):
+    """One question, and the networks that learned its answer from separate labels."""
+
+    question: str
+    malign: str
+    guide: str
+    clean_guide: str
+    judge: str
+    guide_labels: Labels
+    judge_labels: Labels
+    training: dict[str, Any]
+
+
+class Sampling(_Part):
+    """What a draw's law depends on, besides its seed: a calibration holds for this alone.
+
+    `backbone` is the hash of the weights as they ran, `dtype` torch's where torch ran them,
+    `schedule` the hash of the scheduler's configuration.
+    """
+
+    backbone: str
+    schedule: str
+    dtype: str
+    guide: str | None
+    judge: str
+    censor_scale: float
+    guide_interval: tuple[int, int]
+    num_inference_steps: int
+    eta: float
+
+
+class Calibration(_Part):
+    """A threshold and the evidence for it: fresh draws under `sampling`, labelled by `annotator`.
+
+    `malign_delivered` of `delivered` labelled draws passed the threshold; `upper_bound` is the
+    Clopper–Pearson bound on the malign rate of what is delivered.
+    """
+
+    sampling: Sampling
+    threshold: float = Field(gt=0, lt=1)
+    target: float
+    confidence: float
+    annotator: str
+    first_seed: int
+    labelled: int
+    delivered: int
+    malign_delivered: int
+    upper_bound: float
+    benign_kept: float
+
+
+class Evaluation(_Part):
+    """What a bundle is judged with; none of it is used to serve."""
+
+    annotator: str
+    oracle: str
+    features: str
+    viewed: str
+    oracle_error: dict[str, Any]
+    table: list[dict[str, Any]]
+
+
+class Manifest(_Part):
+    """`manifest.json`."""
+
+    schema_version: int
+    name: str = Field(pattern="^[a-z0-9][a-z0-9._-]*$")
+    description: str
+    licence: str
+    backbone: Backbone
+    rewards: dict[str, Reward]
+    calibrations: dict[str, list[Calibration]] = {}
+    evaluation: Evaluation | None = None
+    files: dict[str, File]
+
+
+class Bundle:
+    """A verified bundle: every path that it gives out has the hash that the manifest states."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    def path(self, name: str) -> Path:
+        """The path of a file of the bundle, by its name in the manifest."""
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.folder / MANIFEST}: {name!r} is not among its files")
+        return self.folder / name
+
+    def sha256(self, name: str) -> str:
+        """`sha256:<hex>` of a file of the bundle: how plans and responses name weights."""
+        self.path(name)
+        return f"sha256:{self.manifest.files[name].sha256}"
+
+    def denoiser_sha256(self, runtime: Literal["onnx", "torch"]) -> str:
+        """The hash of the weights that this runtime reads: the ONNX graph, or the U-Net's."""
+        backbone = self.manifest.backbone
+        return self.sha256(
+            backbone.onnx if runtime == "onnx" else f"{backbone.folder}/unet/{WEIGHTS}"
+        )
+
+    @property
+    def schedule_sha256(self) -> str:
+        """The hash of the noise schedule and what else diffusers' scheduler was told."""
+        return self.sha256(f"{self.manifest.backbone.folder}/{SCHEDULER}")
+
+    @property
+    def num_train_timesteps(self) -> int:
+        """T: no trajectory has more steps."""
+        config = json.loads(self.path(f"{self.manifest.backbone.folder}/{SCHEDULER}").read_text())
+        return int(config["num_train_timesteps"])
+
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+SCHEDULER = "scheduler/scheduler_config.json"
+
+
+def find(reference: str) -> Path:
+    """The folder of a bundle: a path, or the name of one that ships in `models/zoo`."""
+    path = Path(reference)
+    if path.is_dir():
+        return path
+    if "/" not in reference and (ZOO / reference).is_dir():
+        return ZOO / reference
+    shipped = ", ".join(sorted(p.parent.name for p in ZOO.glob(f"*/{MANIFEST}"))) or "none"
+    raise BundleError(
+        f"bundle {reference!r} is neither a folder nor a shipped bundle (shipped: {shipped})"
+    )
+
+
+def load(reference: str) -> Bundle:
+    """Read and verify a bundle. Raises BundleError, naming the file and the remedy."""
+    folder = find(reference)
+    manifest = read_manifest(folder)
+    present = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    for name in present:
+        if Path(name).suffix not in ALLOWED_SUFFIXES:
+            allowed = ", ".join(sorted(ALLOWED_SUFFIXES))
+            raise BundleError(
+                f"{folder / name}: not a kind of file that a bundle may hold ({allowed}). "
+                "Pickled weights can run code: convert them to safetensors, or delete the file"
+            )
+        if name != MANIFEST and name not in manifest.files:
+            raise BundleError(
+                f"{folder / name}: not listed in the manifest. Delete it, or run "
+                f"`winnow train pack` if you put it there"
+            )
+    for name, expected in manifest.files.items():
+        # `present` holds only what lies inside the folder: a name such as ../x is not in it.
+        if name not in present:
+            raise BundleError(
+                f"{folder / name}: listed in the manifest but missing: fetch the bundle again"
+            )
+        _verify(folder / name, expected)
+    return Bundle(folder, manifest)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest, not yet compared with the files. Raises BundleError."""
+    path = folder / MANIFEST
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror}): is this a bundle?") from None
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise BundleError(f"{path}: {where}: {first['msg']}") from None
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{path}: schema_version {manifest.schema_version} is unknown here (this Winnow reads "
+            f"{SCHEMA_VERSION}): upgrade Winnow, or pack the bundle again"
+        )
+    return manifest
+
+
+def hash_files(folder: Path) -> dict[str, File]:
+    """The `files` table of a folder: all that it holds but the manifest itself."""
+    return {
+        str(path.relative_to(folder)): File(sha256=_sha256(path), bytes=path.stat().st_size)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest of a folder just made, with fresh hashes of all files."""
+    _replace(folder, manifest.model_copy(update={"files": hash_files(folder)}))
+
+
+def update_manifest(folder: Path, change: Callable[[Manifest], Manifest]) -> None:
+    """Change what the manifest says beside its hashes, from what stands there now.
+
+    The hashes stay: a file that was changed meanwhile must not become trusted by this.
+    """
+    now = read_manifest(folder)
+    _replace(folder, change(now).model_copy(update={"files": now.files}))
+
+
+def _replace(folder: Path, manifest: Manifest) -> None:
+    fresh = folder / f"{MANIFEST}.new"
+    fresh.write_text(manifest.model_dump_json(indent=2) + "\n")
+    os.replace(fresh, folder / MANIFEST)
+
+
+def _verify(path: Path, expected: File) -> None:
+    if path.stat().st_size != expected.bytes or _sha256(path) != expected.sha256:
+        raise BundleError(
+            f"{path}: its sha256 is not the manifest's: the file was changed or cut short. "
+            "Fetch the bundle again"
+        )
+
+
+def sha256_name(path: Path) -> str:
+    """`sha256:<hex>` of any file, as `Bundle.sha256` will name it."""
+    return f"sha256:{_sha256(path)}"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,83 @@
+"""Draw images offline: a plain batched loop, for labels and evaluation of a backbone by itself.
+
+It takes the same steps from the same noise as the service's engine, so (seed, draw) names the
+same image here and there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models import noise
+from models.backbones.runtime import Denoiser
+from models.codec import Codec
+from models.parameterization import to_x0_eps
+from models.samplers import Trajectory, ddim, ddim_step
+from models.schedule import NoiseSchedule
+
+
+@dataclass(frozen=True)
+class Generator:
+    """What turns seeds into images; `shape` is x_t's, [C, H, W]."""
+
+    denoiser: Denoiser
+    schedule: NoiseSchedule
+    codec: Codec
+    shape: tuple[int, int, int]
+    num_inference_steps: int = 50
+    eta: float = 0.0
+
+    def images(
+        self,
+        seeds: Sequence[int],
+        batch_size: int = 16,
+        on_images: Callable[[int], None] = lambda _: None,
+    ) -> NDArray[np.uint8]:
+        """The image of draw 0 of each seed, uint8 [N, H, W, C] in 0..255.
+
+        `on_images` hears how many more are done. Raises ValueError if the backbone makes NaN.
+        """
+        trajectory = ddim(self.schedule, self.num_inference_steps, self.eta)
+        parts = []
+        for start in range(0, len(seeds), batch_size):
+            batch = seeds[start : start + batch_size]
+            pixels, finite = self.codec.to_uint8(self._batch(batch, trajectory))
+            if not finite.all():
+                raise ValueError(f"the backbone made NaN for seeds {batch[0]} to {batch[-1]}")
+            parts.append(pixels)
+            on_images(len(batch))
+        return np.concatenate(parts)
+
+    def _batch(self, seeds: Sequence[int], trajectory: Trajectory) -> Tensor:
+        x_t = self._noise(seeds, noise.Purpose.INITIAL, self.shape)
+        steps = self._step_noise(seeds, len(trajectory))
+        for i in range(len(trajectory)):
+            timestep = torch.full((len(seeds),), int(trajectory.timesteps[i]), dtype=torch.int64)
+            alpha_bar = torch.tensor(trajectory.alpha_bar[i], dtype=torch.float32)
+            output = self.denoiser(x_t, timestep)
+            x_0, eps = to_x0_eps(output, x_t, alpha_bar, self.schedule.prediction_type)
+            if self.schedule.clip_sample_range is not None:
+                x_0 = x_0.clamp(-self.schedule.clip_sample_range, self.schedule.clip_sample_range)
+            sigma = torch.tensor(trajectory.sigma[i], dtype=torch.float32)
+            alpha_bar_prev = torch.tensor(trajectory.alpha_bar_prev[i], dtype=torch.float32)
+            x_t = ddim_step(x_0, eps, alpha_bar_prev, sigma)
+            if steps is not None:
+                x_t = x_t + sigma * steps[:, i]
+        return x_t
+
+    def _noise(
+        self, seeds: Sequence[int], purpose: noise.Purpose, shape: tuple[int, ...]
+    ) -> Tensor:
+        rows = [noise.normal(seed, 0, purpose, shape) for seed in seeds]
+        return torch.from_numpy(np.stack(rows))
+
+    def _step_noise(self, seeds: Sequence[int], steps: int) -> Tensor | None:
+        if self.eta == 0:
+            return None
+        return self._noise(seeds, noise.Purpose.STEP, (steps, *self.shape))

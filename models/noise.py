@@ -1,0 +1,32 @@
+"""Randomness that belongs to a seed: the same (seed, draw, purpose) gives the same noise anywhere.
+
+Counter-based (Philox, Salmon et al. 2011), so no generator is shared between rows, and what else
+is in the batch cannot change a draw.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Seeds stay exact in JSON, whose numbers many clients read as doubles.
+MAX_SEED = 2**53 - 1
+
+
+class Purpose(IntEnum):
+    """What a draw's random numbers are for; each purpose is a stream of its own."""
+
+    INITIAL = 0
+    STEP = 1
+
+
+def normal(seed: int, draw: int, purpose: Purpose, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Standard normal numbers of `shape`, keyed by (seed, draw, purpose).
+
+    `seed` in [0, 2**53), `draw` in [0, 2**32). For `Purpose.STEP` the first axis is the step.
+    """
+    key = np.array([seed, (draw << 8) | purpose], dtype=np.uint64)
+    generator = np.random.Generator(np.random.Philox(key=key))
+    return generator.standard_normal(shape, dtype=np.float32)

@@ -1,0 +1,107 @@
+"""What labelled draws prove about a malign rate, and the threshold that they justify."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+
+def clopper_pearson_upper(k: int, n: int, delta: float) -> float:
+    """The rate that exceeds the true one with confidence 1−δ: BetaInv(1−δ; k+1, n−k).
+
+    For k events among n independent trials; 1 when n = 0 or k = n. Raises ValueError unless
+    0 <= k <= n and 0 < δ < 1.
+    """
+    _check(k, n, delta)
+    return 1.0 if k == n else float(stats.beta.ppf(1 - delta, k + 1, n - k))
+
+
+def clopper_pearson_interval(k: int, n: int, delta: float = 0.05) -> tuple[float, float]:
+    """The two-sided exact interval of confidence 1−δ, δ/2 on each side. Raises as the bound."""
+    _check(k, n, delta)
+    lower = 0.0 if k == 0 else float(stats.beta.ppf(delta / 2, k, n - k + 1))
+    return lower, clopper_pearson_upper(k, n, delta / 2)
+
+
+def _check(k: int, n: int, delta: float) -> None:
+    if not 0 <= k <= n or not 0 < delta < 1:
+        raise ValueError(f"no interval for {k} of {n} at delta {delta}")
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A calibrated threshold and its evidence; `benign_kept` is a share in [0, 1]."""
+
+    threshold: float
+    delivered: int
+    malign_delivered: int
+    upper_bound: float
+    benign_kept: float
+
+
+def calibrate_threshold(
+    scores: NDArray[np.float64],
+    malign: NDArray[np.bool_],
+    target: float,
+    confidence: float,
+) -> Threshold:
+    """The lowest threshold that the labels justify: P(malign rate > target) <= 1 − confidence.
+
+    `scores` [N] in (0, 1) and `malign` [N] are of i.i.d. draws that neither trained the judge nor
+    will measure it; a draw is delivered when its score is at least the threshold.
+
+    Fixed-sequence testing (Angelopoulos et al. 2021, "Learn then Test", section 3): candidates
+    lie on a grid fixed beforehand and are tested from the strictest downwards, each at level
+    1 − confidence, and the walk stops at the first that fails. Because the order does not depend
+    on the labels, the first threshold whose true rate exceeds the target is reached only if it
+    passes its own test, which is so with probability at most 1 − confidence: one level covers the
+    whole walk. Given how many are delivered at a threshold, the malign among them are binomial,
+    so the test is Clopper–Pearson's. The walk begins where START times as many are delivered as
+    zero malign would need to pass (n = log(1−confidence)/log(1−target)): with fewer, one unlucky
+    image would end it. That choice looks at counts alone, not at labels.
+
+    Raises ValueError when scores are not finite or no threshold reaches the target.
+    """
+    if not 0 < target < 1 or not 0 < confidence < 1:
+        raise ValueError(f"target {target} and confidence {confidence} must lie in (0, 1)")
+    if scores.shape != malign.shape or not np.isfinite(scores).all():
+        raise ValueError("calibration needs one finite score for each label")
+    delta = 1 - confidence
+    needed = START * int(np.ceil(np.log(delta) / np.log1p(-target)))
+    benign = int((~malign).sum())
+    best: Threshold | None = None
+    for threshold in CANDIDATES:
+        passed = scores >= threshold
+        delivered = int(passed.sum())
+        if delivered < needed:
+            continue
+        bad = int((passed & malign).sum())
+        bound = clopper_pearson_upper(bad, delivered, delta)
+        if bound > target:
+            break
+        kept = (delivered - bad) / benign if benign else 0.0
+        best = Threshold(float(threshold), delivered, bad, bound, kept)
+    if best is None:
+        raise ValueError(
+            f"no threshold keeps the malign rate below {target:.2%} with {confidence:.0%} "
+            f"confidence on these {len(scores)} labels: label more draws (at least {needed} must "
+            "be delivered), raise the target, or improve the judge"
+        )
+    return best
+
+
+def _candidates() -> NDArray[np.float64]:
+    # Even in the logit, where a judge's scores spread; fixed before any label is seen. It ends at
+    # 0.05: when a policy's draws happen to be good, the judge still holds back what it is sure of.
+    logits = np.linspace(12, -3, 301)
+    return 1 / (1 + np.exp(-logits))
+
+
+START = 2
+"""See `calibrate_threshold`."""
+
+CANDIDATES = _candidates()
+"""Thresholds that calibration may choose, from the strictest down."""

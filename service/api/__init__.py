@@ -1,0 +1,1 @@
+"""The REST face: FastAPI routes in OpenAI's Images shape. Knows the router, not Ray."""

@@ -1,0 +1,42 @@
+"""The FastAPI application: routes, authentication, limits and errors put together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from service.api import catalogue, faults, health, images, moderations
+from service.api.auth import Authenticator
+from service.api.context import Context
+from service.api.limits import BodyLimit, RequestId
+
+Credentials = Annotated[
+    HTTPAuthorizationCredentials | None,
+    Depends(HTTPBearer(auto_error=False, description="An API key")),
+]
+
+
+def create_app(context: Context, stamp_request_id: bool = True) -> FastAPI:
+    """The whole REST face over a context; behind Serve's proxy the id is stamped already."""
+    app = FastAPI(
+        title="Winnow",
+        summary="Images from a diffusion model, with the bad ones kept from leaving.",
+        redoc_url=None,
+    )
+    authenticator = Authenticator(context.settings.auth, context.keys)
+
+    def authenticate(request: Request, credentials: Credentials) -> None:
+        request.state.caller = authenticator.caller(
+            credentials.credentials if credentials else None
+        )
+
+    # The last one added is the outermost: first an id, then the limit.
+    app.add_middleware(BodyLimit, limit=context.settings.limits.body_bytes)
+    app.add_middleware(RequestId, stamp=stamp_request_id)
+    faults.install(app)
+    for module in (images, moderations, catalogue):
+        app.include_router(module.routes(context), dependencies=[Depends(authenticate)])
+    app.include_router(health.routes(context))
+    return app

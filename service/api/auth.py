@@ -1,0 +1,64 @@
+"""Who calls, and what they may do. A peer's address is never evidence of anything."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from service.config import AuthSettings, KeySettings, Scope
+from service.errors import InvalidApiKey, PolicyNotAllowed
+
+
+@dataclass(frozen=True)
+class Caller:
+    """A key's name and scopes; `admin` stands for all scopes."""
+
+    name: str
+    scopes: frozenset[Scope]
+
+    def has(self, scope: Scope) -> bool:
+        """Whether this caller may do what `scope` allows."""
+        return scope in self.scopes or "admin" in self.scopes
+
+    def require(self, scope: Scope) -> None:
+        """Raises PolicyNotAllowed without the scope."""
+        if not self.has(scope):
+            raise PolicyNotAllowed(f"this needs a key with the {scope!r} scope")
+
+
+class Authenticator:
+    """Tells the caller from the key that came with a request."""
+
+    def __init__(self, settings: AuthSettings, keys: Mapping[str, KeySettings]) -> None:
+        self._anonymous = (
+            Caller("anonymous", frozenset(settings.anonymous_scopes))
+            if settings.anonymous
+            else None
+        )
+        self._callers = [
+            (_digest(secret), Caller(key.name, frozenset(key.scopes)))
+            for secret, key in keys.items()
+        ]
+
+    def caller(self, secret: str | None) -> Caller:
+        """The caller behind a bearer key, or None for a request without one.
+
+        Raises InvalidApiKey, unless anonymous access is on: then an unknown key counts as none,
+        because OpenAI's client always sends one.
+        """
+        found: Caller | None = None
+        if secret is not None:
+            digest = _digest(secret)
+            for known, caller in self._callers:
+                if hmac.compare_digest(known, digest):
+                    found = caller
+        found = found or self._anonymous
+        if found is None:
+            raise InvalidApiKey("send a valid key as `Authorization: Bearer <key>`")
+        return found
+
+
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode()).digest()

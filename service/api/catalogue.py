@@ -1,0 +1,88 @@
+"""`GET /v1/models` and `GET /v1/policies`: what there is to ask for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from service.api.auth import Caller
+from service.api.context import Context
+from service.errors import ModelNotFound, PolicyNotFound
+from service.policy import Policy
+
+
+def routes(context: Context) -> APIRouter:
+    """The listing routes."""
+    router = APIRouter()
+
+    @router.get("/v1/models", summary="The models that are served")
+    def models(request: Request) -> dict[str, Any]:
+        request.state.caller.require("generate")
+        return {"object": "list", "data": [_model(context, name) for name in context.manifests]}
+
+    @router.get("/v1/models/{name}", summary="One model")
+    def model(name: str, request: Request) -> dict[str, Any]:
+        request.state.caller.require("generate")
+        if name not in context.manifests:
+            raise ModelNotFound(f"no model {name!r}", "model")
+        return _model(context, name)
+
+    @router.get("/v1/policies", summary="The policies that requests can name")
+    def policies(request: Request) -> dict[str, Any]:
+        caller: Caller = request.state.caller
+        caller.require("generate")
+        return {
+            "object": "list",
+            "data": [_policy(context, policy, caller) for policy in context.policies.values()],
+        }
+
+    @router.get("/v1/policies/{name}", summary="One policy")
+    def policy(name: str, request: Request) -> dict[str, Any]:
+        caller: Caller = request.state.caller
+        caller.require("generate")
+        if name not in context.policies:
+            raise PolicyNotFound(f"no policy {name!r}", "policy")
+        return _policy(context, context.policies[name], caller)
+
+    return router
+
+
+def _model(context: Context, name: str) -> dict[str, Any]:
+    manifest = context.manifests[name]
+    backbone = manifest.backbone
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "winnow",
+        "description": manifest.description,
+        "sizes": [f"{backbone.width}x{backbone.height}"],
+        "policies": [
+            policy.name for policy in context.policies.values() if policy.settings.model == name
+        ],
+    }
+
+
+def _policy(context: Context, policy: Policy, caller: Caller) -> dict[str, Any]:
+    spec = policy.settings
+    described = {
+        "id": policy.name,
+        "object": "policy",
+        "version": spec.version,
+        "model": spec.model,
+        "default": policy.name == context.settings.default_policy,
+        "scope": "generate" if policy.censors else "admin",
+        "censors": policy.question,
+        "guide": policy.guide,
+        "judge": policy.judge,
+        "certified": False,
+        "censor_scale": spec.censor_scale,
+        "guide_interval": list(spec.guide_interval),
+        "max_draws": spec.max_draws,
+        "num_inference_steps": spec.num_inference_steps,
+        "eta": spec.eta,
+    }
+    if caller.has("scores"):
+        described["thresholds"] = {str(k): v for k, v in policy.thresholds.items()}
+    return described

@@ -1,0 +1,28 @@
+"""What the routes work with, put together once per ingress replica."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+from models.bundle import Manifest
+from service.config import KeySettings, Settings
+from service.metrics import IngressMetrics
+from service.policy import Policy
+from service.ports import Drawer, Scorer
+from service.router import Router
+
+
+@dataclass(frozen=True)
+class Context:
+    """`keys` maps a secret to its key; `gather_metrics` gives the page of all replicas."""
+
+    settings: Settings
+    manifests: Mapping[str, Manifest]
+    policies: Mapping[str, Policy]
+    keys: Mapping[str, KeySettings] = field(repr=False)
+    routers: Mapping[str, Router]
+    drawer: Drawer
+    scorer: Scorer
+    metrics: IngressMetrics
+    gather_metrics: Callable[[], Awaitable[str]]

@@ -1,0 +1,197 @@
+"""`POST /v1/images/generations`: from JSON to a plan, and from an outcome to JSON."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from models.noise import MAX_SEED
+from service.api import faults, schemas
+from service.api.auth import Caller
+from service.api.context import Context
+from service.errors import (
+    BackendUnavailable,
+    DeadlineExceeded,
+    InvalidValue,
+    ModelNotFound,
+    ModerationBlocked,
+    PolicyNotFound,
+    WinnowError,
+)
+from service.policy import Overrides, Policy, resolve
+from service.ports import FinishReason, SamplingPlan
+from service.router import Outcome
+
+log = logging.getLogger("winnow.requests")
+
+
+@dataclass(frozen=True)
+class Order:
+    """A valid request: what to make, how, and until when."""
+
+    policy: Policy
+    plan: SamplingPlan
+    n: int
+    deadline_s: float
+    on_filtered: schemas.OnFiltered
+
+
+def routes(context: Context) -> APIRouter:
+    """The generation route."""
+    router = APIRouter()
+
+    @router.post("/v1/images/generations", summary="Generate images under a policy")
+    async def generate(body: schemas.GenerationRequest, request: Request) -> JSONResponse:
+        caller: Caller = request.state.caller
+        caller.require("generate")
+        _refuse_headers(request.headers)
+        order = read(context, body, caller)
+        request_id: str = request.state.request_id
+        started = time.monotonic()
+        code = "cancelled"
+        outcome = None
+        try:
+            outcome = await context.routers[order.plan.model].generate(
+                order.plan, order.n, order.deadline_s
+            )
+            blocked = _withhold(order, outcome)
+            context.metrics.outcome(outcome)
+            code, response = _answer(order, outcome, blocked, request_id, caller.has("scores"))
+            return response
+        except WinnowError as error:
+            code = error.code
+            raise
+        except Exception:
+            code = "internal_error"
+            raise
+        finally:
+            seconds = time.monotonic() - started
+            context.metrics.request(order.plan.model, order.policy.name, code, seconds)
+            _log(request_id, caller, order, code, seconds, outcome)
+
+    return router
+
+
+def read(context: Context, body: schemas.GenerationRequest, caller: Caller) -> Order:
+    """Check a request against the policy and the limits. Raises a WinnowError naming the field."""
+    settings = context.settings
+    limits = settings.limits
+    name = body.policy or settings.default_policy
+    policy = context.policies.get(name)
+    if policy is None:
+        known = ", ".join(context.policies)
+        raise PolicyNotFound(f"no policy {name!r} (there are {known})", "policy")
+    model = body.model or policy.settings.model
+    if model not in settings.models:
+        known = ", ".join(settings.models)
+        raise ModelNotFound(f"no model {model!r} (there are {known})", "model")
+    if model != policy.settings.model:
+        raise InvalidValue(f"policy {name!r} is for model {policy.settings.model!r}", "policy")
+    if not policy.censors:
+        caller.require("admin")
+    n = 1 if body.n is None else body.n
+    if n > limits.n:
+        raise InvalidValue(f"n: is {n}, must be 1 to {limits.n}", "n")
+    if len(body.prompt) > limits.prompt_chars:
+        raise InvalidValue(
+            f"prompt: has {len(body.prompt)} characters, the limit is {limits.prompt_chars}",
+            "prompt",
+        )
+    if body.prompt:
+        raise InvalidValue(f"prompt: model {model!r} takes none; send an empty string", "prompt")
+    backbone = context.manifests[model].backbone
+    size = f"{backbone.width}x{backbone.height}"
+    if body.size not in (None, "auto", size):
+        raise InvalidValue(f"size: {body.size!r} is not auto or {size}", "size")
+    deadline_s = body.censor.deadline_s or limits.deadline_s
+    if deadline_s > limits.max_deadline_s:
+        raise InvalidValue(
+            f"censor.deadline_s: is {deadline_s:g}, the limit is {limits.max_deadline_s:g} s",
+            "censor.deadline_s",
+        )
+    seed = secrets.randbelow(MAX_SEED - n + 2) if body.seed is None else body.seed
+    if seed + n - 1 > MAX_SEED:
+        raise InvalidValue(f"seed: seed + n - 1 must be at most {MAX_SEED}", "seed")
+    overrides = Overrides(
+        threshold=body.censor.threshold,
+        max_draws=body.censor.max_draws,
+        num_inference_steps=body.num_inference_steps,
+    )
+    plan = resolve(policy, overrides, seed, admin=caller.has("admin"))
+    return Order(policy, plan, n, deadline_s, body.censor.on_filtered)
+
+
+def _refuse_headers(headers: Mapping[str, str]) -> None:
+    """Headers that promise what this service does not do. Raises InvalidValue."""
+    if "idempotency-key" in headers:
+        raise InvalidValue("not supported: give a seed to get the same images", "Idempotency-Key")
+    if "respond-async" in headers.get("prefer", ""):
+        raise InvalidValue("respond-async is not supported", "Prefer")
+
+
+def _withhold(order: Order, outcome: Outcome) -> bool:
+    """Whether the whole request counts as blocked; then images that were accepted stay here."""
+    blocked = outcome.count(FinishReason.CONTENT_FILTERED)
+    limit = {"error_if_any": 1, "error_if_all": order.n}.get(order.on_filtered)
+    if limit is None or blocked < limit:
+        return False
+    for image in outcome.images:
+        if image.pixels is not None:
+            image.pixels, image.finish_reason = None, FinishReason.CANCELLED
+    return True
+
+
+def _answer(
+    order: Order, outcome: Outcome, blocked: bool, request_id: str, scores: bool
+) -> tuple[str, JSONResponse]:
+    """The code for the log, and the response: a block is an answer, not a fault."""
+    payload = schemas.generation(request_id, order.policy, outcome, scores)
+    if blocked:
+        held = outcome.count(FinishReason.CONTENT_FILTERED)
+        error = ModerationBlocked(
+            f"policy {order.policy.name!r} held back {held} of {order.n} images"
+        )
+        return error.code, faults.response(error, payload)
+    if not outcome.delivered and outcome.count(FinishReason.DEADLINE):
+        raise DeadlineExceeded(f"no image was ready within {order.deadline_s:g} s")
+    if not outcome.delivered and outcome.count(FinishReason.ERROR):
+        raise BackendUnavailable("the backbone made no valid image")
+    return "ok", JSONResponse(payload)
+
+
+def _log(
+    request_id: str,
+    caller: Caller,
+    order: Order,
+    code: str,
+    seconds: float,
+    outcome: Outcome | None,
+) -> None:
+    line = {
+        "event": "generation",
+        "request_id": request_id,
+        "key": caller.name,
+        "model": order.plan.model,
+        "policy": order.policy.name,
+        "policy_version": order.plan.policy_version,
+        "judge": order.plan.judge,
+        "n": order.n,
+        "code": code,
+        "seconds": round(seconds, 4),
+    }
+    if outcome is not None:
+        line |= {
+            "draws": outcome.draws,
+            "nfe": outcome.nfe,
+            "finish_reasons": [
+                image.finish_reason.value if image.finish_reason else None
+                for image in outcome.images
+            ],
+        }
+    log.info("generation", extra={"fields": line})

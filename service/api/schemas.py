@@ -1,0 +1,115 @@
+"""Requests and responses on the wire. Unknown fields are refused, never ignored."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.noise import MAX_SEED
+from service.encode import to_b64_png
+from service.policy import Policy
+from service.ports import FinishReason
+from service.router import ImageOutcome, Outcome
+
+OnFiltered = Literal["error_if_all", "error_if_any", "never"]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Censor(_Request):
+    """A caller's wishes about censoring: only tighter than the policy, unless an admin's."""
+
+    threshold: float | None = Field(None, gt=0, le=1)
+    max_draws: int | None = Field(None, ge=1)
+    deadline_s: float | None = Field(None, gt=0)
+    on_filtered: OnFiltered = "error_if_all"
+
+
+class GenerationRequest(_Request):
+    """`POST /v1/images/generations`: OpenAI's fields, the de-facto ones, and Winnow's."""
+
+    prompt: str = ""
+    model: str | None = None
+    n: int | None = Field(1, ge=1)
+    size: str | None = "auto"
+    response_format: Literal["b64_json"] | None = "b64_json"
+    output_format: Literal["png"] | None = "png"
+    user: str | None = Field(None, max_length=256)
+    stream: Literal[False] | None = None
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    num_inference_steps: int | None = Field(None, ge=1)
+    policy: str | None = None
+    censor: Censor = Censor()
+
+
+class ImageUrl(_Request):
+    """OpenAI's wrapper around a URL; only `data:` URLs are read, nothing is ever fetched."""
+
+    url: str
+
+
+class ModerationInput(_Request):
+    """One image to score."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class ModerationRequest(_Request):
+    """`POST /v1/moderations`: `model` names the policy whose judge scores."""
+
+    input: list[ModerationInput] = Field(min_length=1)
+    model: str | None = None
+
+
+def generation(request_id: str, policy: Policy, outcome: Outcome, scores: bool) -> dict[str, Any]:
+    """The body of a response; `scores` says whether the key may see scores and thresholds."""
+    plan = outcome.plan
+    return {
+        "id": f"img_{request_id}",
+        "created": int(time.time()),
+        "model": plan.model,
+        "policy": {
+            "id": policy.name,
+            "version": plan.policy_version,
+            "guide": plan.guide,
+            "judge": plan.judge,
+            "certified": False,
+        },
+        "data": [_entry(outcome, image, scores) for image in outcome.images],
+        "usage": {
+            "images_requested": len(outcome.images),
+            "images_returned": outcome.delivered,
+            "images_censored": outcome.count(FinishReason.CONTENT_FILTERED),
+            "draws": outcome.draws,
+            "nfe": outcome.nfe,
+        },
+        "timings": {
+            "queue_s": round(outcome.queue_s, 4),
+            "denoise_s": round(outcome.denoise_s, 4),
+            "judge_s": round(outcome.judge_s, 4),
+        },
+    }
+
+
+def _entry(outcome: Outcome, image: ImageOutcome, scores: bool) -> dict[str, Any]:
+    plan = outcome.plan
+    assert image.finish_reason is not None, "an outcome has settled every entry"
+    verdicts: dict[str, Any] = {}
+    if plan.judge is not None:
+        verdict: dict[str, Any] = {"filtered": image.finish_reason is FinishReason.CONTENT_FILTERED}
+        if scores:
+            verdict |= {"benign_score": image.score, "threshold": plan.threshold}
+        verdicts[plan.policy] = verdict
+    return {
+        "index": image.index,
+        "b64_json": None if image.pixels is None else to_b64_png(image.pixels),
+        "seed": image.seed,
+        "finish_reason": image.finish_reason.value,
+        "draws": image.draws,
+        "content_filter_results": verdicts,
+    }

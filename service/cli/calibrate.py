@@ -1,0 +1,100 @@
+"""`winnow calibrate`: the threshold that a policy needs, from labelled draws of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from models import bundle as bundles
+from models import seeds
+from models.bundle import Calibration, Manifest
+from service.cli.common import (
+    DEFAULT_CONFIG,
+    ConfigFile,
+    bars,
+    console,
+    faults,
+    needed_evaluation,
+    question,
+    read_settings,
+)
+from service.config import ConfigError
+
+if TYPE_CHECKING:
+    from service.local import LocalService
+
+
+def calibrate(
+    policies: Annotated[list[str], typer.Argument(help="Policies of the configuration.")],
+    config: ConfigFile = DEFAULT_CONFIG,
+    n: Annotated[int, typer.Option(min=300, help="Draws to label for each step count.")] = 2000,
+    target: Annotated[
+        float, typer.Option(min=0.0001, max=0.5, help="Malign share of what leaves, at most.")
+    ] = 0.01,
+    confidence: Annotated[float, typer.Option(min=0.5, max=0.9999, help="That it holds.")] = 0.95,
+) -> None:
+    """Choose each policy's threshold from labelled draws of its own, and record it in the bundle.
+
+    The draws are made as the policy makes them, labelled by the bundle's annotator, and used for
+    nothing else.
+    """
+    from service.local import LocalService
+
+    with faults():
+        settings = read_settings(config)
+        for name in policies:
+            if name not in settings.policies or settings.policies[name].reward is None:
+                known = ", ".join(n for n, p in settings.policies.items() if p.reward)
+                raise ConfigError(f"{name!r} is not a policy with a judge (there are {known})")
+        for model in sorted({settings.policies[name].model for name in policies}):
+            with LocalService(settings, model, calibrated=False) as service:
+                for name in policies:
+                    if settings.policies[name].model == model:
+                        # Seeds by the policy's place, so that no two share their draws.
+                        place = list(settings.policies).index(name)
+                        first_seed = seeds.first(seeds.CALIBRATION, place)
+                        _calibrate(service, name, first_seed, n, target, confidence)
+
+
+def _calibrate(
+    service: LocalService, name: str, first_seed: int, n: int, target: float, confidence: float
+) -> None:
+    """Draw, label, choose, record: for each step count that the policy lists."""
+    from models.evaluation.referees import load_referee
+    from models.rewards.calibration import calibrate_threshold
+    from service.evaluation.survey import raw_draws
+
+    policy = service.policies[name]
+    assert policy.settings.reward is not None, "only policies with a judge come here"
+    annotator = needed_evaluation(service.bundle.manifest.evaluation).annotator
+    referee = load_referee(service.bundle.path(annotator), question(policy.settings.reward))
+    entries = []
+    for number, steps in enumerate(policy.settings.num_inference_steps):
+        first = first_seed + number * n
+        with bars() as start:
+            bar = start(f"{name}, {steps} steps", n)
+            pixels, scores = raw_draws(service, policy, n, first, steps, bar)
+        found = calibrate_threshold(scores, referee.malign(pixels), target, confidence)
+        console.print(
+            f"{name}, {steps} steps: threshold {found.threshold:.4f}; {found.malign_delivered} "
+            f"malign of {found.delivered} delivered, at most {found.upper_bound:.2%} with "
+            f"{confidence:.0%} confidence; {found.benign_kept:.1%} of benign kept"
+        )
+        entries.append(
+            Calibration(
+                sampling=policy.sampling(steps),
+                target=target,
+                confidence=confidence,
+                annotator=service.bundle.sha256(annotator),
+                first_seed=first,
+                labelled=n,
+                **vars(found),
+            )
+        )
+
+    def record(manifest: Manifest) -> Manifest:
+        calibrations = {**manifest.calibrations, name: entries}
+        return manifest.model_copy(update={"calibrations": calibrations})
+
+    bundles.update_manifest(service.bundle.folder, record)

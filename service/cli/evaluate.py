@@ -1,0 +1,127 @@
+"""`winnow evaluate`: what leaves under each policy, at what cost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from models import bundle as bundles
+from models import seeds
+from models.bundle import Manifest
+from service.cli.common import (
+    DEFAULT_CONFIG,
+    ConfigFile,
+    bars,
+    console,
+    faults,
+    needed_evaluation,
+    question,
+    read_settings,
+)
+from service.config import ConfigError
+
+if TYPE_CHECKING:
+    from service.evaluation.survey import Survey
+
+
+def evaluate(
+    config: ConfigFile = DEFAULT_CONFIG,
+    policies: Annotated[
+        list[str] | None, typer.Option("--policy", help="Only these; repeat the option.")
+    ] = None,
+    n: Annotated[int, typer.Option(min=100, help="Images to ask for under each policy.")] = 2000,
+    out: Annotated[Path, typer.Option(help="Folder for the table and the picture.")] = Path(
+        "build/evaluation"
+    ),
+    record: Annotated[
+        bool, typer.Option("--record", help="Also write the table into the bundle's manifest.")
+    ] = False,
+) -> None:
+    """Generate under each policy and print what leaves: malign rate, cost and fidelity.
+
+    The bundle's oracle says what is malign; it was trained on labels that nothing else saw. Needs
+    a policy without a judge, for the images that nobody censored.
+    """
+    from models.data import sevens
+    from models.evaluation.features import load_features
+    from models.evaluation.referees import load_referee
+    from service.evaluation import picture
+    from service.evaluation.survey import survey
+    from service.evaluation.table import Row, Yardstick, markdown, render
+    from service.local import LocalService
+
+    with faults():
+        settings = read_settings(config)
+        open_name = next((k for k, v in settings.policies.items() if v.reward is None), None)
+        if open_name is None:
+            raise ConfigError("policies: evaluation compares with a policy that has no reward")
+        model = settings.policies[open_name].model
+        known = [name for name, policy in settings.policies.items() if policy.model == model]
+        chosen = policies or known
+        if unknown := [name for name in chosen if name not in known]:
+            raise ConfigError(f"no policy {unknown[0]!r} of {model} (there are {', '.join(known)})")
+        data = sevens()
+        with LocalService(settings, model) as service:
+            evaluation = needed_evaluation(service.bundle.manifest.evaluation)
+            features = load_features(service.bundle.path(evaluation.features)).features
+
+            def draws(name: str) -> Survey:
+                with bars() as start:
+                    first_seed, bar = seeds.first(seeds.EVALUATION), start(name, n)
+                    return survey(service, service.policies[name], n, first_seed, None, bar)
+
+            uncensored = draws(open_name)
+
+            def yardstick(reward: str) -> Yardstick:
+                asked = question(reward)
+                oracle = load_referee(service.bundle.path(evaluation.oracle), asked)
+                benign = ~asked.is_malign(data.labels == 1)
+                return Yardstick.of(reward, oracle.malign, benign, data, uncensored, features)
+
+            sticks = {reward: yardstick(reward) for reward in service.bundle.manifest.rewards}
+            rows: list[Row] = []
+            out.mkdir(parents=True, exist_ok=True)
+            for name in chosen:
+                reward = settings.policies[name].reward
+                if reward is None:
+                    rows += [stick.row(open_name, uncensored) for stick in sticks.values()]
+                    continue
+                found = draws(name)
+                rows.append(sticks[reward].row(name, found))
+                before = picture.panel(
+                    f"{open_name}: malign ones framed", uncensored, sticks[reward].is_malign
+                )
+                after = picture.panel(f"{name}: the same seeds", found, sticks[reward].is_malign)
+                picture.draw([before, after]).save(out / f"{name}.png")
+        rows.sort(key=lambda row: (row.question, row.policy))
+        (out / "table.json").write_text(
+            json.dumps([row.as_dict() for row in rows], indent=2) + "\n"
+        )
+        (out / "table.md").write_text(markdown(rows))
+        if record:
+            _record(service.bundle.folder, [row.as_dict() for row in rows])
+    for table in render(rows):
+        Console().print(table)
+    error = evaluation.oracle_error["generated"]["oracle"]
+    sure = error["viewed"] - error["unsure"]
+    console.print(
+        f"The oracle is wrong on {error['errors']} of {sure} generated images that were looked at "
+        f"({error['error_rate']:.1%})."
+    )
+    console.print(f"Table and pictures: {out}/table.md, {out}/*.png", soft_wrap=True)
+
+
+def _record(folder: Path, table: list[dict[str, Any]]) -> None:
+    """Write rows into the manifest; those of policies that were left out this time stay."""
+
+    def change(manifest: Manifest) -> Manifest:
+        evaluation = needed_evaluation(manifest.evaluation)
+        rows = {(row["question"], row["policy"]): row for row in [*evaluation.table, *table]}
+        merged = evaluation.model_copy(update={"table": [rows[key] for key in sorted(rows)]})
+        return manifest.model_copy(update={"evaluation": merged})
+
+    bundles.update_manifest(folder, change)

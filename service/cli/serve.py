@@ -1,0 +1,212 @@
+"""`winnow serve`: Ray, Serve and the application on this machine, until Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from rich.console import Console
+
+from service.config import ConfigError, Settings
+from service.config import secrets as read_secrets
+
+# Ray reads these when it is imported. A control loop every 20 ms halves the start; a laptop needs
+# neither Ray's metrics agent nor its usage reports.
+QUICK_START = {
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.02",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "OMP_WAIT_POLICY": "passive",
+}
+READY_TIMEOUT_S = 180.0
+console = Console(file=sys.stdout, highlight=False)
+
+
+def run(config: Path, port: int | None) -> int:
+    """Serve until SIGINT or SIGTERM; returns the exit code."""
+    for name, value in QUICK_START.items():
+        os.environ.setdefault(name, value)
+    # Ray listens on every interface, whatever the service listens on: without a token anyone on
+    # the network could run code here.
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    from models.bundle import BundleError
+
+    try:
+        return _run(config, port)
+    except (ConfigError, BundleError) as error:
+        console.print(str(error), style="red", markup=False, soft_wrap=True)
+        return 1
+
+
+def _run(config: Path, port: int | None) -> int:
+    from models import bundle
+    from service.policy import pin
+    from service.serve_file import read
+
+    file = read(config)
+    http = file.serve.http_options
+    port = port or http.port
+    host = http.host or "127.0.0.1"
+    models = file.settings.models
+    pin(file.settings, {name: bundle.load(models[name].bundle) for name in models})
+    admin_key = _admin_key(file.settings)
+    read_secrets(file.settings.auth, os.environ)
+    _refuse_taken_port(host, port)
+
+    stop = threading.Event()
+
+    def stop_on_signals() -> None:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, lambda *_: stop.set())
+
+    stop_on_signals()
+    started = time.monotonic()
+    with console.status("Starting Ray…") as status:
+        import ray
+        from ray import serve
+
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        ray.init(
+            address="local",
+            num_cpus=max(2, os.cpu_count() or 2),
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+        )
+        # Ray puts a handler of its own on SIGTERM, which aborts.
+        stop_on_signals()
+        failure: list[Exception] = []
+        try:
+            starter = threading.Thread(
+                target=_deploy, args=(file, host, port, failure), daemon=True
+            )
+            starter.start()
+            while starter.is_alive() and not stop.is_set():
+                seconds = time.monotonic() - started
+                status.update(f"Loading backbone and judge… {seconds:.0f} s")
+                starter.join(0.2)
+            url = f"http://{host}:{port}"
+            if not failure and not stop.is_set():
+                status.update("Waiting for the first canary…")
+                _wait_ready(url, stop)
+            if failure:
+                console.print(f"[red]The service did not start:[/] {failure[0]}")
+                console.print(f"Logs: {_log_folder()}")
+                return 1
+            status.stop()
+            if not stop.is_set():
+                _greet(url, time.monotonic() - started, file.settings, admin_key)
+            stop.wait()
+        finally:
+            status.update("Stopping…")
+            status.start()
+            # Ray reports the controller that it has just been told to kill.
+            with contextlib.redirect_stdout(io.StringIO()):
+                serve.shutdown()  # type: ignore[no-untyped-call]
+                ray.shutdown()
+    console.print("Stopped.")
+    return 0
+
+
+def _deploy(file: object, host: str, port: int, failure: list[Exception]) -> None:
+    from ray import serve
+
+    from service.app import build
+    from service.serve_file import ServeFile
+
+    assert isinstance(file, ServeFile)
+    try:
+        options = file.serve.http_options.model_dump() | {"host": host, "port": port}
+        serve.start(
+            proxy_location=file.serve.proxy_location,
+            http_options=options,
+            logging_config=file.serve.logging_config,
+        )
+        serve.run(
+            build(file.settings),
+            name=file.application.name,
+            route_prefix=file.application.route_prefix,
+        )
+    except Exception as error:  # shown by the caller's thread, with the logs' folder
+        failure.append(error)
+
+
+def _wait_ready(url: str, stop: threading.Event) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    while not stop.is_set():
+        try:
+            with direct.open(f"{url}/health/ready", timeout=5):
+                return
+        except (urllib.error.URLError, OSError) as error:
+            if time.monotonic() > deadline:
+                raise ConfigError(f"{url}/health/ready is not ready: {error}") from None
+            stop.wait(0.1)
+
+
+def _admin_key(settings: Settings) -> str | None:
+    """Make the local admin key if the environment holds none; returns it only if made."""
+    name = "WINNOW_ADMIN_KEY"
+    if name in os.environ or name not in {key.secret_env for key in settings.auth.keys}:
+        return None
+    os.environ[name] = f"wn-{secrets.token_urlsafe(24)}"
+    return os.environ[name]
+
+
+def _refuse_taken_port(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"port {port} on {host} cannot be used ({error.strerror}): choose another with "
+                "--port, or PORT= for make"
+            ) from None
+
+
+def _log_folder() -> str:
+    return "/tmp/ray/session_latest/logs"
+
+
+def _greet(url: str, seconds: float, settings: Settings, admin_key: str | None) -> None:
+    key = "" if settings.auth.anonymous else '-H "Authorization: Bearer $YOUR_KEY" '
+    body = json.dumps({"prompt": "", "seed": 7})
+    decode = (
+        "import base64, json, sys; "
+        'image = json.load(sys.stdin)["data"][0]["b64_json"]; '
+        'open("seven.png", "wb").write(base64.b64decode(image))'
+    )
+    console.print(f"\n[bold green]Winnow is ready[/] at [bold]{url}[/] after {seconds:.0f} s\n")
+    console.print("Paste this for a censored image in seven.png:\n", markup=False)
+    line = (
+        f"curl -s {url}/v1/images/generations -H 'Content-Type: application/json' "
+        f"{key}-d '{body}' \\\n  | python3 -c '{decode}'\n"
+    )
+    console.print(line, markup=False, soft_wrap=True)
+    console.print(f"Docs     {url}/docs")
+    if settings.ingress_metrics:
+        console.print(f"Metrics  {url}/metrics")
+    console.print(f"Logs     {_log_folder()}")
+    if admin_key and sys.stdout.isatty():
+        console.print(f"Admin key (this run only)  {admin_key}", markup=False)
+    elif admin_key:
+        console.print(
+            "Admin key  made for this run, shown on a terminal only; or set WINNOW_ADMIN_KEY"
+        )
+    console.print("\nCtrl-C stops it.\n")

@@ -1,0 +1,219 @@
+"""The configuration: everything that the service is told.
+
+Read once, frozen, and loud: an unknown key, or a value out of range, stops the start and names its
+path. `serve_file` reads it from a file.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Scope = Literal["generate", "scores", "label", "approve", "admin"]
+Name = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9._-]{0,63}$")]
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the message has a line `path: reason` for each fault."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Replicas(_Part):
+    """How Ray Serve runs a deployment; the names are Serve's."""
+
+    num_replicas: int = Field(1, ge=1)
+    max_ongoing_requests: int = Field(64, ge=1)
+    ray_actor_options: dict[str, Any] = {"num_cpus": 1}
+    health_check_period_s: float = Field(2.0, gt=0)
+    health_check_timeout_s: float = Field(10.0, gt=0)
+    graceful_shutdown_wait_loop_s: float = Field(0.2, gt=0)
+    graceful_shutdown_timeout_s: float = Field(20.0, ge=0)
+
+
+class BackboneSettings(_Part):
+    """The denoiser's runtime. `threads` is per replica; `max_batch` is the number of slots."""
+
+    runtime: Literal["onnx", "torch"] = "onnx"
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] | None = None
+    threads: int = Field(1, ge=1)
+    max_batch: int = Field(16, ge=1, le=1024)
+    max_waiting: int = Field(256, ge=1)
+    # The engine itself refuses what would wait too long; Serve must not hide it in a queue.
+    replicas: Replicas = Replicas(max_ongoing_requests=1024)
+
+    @model_validator(mode="after")
+    def _belongs_to_torch(self) -> BackboneSettings:
+        if self.runtime == "onnx" and (self.compile_mode or self.dtype != "float32"):
+            raise ValueError("compile_mode and dtype need runtime: torch")
+        return self
+
+
+class JudgeSettings(_Part):
+    """The judge's runtime: ONNX Runtime. `timeout_s` ends a request with censor_unavailable."""
+
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    threads: int = Field(1, ge=1)
+    max_batch: int = Field(64, ge=1)
+    timeout_s: float = Field(10.0, gt=0)
+    replicas: Replicas = Replicas()
+
+
+class ModelSettings(_Part):
+    """A bundle to serve: the name of a shipped one, or a folder."""
+
+    bundle: str
+    backbone: BackboneSettings = BackboneSettings()
+    judge: JudgeSettings = JudgeSettings()
+
+
+class PolicySettings(_Part):
+    """How requests under this policy are censored.
+
+    `reward` names a reward of the model's bundle; without one the policy censors nothing and only
+    the admin scope may use it. `censor_scale` above 0 adds guidance where the timestep lies in
+    `guide_interval`. `num_inference_steps` lists what callers may ask for, the default first.
+    `threshold` overrides the bundle's calibration, in words that an auditor will see.
+    """
+
+    model: Name
+    version: int = Field(1, ge=1)
+    reward: Name | None = None
+    censor_scale: float = Field(0.0, ge=0, le=20)
+    guide_interval: tuple[int, int] = (0, 1000)
+    threshold: float | None = Field(None, gt=0, lt=1)
+    max_draws: int = Field(1, ge=1, le=1000)
+    num_inference_steps: list[Annotated[int, Field(ge=1, le=1000)]] = Field([50], min_length=1)
+    eta: float = Field(0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PolicySettings:
+        low, high = self.guide_interval
+        if not 0 <= low < high <= 1000:
+            raise ValueError("guide_interval must be [low, high) with 0 <= low < high <= 1000")
+        if self.reward is None and (self.censor_scale > 0 or self.threshold is not None):
+            raise ValueError("censor_scale and threshold need a reward")
+        if self.reward is None and self.max_draws > 1:
+            raise ValueError("max_draws above 1 needs a reward: nothing is ever rejected")
+        return self
+
+
+class KeySettings(_Part):
+    """An API key: the environment variable that holds it, never the key itself."""
+
+    name: Name
+    secret_env: str = Field(pattern="^[A-Z][A-Z0-9_]*$")
+    scopes: list[Scope] = Field(min_length=1)
+
+
+class AuthSettings(_Part):
+    """Who may call. Anonymous access is refused unless the server listens on loopback."""
+
+    anonymous: bool = False
+    anonymous_scopes: list[Scope] = ["generate"]
+    keys: list[KeySettings] = []
+
+    @model_validator(mode="after")
+    def _someone(self) -> AuthSettings:
+        if not self.anonymous and not self.keys:
+            raise ValueError("nobody could call: give keys, or anonymous: true on loopback")
+        if "admin" in self.anonymous_scopes:
+            raise ValueError("anonymous_scopes must not hold admin")
+        if len({key.name for key in self.keys}) < len(self.keys):
+            raise ValueError("keys: names must differ")
+        return self
+
+
+class Limits(_Part):
+    """What a caller may ask for. Times in seconds."""
+
+    n: int = Field(16, ge=1)
+    body_bytes: int = Field(1_048_576, ge=1024)
+    prompt_chars: int = Field(4000, ge=0)
+    moderation_inputs: int = Field(32, ge=1)
+    deadline_s: float = Field(120.0, gt=0)
+    max_deadline_s: float = Field(600.0, gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Limits:
+        if self.deadline_s > self.max_deadline_s:
+            raise ValueError("deadline_s must not exceed max_deadline_s")
+        return self
+
+
+class Settings(_Part):
+    """Everything that the service is told: the `args` of its application.
+
+    `ingress_metrics` puts all replicas' metrics on the public route: for a laptop.
+    """
+
+    models: dict[Name, ModelSettings] = Field(min_length=1)
+    policies: dict[Name, PolicySettings] = Field(min_length=1)
+    default_policy: Name
+    auth: AuthSettings
+    limits: Limits = Limits()
+    ingress_metrics: bool = False
+    ingress: Replicas = Replicas(max_ongoing_requests=256)
+
+    @model_validator(mode="after")
+    def _references(self) -> Settings:
+        for name, policy in self.policies.items():
+            if policy.model not in self.models:
+                raise ValueError(f"policies.{name}.model: {policy.model!r} is not among models")
+        default = self.policies.get(self.default_policy)
+        if default is None:
+            raise ValueError(f"default_policy: {self.default_policy!r} is not among policies")
+        if default.reward is None:
+            raise ValueError("default_policy must censor: it is what callers get who name none")
+        return self
+
+
+def check_bind(settings: Settings, host: str | None) -> None:
+    """Refuse what is for one machine alone on an address that others can reach.
+
+    Raises ConfigError.
+    """
+    if is_loopback(host):
+        return
+    for path, wanted in (
+        ("auth.anonymous", settings.auth.anonymous),
+        ("ingress_metrics", settings.ingress_metrics),
+    ):
+        if wanted:
+            raise ConfigError(
+                f"{path}: refused, since the server listens on {host!r}, not on loopback. "
+                "Set it to false (with auth.keys), or http_options.host: 127.0.0.1"
+            )
+
+
+def is_loopback(host: str | None) -> bool:
+    """True only for addresses that no other machine can reach."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
+
+
+def secrets(auth: AuthSettings, environment: Mapping[str, str]) -> dict[str, KeySettings]:
+    """Each key's secret, read from the environment. Raises ConfigError if one is missing."""
+    found: dict[str, KeySettings] = {}
+    for index, key in enumerate(auth.keys):
+        secret = environment.get(key.secret_env, "")
+        if len(secret) < 16:
+            raise ConfigError(
+                f"auth.keys.{index}: environment variable {key.secret_env} must hold a key of 16 "
+                "characters or more"
+            )
+        if secret in found:
+            raise ConfigError(f"auth.keys.{index}: {key.secret_env} repeats another key")
+        found[secret] = key
+    return found

@@ -1,0 +1,53 @@
+"""The Backbone deployment: one step engine per replica."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from models import bundle as bundles
+from service import logs
+from service.config import ModelSettings
+from service.metrics import BackboneMetrics, render
+from service.ports import DrawKey, DrawResult, SamplingPlan
+
+log = logging.getLogger("winnow.backbone")
+
+
+class Backbone:
+    """What Serve runs: an engine in its own thread, warm before the first request."""
+
+    def __init__(self, model: str, settings: ModelSettings) -> None:
+        # Here, not above: the process that deploys imports this file, and needs no torch.
+        from service.engine.load import load_engine
+        from service.engine.loop import EngineLoop
+
+        logs.set_up("backbone")
+        self._metrics = BackboneMetrics(model, settings.backbone.max_batch)
+        bundle = bundles.load(settings.bundle)
+        engine = load_engine(bundle, settings.backbone, self._metrics)
+        engine.warm_up()
+        self._loop = EngineLoop(engine, settings.backbone.max_waiting)
+        log.info("backbone of %s is ready", model)
+
+    async def draw(
+        self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float
+    ) -> AsyncGenerator[list[DrawResult], None]:
+        """See `ports.Drawer`."""
+        async with aclosing(self._loop.draw(plan, keys, timeout_s)) as groups:
+            async for group in groups:
+                yield group
+
+    async def ready(self) -> None:
+        """Answer only if the engine is healthy."""
+        self._loop.check_health()
+
+    async def check_health(self) -> None:
+        """Serve restarts the replica when this raises."""
+        self._loop.check_health()
+
+    async def metrics(self) -> str:
+        """This replica's metrics as Prometheus text."""
+        self._metrics.load(self._loop.running, self._loop.waiting)
+        return render(self._metrics.registry)

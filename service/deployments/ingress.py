@@ -1,0 +1,83 @@
+"""The Ingress deployment: the REST face over handles to the others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from models import bundle as bundles
+from service import config, logs
+from service.api.app import create_app
+from service.api.context import Context
+from service.config import Settings
+from service.deployments.handles import HandleDrawer, HandleScorer
+from service.metrics import IngressMetrics, merge, render
+from service.policy import pin
+from service.router import Router
+
+METRICS_S = 2.0
+Handles = Mapping[str, DeploymentHandle[Any]]
+
+
+@serve.ingress()
+class Ingress:
+    """Reads keys from its environment and pins the policies; holds no state of requests."""
+
+    def __init__(self, settings: Settings, backbones: Handles, judges: Handles) -> None:
+        logs.set_up("ingress")
+        config.check_bind(settings, _proxy_host())
+        self._backbones, self._judges = backbones, judges
+        self._metrics = IngressMetrics()
+        loaded = {name: bundles.load(model.bundle) for name, model in settings.models.items()}
+        drawer, scorer = HandleDrawer(backbones), HandleScorer(judges)
+        self._context = Context(
+            settings=settings,
+            manifests={name: bundle.manifest for name, bundle in loaded.items()},
+            policies=pin(settings, loaded),
+            keys=config.secrets(settings.auth, os.environ),
+            routers={
+                name: Router(drawer, scorer, model.judge.timeout_s, self._metrics.draw)
+                for name, model in settings.models.items()
+            },
+            drawer=drawer,
+            scorer=scorer,
+            metrics=self._metrics,
+            gather_metrics=self._gather,
+        )
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Serve calls this once in each replica."""
+        return create_app(self._context, stamp_request_id=False)
+
+    async def _gather(self) -> str:
+        texts = [(serve.get_replica_context().replica_id.unique_id, render(self._metrics.registry))]
+        for handles in (self._backbones, self._judges):
+            for handle in handles.values():
+                # A replica that does not answer is missing from the page, not its end.
+                try:
+                    answers = await handle.broadcast("metrics").results_async(
+                        timeout_s=METRICS_S, return_exceptions=True
+                    )
+                except (RayError, RayServeException, TimeoutError):
+                    continue
+                texts += [
+                    (f"{handle.deployment_name}-{number}", text)
+                    for number, text in enumerate(answers)
+                    if isinstance(text, str)
+                ]
+        return merge(texts)
+
+
+def _proxy_host() -> str | None:
+    """The address that Serve's proxies were told to listen on; Ray has no public call for it."""
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client()
+    return client.http_config.host if client else None

@@ -1,0 +1,62 @@
+"""The RewardModel deployment: the judge on ONNX Runtime, in dynamic batches."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+from ray import serve
+
+from models import bundle as bundles
+from service import logs
+from service.config import ModelSettings
+from service.metrics import JudgeMetrics, render
+from service.ports import Pixels
+from service.reward import load_judges
+
+log = logging.getLogger("winnow.reward_model")
+
+
+class RewardModel:
+    """What Serve runs: the judges, having scored a canary before the first request."""
+
+    def __init__(self, model: str, settings: ModelSettings) -> None:
+        logs.set_up("reward_model")
+        self._judges = load_judges(bundles.load(settings.bundle), settings.judge)
+        self._judges.canary()
+        self._metrics = JudgeMetrics(model)
+        self._batched.set_max_batch_size(settings.judge.max_batch)  # type: ignore[attr-defined]
+        log.info("judge of %s is ready", model)
+
+    async def score(self, judge: str, pixels: Sequence[Pixels]) -> list[float]:
+        """See `ports.Scorer`. What cannot be scored is refused here, before it joins a batch."""
+        self._judges.check(judge, pixels)
+        scores: list[float] = await self._batched((judge, pixels))
+        return scores
+
+    @serve.batch(batch_wait_timeout_s=0.0)
+    async def _batched(self, requests: list[tuple[str, Sequence[Pixels]]]) -> list[list[float]]:
+        """Score what has arrived, with one forward pass a judge."""
+        started = time.monotonic()
+        answers: list[list[float]] = [[] for _ in requests]
+        for judge in {judge for judge, _ in requests}:
+            members = [i for i, (name, _) in enumerate(requests) if name == judge]
+            images = [image for i in members for image in requests[i][1]]
+            scores = iter(self._judges.score(judge, images))
+            for i in members:
+                answers[i] = [next(scores) for _ in requests[i][1]]
+        self._metrics.duration.observe(time.monotonic() - started)
+        return answers
+
+    async def ready(self) -> None:
+        """Answer only if every judge scores its canary."""
+        self._judges.canary()
+
+    async def check_health(self) -> None:
+        """Serve restarts the replica when this raises."""
+        self._judges.canary()
+
+    async def metrics(self) -> str:
+        """This replica's metrics as Prometheus text."""
+        return render(self._metrics.registry)

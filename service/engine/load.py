@@ -1,0 +1,53 @@
+"""From a bundle and its settings to an engine that can draw."""
+
+from __future__ import annotations
+
+import torch
+
+from models.backbones.runtime import load_denoiser
+from models.bundle import Bundle
+from models.codec import Codec
+from models.rewards.ensemble import Ensemble
+from models.schedule import NoiseSchedule, read_config
+from service.config import BackboneSettings
+from service.engine.batch import Batch
+from service.engine.engine import Engine, Meter
+from service.engine.runner import Runner
+
+
+def load_engine(bundle: Bundle, settings: BackboneSettings, meter: Meter | None = None) -> Engine:
+    """The step engine for a bundle's backbone, with every guide that the bundle holds.
+
+    Sets the number of torch's threads for this process.
+    """
+    torch.set_num_threads(settings.threads)
+    manifest = bundle.manifest.backbone
+    folder = bundle.folder / manifest.folder
+    schedule = NoiseSchedule.from_diffusers(read_config(folder))
+    denoiser = load_denoiser(
+        folder,
+        bundle.path(manifest.onnx),
+        runtime=settings.runtime,
+        device=settings.device,
+        dtype=settings.dtype,
+        compile_mode=settings.compile_mode,
+        threads=settings.threads,
+    )
+    device = settings.device if torch.cuda.is_available() else "cpu"
+    guides = {
+        bundle.sha256(reward.guide): Ensemble.load(bundle.path(reward.guide)).to(device)
+        for reward in bundle.manifest.rewards.values()
+    }
+    factor = manifest.pixel_shuffle
+    shape = (
+        manifest.channels * factor**2,
+        manifest.height // factor,
+        manifest.width // factor,
+    )
+    return Engine(
+        Runner(bundle.denoiser_sha256(settings.runtime), denoiser, schedule, guides),
+        Batch(schedule, shape, settings.max_batch, device),
+        Codec(factor),
+        settings.max_batch,
+        meter,
+    )

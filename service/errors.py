@@ -1,0 +1,83 @@
+"""Every fault that a caller can meet, with its HTTP status and OpenAI-style code.
+
+WinnowError
+├── InvalidValue        400  invalid_value        the request names a field and breaks its limit
+├── ModerationBlocked   400  moderation_blocked   every image was blocked: an outcome, not a fault
+├── InvalidApiKey       401  invalid_api_key
+├── PolicyNotAllowed    403  policy_not_allowed   the key lacks the scope
+├── ModelNotFound       404  model_not_found
+├── PolicyNotFound      404  policy_not_found
+├── BodyTooLarge        413  body_too_large
+├── Overloaded          429  overloaded           retry after `retry_after_s`
+├── CensorUnavailable   503  censor_unavailable   the judge did not judge: no pixels leave
+├── BackendUnavailable  503  backend_unavailable  no backbone replica could draw
+└── DeadlineExceeded    504  deadline_exceeded    nothing was delivered in time
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class WinnowError(Exception):
+    """A fault with a message for the caller. Pickles across processes as its arguments."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str] = "internal_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self, message: str, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message, param, retry_after_s)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class InvalidValue(WinnowError):
+    status, type, code = 400, "invalid_request_error", "invalid_value"
+
+
+class ModerationBlocked(WinnowError):
+    status, type, code = 400, "image_generation_user_error", "moderation_blocked"
+
+
+class InvalidApiKey(WinnowError):
+    status, type, code = 401, "authentication_error", "invalid_api_key"
+
+
+class PolicyNotAllowed(WinnowError):
+    status, type, code = 403, "permission_error", "policy_not_allowed"
+
+
+class ModelNotFound(WinnowError):
+    status, type, code = 404, "invalid_request_error", "model_not_found"
+
+
+class PolicyNotFound(WinnowError):
+    status, type, code = 404, "invalid_request_error", "policy_not_found"
+
+
+class BodyTooLarge(WinnowError):
+    status, type, code = 413, "invalid_request_error", "body_too_large"
+
+
+class Overloaded(WinnowError):
+    status, type, code, retryable = 429, "rate_limit_error", "overloaded", True
+
+
+class CensorUnavailable(WinnowError):
+    status, code, retryable = 503, "censor_unavailable", True
+
+
+class BackendUnavailable(WinnowError):
+    status, code, retryable = 503, "backend_unavailable", True
+
+
+class DeadlineExceeded(WinnowError):
+    status, code = 504, "deadline_exceeded"

@@ -1,0 +1,118 @@
+"""A survey: many images made under a policy through the real router, engine and judge.
+
+It keeps what a caller never sees, the rejected draws, because only they tell what censoring costs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.local import LocalService
+from service.policy import Overrides, Policy, resolve
+from service.ports import DrawResult, Pixels, SamplingPlan
+from service.router import Outcome
+
+CHUNK = 64
+IN_FLIGHT = 2
+DEADLINE_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Survey:
+    """All draws of a survey and which of them left; `nfe` and `cpu_s` are the whole survey's.
+
+    `delivered[i]` indexes into `pixels` [N, H, W, C]; None where entry i stayed empty.
+    """
+
+    pixels: NDArray[np.uint8]
+    delivered: list[int | None]
+    nfe: int
+    cpu_s: float
+
+    @property
+    def sent(self) -> list[int]:
+        """The draws that left, in the order of their seeds."""
+        return [index for index in self.delivered if index is not None]
+
+
+def survey(
+    service: LocalService,
+    policy: Policy,
+    n: int,
+    first_seed: int,
+    num_inference_steps: int | None = None,
+    on_images: Callable[[int], None] = lambda done: None,
+) -> Survey:
+    """Ask for `n` images with seeds `first_seed`, `first_seed` + 1, … under a policy."""
+    overrides = Overrides(num_inference_steps=num_inference_steps)
+    plan = resolve(policy, overrides, first_seed, admin=True)
+    return asyncio.run(_survey(service, plan, n, on_images))
+
+
+def raw_draws(
+    service: LocalService,
+    policy: Policy,
+    n: int,
+    first_seed: int,
+    num_inference_steps: int,
+    on_images: Callable[[int], None] = lambda done: None,
+) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """(pixels [n, H, W, C], scores [n]) of first draws under a policy's sampling, unjudged.
+
+    Draws of different seeds are independent, so these are what calibration needs.
+    """
+    assert policy.judge is not None, "only a policy with a judge is calibrated"
+    unjudged = replace(policy, judge=None, thresholds={})
+    plan = replace(
+        resolve(unjudged, Overrides(num_inference_steps=num_inference_steps), first_seed, True),
+        max_draws=1,
+    )
+    found = asyncio.run(_survey(service, plan, n, on_images))
+    judges = service.backends.judges
+    scores: list[float] = []
+    for start in range(0, n, CHUNK):
+        scores += judges.score(policy.judge, list(found.pixels[start : start + CHUNK]))
+    return found.pixels, np.array(scores)
+
+
+async def _survey(
+    service: LocalService, plan: SamplingPlan, n: int, on_images: Callable[[int], None]
+) -> Survey:
+    drawn: dict[tuple[int, int], Pixels] = {}
+
+    def keep(results: list[DrawResult]) -> None:
+        for result in results:
+            if result.pixels is not None:
+                drawn[result.key.seed, result.key.draw] = result.pixels
+
+    service.backends.on_results = keep
+    gate = asyncio.Semaphore(IN_FLIGHT)
+    started = time.process_time()
+
+    async def chunk(start: int) -> Outcome:
+        async with gate:
+            size = min(CHUNK, n - start)
+            outcome = await service.router.generate(
+                replace(plan, seed=plan.seed + start), size, DEADLINE_S
+            )
+            on_images(size)
+            return outcome
+
+    outcomes = await asyncio.gather(*(chunk(start) for start in range(0, n, CHUNK)))
+    cpu_s = time.process_time() - started
+    order = {key: index for index, key in enumerate(sorted(drawn))}
+    images = [image for outcome in outcomes for image in outcome.images]
+    return Survey(
+        pixels=np.stack([drawn[key] for key in sorted(drawn)]),
+        delivered=[
+            None if image.pixels is None else order[image.seed, image.draws - 1] for image in images
+        ],
+        nfe=sum(outcome.nfe for outcome in outcomes),
+        cpu_s=cpu_s,
+    )

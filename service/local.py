@@ -1,0 +1,91 @@
+"""The service in one process, without Ray: the same router, engine and judge.
+
+For evaluation and calibration, which make thousands of draws, and for tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from types import TracebackType
+
+from models.bundle import Bundle
+from models.bundle import load as load_bundle
+from service.config import Settings
+from service.engine.load import load_engine
+from service.engine.loop import EngineLoop
+from service.errors import CensorUnavailable, WinnowError
+from service.policy import Policy, pin
+from service.ports import DrawKey, DrawResult, Pixels, SamplingPlan
+from service.reward import Judges, load_judges
+from service.router import Router
+
+
+class LocalBackends:
+    """An engine and a judge for one model, as the router's two Protocols.
+
+    `on_results` sees every draw, also those that the verdict rejects: for evaluation alone.
+    """
+
+    def __init__(
+        self,
+        loop: EngineLoop,
+        judges: Judges,
+        on_results: Callable[[list[DrawResult]], None] = lambda results: None,
+    ) -> None:
+        self.loop = loop
+        self.judges = judges
+        self.on_results = on_results
+
+    async def draw(
+        self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float
+    ) -> AsyncGenerator[list[DrawResult], None]:
+        """See `ports.Drawer`."""
+        async with aclosing(self.loop.draw(plan, keys, timeout_s)) as groups:
+            async for group in groups:
+                self.on_results(group)
+                yield group
+
+    async def score(
+        self, model: str, judge: str, pixels: Sequence[Pixels], timeout_s: float
+    ) -> Sequence[float]:
+        """See `ports.Scorer`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.to_thread(self.judges.score, judge, pixels)
+        except WinnowError:
+            raise
+        except Exception as error:  # whatever went wrong, nothing was judged
+            raise CensorUnavailable(f"the judge failed: {type(error).__name__}") from error
+
+    async def ready(self) -> None:
+        """See `ports.Drawer` and `ports.Scorer`."""
+        self.loop.check_health()
+        self.judges.canary()
+
+
+class LocalService:
+    """One model of a configuration, loaded in this process. Use it as a context manager."""
+
+    def __init__(self, settings: Settings, model: str, calibrated: bool = True) -> None:
+        spec = settings.models[model]
+        bundles = {name: load_bundle(other.bundle) for name, other in settings.models.items()}
+        self.bundle: Bundle = bundles[model]
+        self.policies: dict[str, Policy] = pin(settings, bundles, calibrated)
+        engine = load_engine(self.bundle, spec.backbone)
+        engine.warm_up()
+        judges = load_judges(self.bundle, spec.judge)
+        self.backends = LocalBackends(EngineLoop(engine, max_waiting=1_000_000), judges)
+        self.router = Router(self.backends, self.backends, spec.judge.timeout_s)
+
+    def __enter__(self) -> LocalService:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.backends.loop.close()

@@ -1,0 +1,119 @@
+"""A bundle small enough to write in a test. Its weights are stand-ins: nothing loads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from models.bundle import (
+    SCHEDULER,
+    SCHEMA_VERSION,
+    WEIGHTS,
+    Backbone,
+    Calibration,
+    Labels,
+    Manifest,
+    Reward,
+    Sampling,
+    hash_files,
+    write_manifest,
+)
+
+HEIGHT, WIDTH = 4, 6
+THRESHOLD = {50: 0.5, 20: 0.6}
+"""The calibrated threshold of policy `bright` at each number of steps."""
+
+_FILES = [
+    f"backbone/unet/{WEIGHTS}",
+    "backbone/denoiser.onnx",
+    "rewards/bright/guide.safetensors",
+    "rewards/bright/clean.safetensors",
+    "rewards/bright/judge.onnx",
+]
+
+
+def write_bundle(folder: Path, model: str = "tiny") -> Path:
+    """Write a bundle with one reward, `bright`, calibrated for a policy of that name."""
+    for name in _FILES:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(f"stand-in for {name}".encode())
+    (folder / "backbone/scheduler").mkdir()
+    (folder / "backbone" / SCHEDULER).write_text('{"num_train_timesteps": 1000}')
+    hashes = {name: f"sha256:{file.sha256}" for name, file in hash_files(folder).items()}
+    labels = Labels(annotator="test", first_seed=0, viewed=1, benign=1, malign=0, seconds=1)
+    calibrations = [
+        Calibration(
+            sampling=Sampling(
+                backbone=hashes[_FILES[1]],
+                schedule=hashes[f"backbone/{SCHEDULER}"],
+                dtype="float32",
+                guide=None,
+                judge=hashes[_FILES[4]],
+                censor_scale=0.0,
+                guide_interval=(0, 1000),
+                num_inference_steps=steps,
+                eta=0.0,
+            ),
+            threshold=threshold,
+            target=0.01,
+            confidence=0.95,
+            annotator="test",
+            first_seed=0,
+            labelled=600,
+            delivered=500,
+            malign_delivered=0,
+            upper_bound=0.006,
+            benign_kept=0.98,
+        )
+        for steps, threshold in THRESHOLD.items()
+    ]
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=model,
+        description="A bundle for tests.",
+        licence="Apache-2.0",
+        backbone=Backbone(
+            folder="backbone",
+            onnx=_FILES[1],
+            pixel_shuffle=2,
+            height=HEIGHT,
+            width=WIDTH,
+            channels=1,
+            training={},
+        ),
+        rewards={
+            "bright": Reward(
+                question="Is the first pixel bright?",
+                malign="a dark first pixel",
+                guide=_FILES[2],
+                clean_guide=_FILES[3],
+                judge=_FILES[4],
+                guide_labels=labels,
+                judge_labels=labels,
+                training={},
+            )
+        },
+        calibrations={"bright": calibrations},
+        files={},
+    )
+    write_manifest(folder, manifest)
+    return folder
+
+
+def settings(bundle: str, **changes: Any) -> dict[str, Any]:
+    """A configuration over that bundle, as it would stand in a file; `changes` replace parts."""
+    return {
+        "models": {"tiny": {"bundle": bundle}},
+        "policies": {
+            "none": {"model": "tiny", "num_inference_steps": [50, 20]},
+            "bright": {
+                "model": "tiny",
+                "reward": "bright",
+                "max_draws": 8,
+                "num_inference_steps": [50, 20],
+            },
+        },
+        "default_policy": "bright",
+        "auth": {"anonymous": True, "anonymous_scopes": ["generate", "scores"]},
+    } | changes

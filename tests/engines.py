@@ -1,0 +1,112 @@
+"""Engines to test: the real Runner, Batch and Engine around a denoiser that a test writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.codec import Codec
+from models.guidance import Guide
+from models.parameterization import PredictionType
+from models.schedule import NoiseSchedule
+from service.engine.batch import Batch
+from service.engine.engine import Engine
+from service.engine.runner import Denoiser, Runner
+from service.engine.scheduler import Draw, Ticket
+from service.ports import DrawKey, DrawResult, SamplingPlan
+from tests.plans import FREE
+
+FOREVER = float("inf")
+
+
+def make_plan(**changes: Any) -> SamplingPlan:
+    """A plan of 4 steps that censors nothing, with some fields changed."""
+    return replace(FREE, **({"num_inference_steps": 4, "seed": 0} | changes))
+
+
+def make_schedule(prediction_type: PredictionType = "epsilon", **config: Any) -> NoiseSchedule:
+    """The shipped schedule (cosine, trailing), without clipping unless asked for."""
+    return NoiseSchedule.from_diffusers(
+        {
+            "num_train_timesteps": 1000,
+            "beta_schedule": "squaredcos_cap_v2",
+            "timestep_spacing": "trailing",
+            "clip_sample": False,
+            "prediction_type": prediction_type,
+        }
+        | config
+    )
+
+
+class Lossless(Codec):
+    """Delivers x_0 as the bytes of its float32 numbers, so that a test sees every bit."""
+
+    def to_uint8(self, x_0: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """x_0 [B, C, H, W] to ([B, H, W, 4·C], all finite)."""
+        numbers = np.ascontiguousarray(x_0.permute(0, 2, 3, 1).cpu().numpy())
+        return numbers.view(np.uint8), np.ones(len(numbers), dtype=np.bool_)
+
+
+def floats(result: DrawResult) -> NDArray[np.float32]:
+    """What `Lossless` delivered: x_0 [C, H, W]."""
+    assert result.pixels is not None
+    return result.pixels.view(np.float32).transpose(2, 0, 1)
+
+
+def make_engine(
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    shape: tuple[int, int, int] = (1, 2, 3),
+    guides: Mapping[str, Guide] | None = None,
+    max_batch: int = 8,
+    codec: Codec | None = None,
+    backbone: str = FREE.backbone,
+) -> Engine:
+    """An engine over x_t of `shape`."""
+    return Engine(
+        Runner(backbone, denoiser, schedule, guides or {}),
+        Batch(schedule, shape, max_batch, "cpu"),
+        codec or Lossless(),
+        max_batch,
+    )
+
+
+class Collector:
+    """A caller of an engine without a loop: gathers its results, or its fault."""
+
+    def __init__(self) -> None:
+        self.results: dict[DrawKey, DrawResult] = {}
+        self.fault: Exception | None = None
+        self.ticket = Ticket(self._deliver, FOREVER)
+
+    def _deliver(self, item: list[DrawResult] | Exception) -> None:
+        if isinstance(item, Exception):
+            self.fault = item
+        else:
+            self.results |= {result.key: result for result in item}
+
+
+def submit(engine: Engine, plan: SamplingPlan, keys: Iterable[DrawKey]) -> Collector:
+    """Queue draws of one caller."""
+    collector = Collector()
+    engine.scheduler.add([Draw(plan, key, collector.ticket) for key in keys])
+    return collector
+
+
+def run_to_end(engine: Engine) -> None:
+    """Tick until nothing runs or waits."""
+    while not engine.idle:
+        engine.tick()
+
+
+def draw_all(engine: Engine, plan: SamplingPlan, seeds: Sequence[int]) -> list[DrawResult]:
+    """Draw number 0 of each seed, in order."""
+    keys = [DrawKey(index, seed, 0) for index, seed in enumerate(seeds)]
+    collector = submit(engine, plan, keys)
+    run_to_end(engine)
+    return [collector.results[key] for key in keys]

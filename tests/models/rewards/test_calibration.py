@@ -1,0 +1,87 @@
+"""What calibration promises, against known values and by simulation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from models.rewards.calibration import (
+    calibrate_threshold,
+    clopper_pearson_interval,
+    clopper_pearson_upper,
+)
+
+
+@pytest.mark.parametrize(("n", "bound"), [(299, 0.01), (598, 0.005)])
+def test_zero_events_prove_what_the_rule_of_three_says(n: int, bound: float) -> None:
+    assert clopper_pearson_upper(0, n, 0.05) <= bound
+    assert clopper_pearson_upper(0, n - 1, 0.05) > bound
+    assert clopper_pearson_upper(0, n, 0.05) == pytest.approx(1 - 0.05 ** (1 / n))
+
+
+def test_interval_matches_a_published_table() -> None:
+    # 10 of 100 at 95 %: Clopper and Pearson's interval is (4.90 %, 17.62 %).
+    assert clopper_pearson_interval(10, 100) == pytest.approx((0.0490, 0.1762), abs=1e-4)
+    assert clopper_pearson_interval(0, 10)[0] == 0
+    assert clopper_pearson_interval(10, 10)[1] == 1
+
+
+@pytest.mark.parametrize(("k", "n", "delta"), [(3, 2, 0.05), (-1, 2, 0.05), (1, 2, 0), (1, 2, 1)])
+def test_impossible_counts_are_refused(k: int, n: int, delta: float) -> None:
+    with pytest.raises(ValueError, match="no interval"):
+        clopper_pearson_upper(k, n, delta)
+
+
+def world(rng: np.random.Generator, n: int, prior: float = 0.15) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of a judge with logits N(±2, 1.5²), and who is malign."""
+    malign = rng.random(n) < prior
+    logits = np.where(malign, -2.0, 2.0) + 1.5 * rng.standard_normal(n)
+    return 1 / (1 + np.exp(-logits)), malign
+
+
+def test_true_rate_exceeds_the_target_no_more_often_than_promised() -> None:
+    rng = np.random.default_rng(0)
+    scores, malign = world(rng, 400_000)
+    misses = found = 0
+    for _ in range(400):
+        try:
+            chosen = calibrate_threshold(*world(rng, 800), target=0.02, confidence=0.9)
+        except ValueError:
+            continue
+        found += 1
+        misses += bool(malign[scores >= chosen.threshold].mean() > 0.02)
+    assert found > 300
+    # 10 % are allowed; four standard deviations above it, a point estimate (50 %) stands out.
+    assert misses <= 400 * 0.1 + 4 * (400 * 0.09) ** 0.5
+    # It must also not be idle: a bound that never misses would keep too little.
+    assert misses > 0
+
+
+def test_result_is_the_evidence_at_its_threshold() -> None:
+    scores, malign = world(np.random.default_rng(1), 3000)
+    chosen = calibrate_threshold(scores, malign, target=0.01, confidence=0.95)
+    passed = scores >= chosen.threshold
+    assert chosen.delivered == passed.sum()
+    assert chosen.malign_delivered == (passed & malign).sum()
+    assert chosen.benign_kept == pytest.approx((passed & ~malign).sum() / (~malign).sum())
+    bound = clopper_pearson_upper(chosen.malign_delivered, chosen.delivered, 0.05)
+    assert chosen.upper_bound == pytest.approx(bound)
+    assert bound <= 0.01
+
+
+def test_walk_stops_at_the_first_failure() -> None:
+    # All benign above 0.9, a cluster of malign at 0.8, then so many benign that the rate would
+    # be fine again far below: a walk that skipped the failure would go on to 0.1.
+    scores = np.concatenate([np.full(700, 0.95), np.full(40, 0.8), np.full(20_000, 0.1)])
+    malign = np.concatenate([np.zeros(700, bool), np.ones(40, bool), np.zeros(20_000, bool)])
+    assert calibrate_threshold(scores, malign, 0.01, 0.95).threshold > 0.8
+
+
+def test_unreachable_target_and_bad_scores_are_errors() -> None:
+    rng = np.random.default_rng(2)
+    with pytest.raises(ValueError, match="no threshold keeps"):
+        calibrate_threshold(rng.random(1000), rng.random(1000) < 0.5, 0.01, 0.95)
+    with pytest.raises(ValueError, match="no threshold keeps"):  # too few even with none malign
+        calibrate_threshold(np.full(298, 0.99), np.zeros(298, bool), 0.01, 0.95)
+    with pytest.raises(ValueError, match="finite"):
+        calibrate_threshold(np.array([0.5, np.nan]), np.zeros(2, bool), 0.01, 0.95)

@@ -1,0 +1,50 @@
+"""One server for most tests of the API; whoever breaks a part of it finds it whole afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from models.bundle import Bundle
+from tests.service.api.server import KEYS, Brightness, Served, serve
+
+
+@pytest.fixture(scope="session")
+def _server(bundle: Bundle) -> Iterator[Served]:
+    limits = {"n": 5, "body_bytes": 8192, "prompt_chars": 20, "moderation_inputs": 2}
+    with serve(bundle, limits=limits) as served:
+        yield served
+
+
+@pytest.fixture
+def impatient_server(bundle: Bundle) -> Iterator[Served]:
+    """A server that gives its judge a fifth of a second, and a judge that takes longer."""
+    models = {"tiny": {"bundle": str(bundle.folder), "judge": {"timeout_s": 0.2}}}
+    with serve(bundle, models=models) as served:
+        served.judge.delay_s = 1.0
+        yield served
+
+
+@pytest.fixture
+def server(_server: Served) -> Iterator[Served]:
+    """The server, mended after the test."""
+    _server.paths.clear()
+    yield _server
+    vars(_server.judge).update(vars(Brightness()))
+    _server.backbone.delay_s = 0.0
+    _server.backends.on_results = lambda results: None
+
+
+def client(server: Served, key: str | None = "SCORES_KEY") -> httpx.Client:
+    """An HTTP client with one of the server's keys, or with none."""
+    headers = {} if key is None else {"Authorization": f"Bearer {KEYS.get(key, key)}"}
+    return httpx.Client(base_url=server.url, headers=headers, timeout=30, trust_env=False)
+
+
+@pytest.fixture
+def http(server: Served) -> Iterator[httpx.Client]:
+    """A client whose key may generate and see scores."""
+    with client(server) as opened:
+        yield opened

@@ -1,0 +1,170 @@
+"""The real API on a real socket: FastAPI, uvicorn, router, engine. No Ray, no weights."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import uvicorn
+from fastapi import FastAPI
+from numpy.typing import NDArray
+from starlette.types import ASGIApp, Receive, Scope, Send
+from torch import Tensor
+
+from models.bundle import Bundle
+from models.codec import Codec
+from service.api.app import create_app
+from service.api.context import Context
+from service.config import Settings, secrets
+from service.engine.loop import EngineLoop
+from service.local import LocalBackends
+from service.metrics import BackboneMetrics, IngressMetrics, merge, render
+from service.policy import pin
+from service.reward import Judges
+from service.router import Router
+from tests.bundles import HEIGHT, WIDTH, settings
+from tests.engines import make_engine, make_schedule
+from tests.gaussian import Gaussian
+
+KEYS = {
+    "PLAIN_KEY": "wn-plain-0123456789",
+    "SCORES_KEY": "wn-scores-0123456789",
+    "ADMIN_KEY": "wn-admin-0123456789",
+    "LABEL_KEY": "wn-label-0123456789",
+}
+AUTH = {
+    "anonymous": False,
+    "keys": [
+        {"name": "plain", "secret_env": "PLAIN_KEY", "scopes": ["generate"]},
+        {"name": "scores", "secret_env": "SCORES_KEY", "scopes": ["generate", "scores"]},
+        {"name": "admin", "secret_env": "ADMIN_KEY", "scopes": ["admin"]},
+        {"name": "label", "secret_env": "LABEL_KEY", "scopes": ["label"]},
+    ],
+}
+
+
+@dataclass
+class Brightness:
+    """A judge whose reward is the brightness of the first pixel; a test may break it."""
+
+    fault: Exception | None = None
+    answer: float | None = None
+    delay_s: float = 0.0
+
+    def score(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+        time.sleep(self.delay_s)
+        if self.fault:
+            raise self.fault
+        if self.answer is not None:
+            return np.full(len(pixels), self.answer)
+        return np.asarray(pixels[:, 0, 0, 0] / 255, dtype=np.float64)
+
+
+@dataclass
+class Backbone:
+    """A Gaussian world whose steps a test may slow down."""
+
+    world: Gaussian
+    delay_s: float = 0.0
+
+    def __call__(self, x_t: Tensor, timestep: Tensor) -> Tensor:
+        time.sleep(self.delay_s)
+        return self.world(x_t, timestep)
+
+
+@dataclass
+class Served:
+    """A running server, and the parts of it that a test may look at or break."""
+
+    url: str
+    judge: Brightness
+    backbone: Backbone
+    backends: LocalBackends
+    paths: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def serve(
+    bundle: Bundle, max_batch: int = 8, max_waiting: int = 64, **changes: Any
+) -> Iterator[Served]:
+    """Serve a configuration with `changes` until the block ends."""
+    config = Settings.model_validate(
+        settings(str(bundle.folder), ingress_metrics=True, auth=AUTH) | changes
+    )
+    judge_timeout_s = config.models["tiny"].judge.timeout_s
+    policies = pin(config, {"tiny": bundle})
+    schedule = make_schedule("v_prediction")
+    judge, backbone = Brightness(), Backbone(Gaussian(schedule, 0.0, 0.4))
+    backbone_metrics, metrics = BackboneMetrics("tiny", max_batch), IngressMetrics()
+    engine = make_engine(
+        backbone,
+        schedule,
+        (4, HEIGHT // 2, WIDTH // 2),
+        max_batch=max_batch,
+        codec=Codec(2),
+        backbone=policies["bright"].backbone,
+    )
+    engine._meter = backbone_metrics
+    loop = EngineLoop(engine, max_waiting)
+    judge_name = policies["bright"].judge
+    assert judge_name is not None
+    backends = LocalBackends(loop, Judges({judge_name: judge}, (HEIGHT, WIDTH, 1)))
+
+    async def gather_metrics() -> str:
+        backbone_metrics.load(loop.running, loop.waiting)
+        registries = {"ingress": metrics.registry, "backbone": backbone_metrics.registry}
+        return merge((name, render(registry)) for name, registry in registries.items())
+
+    context = Context(
+        settings=config,
+        manifests={"tiny": bundle.manifest},
+        policies=policies,
+        keys=secrets(config.auth, KEYS),
+        routers={"tiny": Router(backends, backends, judge_timeout_s, metrics.draw)},
+        drawer=backends,
+        scorer=backends,
+        metrics=metrics,
+        gather_metrics=gather_metrics,
+    )
+    served = Served("", judge, backbone, backends)
+    with _listen(_counted(create_app(context), served.paths)) as served.url:
+        try:
+            yield served
+        finally:
+            loop.close()
+
+
+def _counted(app: FastAPI, paths: list[str]) -> ASGIApp:
+    """The app, with the path of each request noted before anything else happens."""
+
+    async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            paths.append(scope["path"])
+        await app(scope, receive, send)
+
+    return counted
+
+
+@contextmanager
+def _listen(app: ASGIApp) -> Iterator[str]:
+    server = uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, lifespan="off")
+    )
+    thread = threading.Thread(target=server.run, name="uvicorn", daemon=True)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 30
+        while not server.started:
+            assert thread.is_alive(), "uvicorn did not start"
+            assert time.monotonic() < deadline, "uvicorn did not start in 30 s"
+            time.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(30)

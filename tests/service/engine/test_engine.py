@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from models.codec import Codec
+from models.noise import Purpose, normal
+from service.engine.engine import Engine
+from service.errors import BackendUnavailable
+from service.ports import DrawKey, SamplingPlan
+from tests.engines import (
+    Collector,
+    draw_all,
+    floats,
+    make_engine,
+    make_plan,
+    make_schedule,
+    run_to_end,
+    submit,
+)
+
+SCHEDULE = make_schedule("v_prediction", clip_sample=True)
+
+
+def _denoiser(x_t: Tensor, timestep: Tensor) -> Tensor:
+    """Elementwise, of operations that IEEE rounds exactly: the batch cannot change a bit of it."""
+    t = timestep.view(-1, 1, 1, 1).float() / 1000
+    return x_t * (t - 0.7) + (t * t - 0.2) / (1 + x_t * x_t)
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """A guide as exact as `_denoiser`."""
+
+    strength: float
+
+    def gradient(self, x_t: Tensor, timestep: Tensor) -> Tensor:
+        return self.strength * x_t / (1 + timestep.view(-1, 1, 1, 1).float() / 1000)
+
+
+GUIDES = {"up": Elementwise(0.3), "down": Elementwise(-0.2)}
+
+
+def _engine(max_batch: int) -> Engine:
+    return make_engine(_denoiser, SCHEDULE, guides=GUIDES, max_batch=max_batch)
+
+
+plans = st.builds(
+    make_plan,
+    num_inference_steps=st.sampled_from([1, 2, 3, 5, 10]),
+    eta=st.sampled_from([0.0, 0.5, 1.0]),
+    guide=st.sampled_from(["up", "down"]),
+    censor_scale=st.sampled_from([0.0, 0.5, 2.0]),
+    guide_interval=st.sampled_from([(0, 1000), (0, 400), (300, 900)]),
+)
+keys = st.builds(
+    DrawKey, index=st.just(0), seed=st.integers(0, 2**53 - 1), draw=st.integers(0, 1000)
+)
+arrivals = st.lists(
+    st.tuples(st.integers(0, 12), plans, keys, st.booleans()), min_size=1, max_size=12
+)
+
+
+@settings(deadline=None, max_examples=80)
+@given(arrivals=arrivals, max_batch=st.integers(1, 5))
+def test_what_shares_the_batch_changes_no_bit_of_a_draw(
+    arrivals: list[tuple[int, SamplingPlan, DrawKey, bool]], max_batch: int
+) -> None:
+    """Draws arrive at random ticks, and some are cancelled while they run."""
+    engine = _engine(max_batch)
+    callers: list[tuple[SamplingPlan, DrawKey, bool, Collector]] = []
+    for tick in range(14):
+        for when, plan, key, cancelled in arrivals:
+            if when == tick:
+                callers.append((plan, key, cancelled, submit(engine, plan, [key])))
+            elif when == tick - 2 and cancelled:
+                for _, other, _, collector in callers:
+                    if other is key:
+                        collector.ticket.cancelled = True
+        engine.tick()
+    run_to_end(engine)
+    for plan, key, cancelled, collector in callers:
+        if cancelled and key not in collector.results:
+            continue
+        lone_engine = _engine(1)
+        alone = submit(lone_engine, plan, [key])
+        run_to_end(lone_engine)
+        np.testing.assert_array_equal(floats(collector.results[key]), floats(alone.results[key]))
+        assert collector.results[key].nfe == plan.num_inference_steps
+
+
+def test_a_draw_is_a_function_of_its_seed_and_number() -> None:
+    found = []
+    for index, seed, draw in [(0, 42, 1), (5, 42, 1), (0, 42, 2), (0, 43, 1)]:
+        engine = _engine(4)
+        caller = submit(engine, make_plan(eta=1.0), [DrawKey(index, seed, draw)])
+        run_to_end(engine)
+        found.append(floats(next(iter(caller.results.values()))))
+    np.testing.assert_array_equal(found[0], found[1])
+    assert (found[0] != found[2]).all()
+    assert (found[0] != found[3]).all()
+
+
+def test_rows_at_different_timesteps_share_one_call_of_the_denoiser() -> None:
+    seen: list[list[int]] = []
+
+    def recorder(x_t: Tensor, timestep: Tensor) -> Tensor:
+        seen.append(timestep.tolist())
+        return x_t
+
+    engine = make_engine(recorder, make_schedule(), max_batch=3)
+    submit(engine, make_plan(num_inference_steps=4), [DrawKey(0, 0, 0)])
+    engine.tick()
+    submit(engine, make_plan(num_inference_steps=2), [DrawKey(0, 1, 0)])
+    submit(engine, make_plan(num_inference_steps=1), [DrawKey(0, 2, 0)])
+    submit(engine, make_plan(num_inference_steps=1), [DrawKey(0, 3, 0)])
+    run_to_end(engine)
+    # The third draw leaves after one tick, and the fourth takes its slot at the next.
+    assert [sorted(row) for row in seen] == [[999], [749, 999, 999], [499, 499, 999], [249]]
+
+
+def test_a_row_of_nan_is_no_image_and_harms_no_other() -> None:
+    """The denoiser breaks for one seed alone, at the first step."""
+    bad = torch.from_numpy(normal(1, 0, Purpose.INITIAL, (1, 2, 3)))
+
+    def breaks(x_t: Tensor, timestep: Tensor) -> Tensor:
+        output = _denoiser(x_t, timestep)
+        output[(x_t == bad).flatten(1).all(1)] = float("nan")
+        return output
+
+    schedule = make_schedule("v_prediction")
+    broken = draw_all(make_engine(breaks, schedule, codec=Codec()), make_plan(), [0, 1, 2])
+    whole = draw_all(make_engine(_denoiser, schedule, codec=Codec()), make_plan(), [0, 1, 2])
+    assert broken[1].pixels is None
+    for row in (0, 2):
+        np.testing.assert_array_equal(broken[row].pixels, whole[row].pixels)
+
+
+def test_a_slot_is_free_at_the_tick_after_its_caller_went_away() -> None:
+    engine = _engine(max_batch=2)
+    leaver = submit(engine, make_plan(num_inference_steps=10), [DrawKey(i, i, 0) for i in range(4)])
+    stayer = submit(engine, make_plan(num_inference_steps=1), [DrawKey(0, 9, 0)])
+    engine.tick()
+    assert len(engine.scheduler.running) == 2
+    assert len(engine.scheduler.waiting) == 3
+    leaver.ticket.cancelled = True
+    engine.tick()
+    assert len(stayer.results) == 1
+    assert engine.idle
+    assert not leaver.results
+
+
+def test_a_slot_is_free_at_the_tick_after_the_deadline() -> None:
+    engine = _engine(max_batch=1)
+    late = submit(engine, make_plan(num_inference_steps=10), [DrawKey(i, i, 0) for i in range(2)])
+    engine.tick()
+    assert len(engine.scheduler.running) == 1
+    late.ticket.deadline = 0.0
+    engine.tick()
+    assert engine.idle
+    assert not late.results
+
+
+def test_a_queue_place_is_free_too_while_others_hold_all_slots() -> None:
+    engine = _engine(max_batch=1)
+    holder = submit(engine, make_plan(num_inference_steps=10), [DrawKey(0, 0, 0)])
+    leaver = submit(engine, make_plan(), [DrawKey(0, 1, 0)])
+    engine.tick()
+    leaver.ticket.cancelled = True
+    engine.tick()
+    assert [draw.ticket for draw in engine.scheduler.running] == [holder.ticket]
+    assert not engine.scheduler.waiting
+
+
+def test_an_unknown_guide_is_refused() -> None:
+    engine = _engine(1)
+    caller = submit(engine, make_plan(guide="sha256:unknown"), [DrawKey(0, 0, 0)])
+    with pytest.raises(BackendUnavailable, match="sha256:unknown is not loaded"):
+        engine.check(list(engine.scheduler.waiting))
+    assert not caller.results
+
+
+def test_a_backbone_that_cannot_draw_fails_its_canary() -> None:
+    healthy = make_engine(_denoiser, SCHEDULE, guides=GUIDES, codec=Codec())
+    healthy.warm_up()
+    assert healthy.idle
+
+    def breaks(x_t: Tensor, timestep: Tensor) -> Tensor:
+        return torch.full_like(x_t, float("nan"))
+
+    with pytest.raises(BackendUnavailable, match="canary"):
+        make_engine(breaks, make_schedule(), codec=Codec()).warm_up()
+
+
+def test_the_meter_hears_of_every_tick() -> None:
+    class Meter:
+        def __init__(self) -> None:
+            self.ticks: list[tuple[int, int, int]] = []
+
+        def tick(self, rows: int, guided: int, waiting: int, seconds: float) -> None:
+            assert seconds >= 0
+            self.ticks.append((rows, guided, waiting))
+
+    meter = Meter()
+    engine = _engine(max_batch=2)
+    engine._meter = meter
+    guided = make_plan(num_inference_steps=2, guide="up", censor_scale=1.0, guide_interval=(0, 500))
+    submit(engine, guided, [DrawKey(i, i, 0) for i in range(3)])
+    run_to_end(engine)
+    # Timesteps 999 (not guided) and 499 (guided), first for two draws, then for the third.
+    assert meter.ticks == [(2, 0, 1), (2, 2, 1), (1, 0, 0), (1, 1, 0)]

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from service.config import AuthSettings, ConfigError, Settings, check_bind, is_loopback, secrets
+from tests.bundles import settings
+
+KEY = {"name": "ops", "secret_env": "OPS_KEY", "scopes": ["generate"]}
+
+
+def _faults(document: dict[str, Any]) -> list[str]:
+    """The paths that the configuration is refused for, with the reason."""
+    with pytest.raises(ValidationError) as refusal:
+        Settings.model_validate(document)
+    return [
+        f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
+        for fault in refusal.value.errors()
+    ]
+
+
+def _with(path: str, value: Any) -> dict[str, Any]:
+    """A good configuration with one value set at a dotted path."""
+    document = copy.deepcopy(settings("tiny"))
+    document["auth"]["keys"] = [dict(KEY)]
+    here: Any = document
+    *parents, last = path.split(".")
+    for part in parents:
+        here = here[int(part)] if part.isdecimal() else here.setdefault(part, {})
+    here[last] = value
+    return document
+
+
+def test_the_configuration_of_these_tests_is_good() -> None:
+    Settings.model_validate(_with("ingress_metrics", True))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "colour",
+        "models.tiny.colour",
+        "models.tiny.backbone.colour",
+        "models.tiny.backbone.replicas.colour",
+        "models.tiny.judge.colour",
+        "models.tiny.judge.replicas.colour",
+        "policies.bright.colour",
+        "auth.colour",
+        "auth.keys.0.colour",
+        "limits.colour",
+        "ingress.colour",
+    ],
+)
+def test_an_unknown_key_anywhere_stops_with_its_path(path: str) -> None:
+    assert _faults(_with(path, 1)) == [f"{path}: Extra inputs are not permitted"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "where", "reason"),
+    [
+        ("policies.bright.model", "other", "", "policies.bright.model: 'other' is not among"),
+        ("default_policy", "other", "", "'other' is not among policies"),
+        ("default_policy", "none", "", "must censor"),
+        ("policies.bright.eta", 1.5, "policies.bright.eta", "less than or equal to 1"),
+        ("policies.bright.max_draws", 0, "policies.bright.max_draws", "greater than or equal"),
+        ("policies.bright.threshold", 1.0, "policies.bright.threshold", "less than 1"),
+        ("policies.bright.num_inference_steps", [], "policies.bright", "at least 1 item"),
+        ("policies.bright.num_inference_steps", [0], "policies.bright", "greater than or equal"),
+        ("policies.bright.guide_interval", [500, 500], "policies.bright", "guide_interval"),
+        ("policies.none.censor_scale", 1.0, "policies.none", "need a reward"),
+        ("policies.none.max_draws", 2, "policies.none", "needs a reward"),
+        ("policies.Bad Name", {"model": "tiny"}, "policies", "match pattern"),
+        ("models.tiny.backbone.device", "gpu", "models.tiny.backbone.device", "match pattern"),
+        ("models.tiny.backbone.runtime", "jax", "models.tiny.backbone.runtime", "'onnx' or"),
+        ("auth.keys.0.secret_env", "sk-secret-value", "auth.keys.0.secret_env", "match pattern"),
+        ("auth.keys.0.scopes", ["root"], "auth.keys.0.scopes", "'generate', 'scores'"),
+        ("auth.keys", [KEY, KEY], "auth", "names must differ"),
+        ("auth.anonymous_scopes", ["admin"], "auth", "must not hold admin"),
+        ("auth", {"anonymous": False}, "auth", "nobody could call"),
+        ("limits.deadline_s", 601, "limits", "must not exceed max_deadline_s"),
+    ],
+)
+def test_a_value_out_of_range_stops_with_its_path(
+    path: str, value: Any, where: str, reason: str
+) -> None:
+    faults = _faults(_with(path, value))
+    assert any(fault.startswith(where) and reason in fault for fault in faults), faults
+
+
+def test_the_configuration_cannot_be_changed_afterwards() -> None:
+    loaded = Settings.model_validate(settings("tiny"))
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(loaded.policies["bright"], "threshold", 0.0)  # noqa: B010
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.3.2.1"])
+def test_anonymous_access_is_fine_on_loopback(host: str) -> None:
+    check_bind(Settings.model_validate(settings("tiny", ingress_metrics=True)), host)
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "example.com", "", None])
+def test_anonymous_access_is_refused_anywhere_else(host: str | None) -> None:
+    with pytest.raises(ConfigError, match=r"auth\.anonymous: refused"):
+        check_bind(Settings.model_validate(settings("tiny")), host)
+    keyed = settings("tiny", auth={"keys": [KEY]})
+    check_bind(Settings.model_validate(keyed), host)
+    with pytest.raises(ConfigError, match="ingress_metrics: refused"):
+        check_bind(Settings.model_validate(keyed | {"ingress_metrics": True}), host)
+
+
+def _auth(*names: str) -> AuthSettings:
+    keys = [{"name": name, "secret_env": f"{name.upper()}_KEY", "scopes": ["generate"]}
+            for name in names]  # fmt: skip
+    return AuthSettings.model_validate({"keys": keys})
+
+
+def test_secrets_come_from_the_environment() -> None:
+    environment = {"OPS_KEY": "x" * 16, "WEB_KEY": "y" * 40}
+    found = secrets(_auth("ops", "web"), environment)
+    assert {secret: key.name for secret, key in found.items()} == {"x" * 16: "ops", "y" * 40: "web"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "complaint"),
+    [
+        ({"OPS_KEY": "x" * 16}, r"auth\.keys\.1: environment variable WEB_KEY"),
+        ({"OPS_KEY": "x" * 16, "WEB_KEY": ""}, r"auth\.keys\.1: .*16 characters"),
+        ({"OPS_KEY": "x" * 16, "WEB_KEY": "hunter2" * 2}, r"auth\.keys\.1: .*16 characters"),
+        ({"OPS_KEY": "x" * 16, "WEB_KEY": "x" * 16}, r"auth\.keys\.1: WEB_KEY repeats"),
+    ],
+    ids=["missing", "empty", "short", "duplicate"],
+)
+def test_a_secret_that_is_missing_short_or_duplicate_stops_the_start(
+    environment: dict[str, str], complaint: str
+) -> None:
+    with pytest.raises(ConfigError, match=complaint) as refusal:
+        secrets(_auth("ops", "web"), environment)
+    # The fault is shown and logged: it names the variable and never what it holds.
+    assert "hunter2" not in str(refusal.value)
+    assert "xxxx" not in str(refusal.value)

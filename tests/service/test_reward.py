@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from service.errors import CensorUnavailable
+from service.reward import Judges
+
+SHAPE = (2, 3, 1)
+
+
+class Mean:
+    """A judge whose reward is the mean grey level."""
+
+    def score(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+        return np.asarray(pixels.mean(axis=(1, 2, 3)) / 255, dtype=np.float64)
+
+
+class Always:
+    """A judge that always says the same."""
+
+    def __init__(self, answer: float) -> None:
+        self.answer = answer
+
+    def score(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+        return np.full(len(pixels), self.answer)
+
+
+def _grey(level: int) -> NDArray[np.uint8]:
+    return np.full(SHAPE, level, dtype=np.uint8)
+
+
+def test_scores_come_in_the_order_of_the_images() -> None:
+    judges = Judges({"mean": Mean(), "half": Always(0.5)}, SHAPE)
+    assert judges.score("mean", [_grey(255), _grey(0), _grey(51)]) == [1.0, 0.0, 0.2]
+    assert judges.score("half", [_grey(255)]) == [0.5]
+    judges.canary()
+
+
+def test_a_judge_that_is_not_loaded_is_no_judge() -> None:
+    with pytest.raises(CensorUnavailable, match="sha256:other is not loaded"):
+        Judges({"mean": Mean()}, SHAPE).score("sha256:other", [_grey(1)])
+
+
+def test_an_image_of_another_shape_is_refused() -> None:
+    with pytest.raises(CensorUnavailable, match="shape"):
+        Judges({"mean": Mean()}, SHAPE).score("mean", [_grey(1), np.zeros((3, 2, 1), np.uint8)])
+
+
+@pytest.mark.parametrize("answer", [math.nan, -0.5, 1.5, math.inf])
+def test_a_judge_with_an_unusable_canary_is_not_ready(answer: float) -> None:
+    with pytest.raises(CensorUnavailable, match="canary"):
+        Judges({"mean": Mean(), "bad": Always(answer)}, SHAPE).canary()
+
+
+def test_nan_reaches_the_verdict_as_nan() -> None:
+    assert math.isnan(Judges({"bad": Always(math.nan)}, SHAPE).score("bad", [_grey(0)])[0])

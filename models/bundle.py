@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from models.method import Method
+
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 ALLOWED_SUFFIXES = frozenset({".safetensors", ".onnx", ".json", ".png", ".md"})
@@ -67,6 +69,8 @@ class Reward(_Part):
     guide: str
     clean_guide: str
     judge: str
+    distilled_guide: str | None = None
+    probe: str | None = None
     guide_labels: Labels
     judge_labels: Labels
     training: dict[str, Any]
@@ -83,21 +87,23 @@ class Sampling(_Part):
     schedule: str
     dtype: str
     guide: str | None
+    clean_guide: str | None
+    probe: str | None
     judge: str
-    censor_scale: float
-    guide_interval: tuple[int, int]
-    num_inference_steps: int
-    eta: float
+    method: Method
 
 
 class Calibration(_Part):
     """A threshold and the evidence for it: fresh draws under `sampling`, labelled by `annotator`.
 
     `malign_delivered` of `delivered` labelled draws passed the threshold; `upper_bound` is the
-    Clopper–Pearson bound on the malign rate of what is delivered.
+    Clopper–Pearson bound on the malign rate of what is delivered. `probe_thresholds` belong to the
+    method's probes, and `probes_lost` is the share of benign draws that they abandoned.
     """
 
     sampling: Sampling
+    probe_thresholds: tuple[float, ...] = ()
+    probes_lost: float = 0.0
     threshold: float = Field(gt=0, lt=1)
     target: float
     confidence: float

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from models.method import Guidance, Method, SamplerName, Spacing
 
 Scope = Literal["generate", "scores", "label", "approve", "admin"]
 Name = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9._-]{0,63}$")]
@@ -37,13 +40,18 @@ class Replicas(_Part):
 
 
 class BackboneSettings(_Part):
-    """The denoiser's runtime. `threads` is per replica; `max_batch` is the number of slots."""
+    """The denoiser's runtime. `threads` is per replica; `max_batch` is the number of slots.
+
+    `forward_guidance` loads what policies with `guidance: forward` need beside it: the denoiser in
+    torch, for gradients through it.
+    """
 
     runtime: Literal["onnx", "torch"] = "onnx"
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"] | None = None
     threads: int = Field(1, ge=1)
+    forward_guidance: bool = False
     max_batch: int = Field(16, ge=1, le=1024)
     max_waiting: int = Field(256, ge=1)
     # The engine itself refuses what would wait too long; Serve must not hide it in a queue.
@@ -78,9 +86,11 @@ class PolicySettings(_Part):
     """How requests under this policy are censored.
 
     `reward` names a reward of the model's bundle; without one the policy censors nothing and only
-    the admin scope may use it. `censor_scale` above 0 adds guidance where the timestep lies in
-    `guide_interval`. `num_inference_steps` lists what callers may ask for, the default first.
-    `threshold` overrides the bundle's calibration, in words that an auditor will see.
+    the admin scope may use it. `censor_scale` above 0 steers, by the gradient that `guidance`
+    names, where the timestep lies in `guide_interval`; there `recurrences` and `backward_steps`
+    apply too. `probes` are the shares of the steps after which hopeless draws are stopped.
+    `num_inference_steps` lists what callers may ask for, the default first. `threshold` overrides
+    the bundle's calibration, in words that an auditor will see.
     """
 
     model: Name
@@ -92,14 +102,42 @@ class PolicySettings(_Part):
     max_draws: int = Field(1, ge=1, le=1000)
     num_inference_steps: list[Annotated[int, Field(ge=1, le=1000)]] = Field([50], min_length=1)
     eta: float = Field(0.0, ge=0, le=1)
+    sampler: SamplerName = "ddim"
+    timestep_spacing: Spacing | None = None
+    guidance: Guidance = "time"
+    recurrences: int = Field(1, ge=1, le=16)
+    backward_steps: int = Field(0, ge=0, le=100)
+    backward_rate: float = Field(0.001, gt=0, le=1)
+    probes: list[Annotated[float, Field(gt=0, lt=1)]] = []
+    speculative_draws: int = Field(1, ge=1, le=16)
+
+    def method(self, num_inference_steps: int) -> Method:
+        """How draws of this policy are made with so many steps."""
+        shared = {field.name for field in fields(Method)} - {"num_inference_steps", "probes"}
+        return Method(
+            num_inference_steps=num_inference_steps,
+            probes=tuple(self.probes),
+            **{name: getattr(self, name) for name in shared},
+        )
 
     @model_validator(mode="after")
     def _consistent(self) -> PolicySettings:
         low, high = self.guide_interval
         if not 0 <= low < high <= 1000:
             raise ValueError("guide_interval must be [low, high) with 0 <= low < high <= 1000")
-        if self.reward is None and (self.censor_scale > 0 or self.threshold is not None):
-            raise ValueError("censor_scale and threshold need a reward")
+        for name in ("censor_scale", "threshold", "backward_steps", "probes"):
+            if self.reward is None and getattr(self, name):
+                raise ValueError(f"{name} needs a reward")
+        if self.recurrences > 1 and not self.censor_scale and not self.backward_steps:
+            raise ValueError("recurrences above 1 need censor_scale or backward_steps")
+        if self.sampler != "ddim" and self.eta:
+            raise ValueError("eta belongs to sampler: ddim")
+        if sorted(set(self.probes)) != self.probes:
+            raise ValueError("probes must rise")
+        if self.speculative_draws > self.max_draws:
+            raise ValueError("speculative_draws must not exceed max_draws")
+        if self.probes and self.threshold is not None:
+            raise ValueError("threshold stands in for a calibration, which probes need")
         if self.reward is None and self.max_draws > 1:
             raise ValueError("max_draws above 1 needs a reward: nothing is ever rejected")
         return self

@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from models.bundle import Bundle, Sampling
+from models.bundle import Bundle, Reward, Sampling
 from service.config import ConfigError, PolicySettings, Settings
 from service.errors import InvalidValue
 from service.ports import SamplingPlan
+
+
+GUIDES = {"time": "guide", "distilled": "distilled_guide", "forward": "clean_guide"}
+"""Which network of a reward each kind of guidance takes its gradient from."""
+
+
+@dataclass(frozen=True)
+class Operating:
+    """Where a policy stands at one step count: its thresholds, and the share of draws accepted."""
+
+    threshold: float
+    probe_thresholds: tuple[float, ...] = ()
+    acceptance: float = 1.0
+
+
+NOT_CENSORED = Operating(threshold=0.0)
+"""Without a judge nothing is compared with a threshold, and every draw is accepted."""
 
 
 @dataclass(frozen=True)
 class Policy:
     """A policy with its weights pinned by hash.
 
-    `thresholds` maps num_inference_steps to the threshold calibrated for it; empty when the policy
-    has no judge.
+    `operating` maps num_inference_steps to what was calibrated for it; empty when the policy has
+    no judge.
     """
 
     name: str
@@ -25,8 +42,10 @@ class Policy:
     schedule: str
     dtype: str
     guide: str | None
+    clean_guide: str | None
+    probe: str | None
     judge: str | None
-    thresholds: Mapping[int, float]
+    operating: Mapping[int, Operating]
     question: str | None
 
     @property
@@ -42,11 +61,10 @@ class Policy:
             schedule=self.schedule,
             dtype=self.dtype,
             guide=self.guide,
+            clean_guide=self.clean_guide,
+            probe=self.probe,
             judge=self.judge,
-            censor_scale=self.settings.censor_scale,
-            guide_interval=self.settings.guide_interval,
-            num_inference_steps=num_inference_steps,
-            eta=self.settings.eta,
+            method=self.settings.method(num_inference_steps),
         )
 
 
@@ -90,13 +108,17 @@ def pin(
             backbone=bundle.denoiser_sha256(denoiser.runtime),
             schedule=bundle.schedule_sha256,
             dtype=denoiser.dtype,
-            guide=bundle.sha256(reward.guide) if reward and spec.censor_scale > 0 else None,
-            judge=bundle.sha256(reward.judge) if reward else None,
-            thresholds={},
+            **_weights(name, spec, bundle, reward),
+            operating={},
             question=reward.question if reward else None,
         )
-        thresholds = _thresholds(uncalibrated, bundle) if calibrated else {}
-        policies[name] = Policy(**(vars(uncalibrated) | {"thresholds": thresholds}))
+        if spec.guidance == "forward" and uncalibrated.guide and not denoiser.forward_guidance:
+            raise ConfigError(
+                f"policies.{name}.guidance: forward needs "
+                f"models.{spec.model}.backbone.forward_guidance: true"
+            )
+        operating = _operating(uncalibrated, bundle) if calibrated else {}
+        policies[name] = replace(uncalibrated, operating=operating)
     return policies
 
 
@@ -120,31 +142,31 @@ def resolve(policy: Policy, overrides: Overrides, seed: int, admin: bool) -> Sam
             f"is {max_draws}, policy {policy.name!r} allows at most {spec.max_draws}",
             "censor.max_draws",
         )
+    here = policy.operating.get(steps, NOT_CENSORED)
     return SamplingPlan(
         model=spec.model,
         policy=policy.name,
         policy_version=spec.version,
         backbone=policy.backbone,
         guide=policy.guide,
+        clean_guide=policy.clean_guide,
+        probe=policy.probe,
         judge=policy.judge,
-        censor_scale=spec.censor_scale,
-        guide_interval=spec.guide_interval,
-        threshold=_threshold(policy, overrides.threshold, steps, admin),
+        method=spec.method(steps),
+        probe_thresholds=here.probe_thresholds,
+        threshold=_threshold(policy, overrides.threshold, here.threshold, admin),
         max_draws=max_draws,
-        num_inference_steps=steps,
-        eta=spec.eta,
+        speculative_draws=min(spec.speculative_draws, max_draws),
+        acceptance=here.acceptance,
         seed=seed,
     )
 
 
-def _threshold(
-    policy: Policy, wanted: float | None, num_inference_steps: int, admin: bool
-) -> float | None:
+def _threshold(policy: Policy, wanted: float | None, least: float, admin: bool) -> float | None:
     if not policy.censors:
         if wanted is not None:
             raise InvalidValue(f"policy {policy.name!r} has no judge", "censor.threshold")
         return None
-    least = policy.thresholds[num_inference_steps]
     if wanted is None:
         return least
     if wanted < least and not admin:
@@ -155,16 +177,42 @@ def _threshold(
     return wanted
 
 
-def _thresholds(policy: Policy, bundle: Bundle) -> dict[int, float]:
+def _weights(
+    name: str, spec: PolicySettings, bundle: Bundle, reward: Reward | None
+) -> dict[str, str | None]:
+    """The sha256 name of each network of the reward that this policy uses."""
+
+    def sha256(part: str, wanted: bool) -> str | None:
+        if reward is None or not wanted:
+            return None
+        file: str | None = getattr(reward, part)
+        if file is None:
+            raise ConfigError(
+                f"policies.{name}: bundle {bundle.manifest.name!r} has no {part} for reward "
+                f"{spec.reward!r}: make it with `winnow train distill`"
+            )
+        return bundle.sha256(file)
+
+    return {
+        "guide": sha256(GUIDES[spec.guidance], spec.censor_scale > 0),
+        "clean_guide": sha256("clean_guide", spec.backward_steps > 0),
+        "probe": sha256("probe", bool(spec.probes)),
+        "judge": sha256("judge", True),
+    }
+
+
+def _operating(policy: Policy, bundle: Bundle) -> dict[int, Operating]:
     if not policy.censors:
         return {}
     spec = policy.settings
     if spec.threshold is not None:
-        return dict.fromkeys(spec.num_inference_steps, spec.threshold)
+        return dict.fromkeys(spec.num_inference_steps, Operating(spec.threshold))
     found = {
-        entry.sampling.num_inference_steps: entry.threshold
+        entry.sampling.method.num_inference_steps: Operating(
+            entry.threshold, entry.probe_thresholds, entry.delivered / entry.labelled
+        )
         for entry in bundle.manifest.calibrations.get(policy.name, [])
-        if entry.sampling == policy.sampling(entry.sampling.num_inference_steps)
+        if entry.sampling == policy.sampling(entry.sampling.method.num_inference_steps)
     }
     for steps in spec.num_inference_steps:
         if steps not in found:

@@ -14,6 +14,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from models.method import Method
+
 Pixels = NDArray[np.uint8]
 """One image, [H, W, C] in 0..255: the very bytes that are judged are the ones delivered."""
 
@@ -22,9 +24,12 @@ Pixels = NDArray[np.uint8]
 class SamplingPlan:
     """How every draw of a request is made and judged. One shape for every method.
 
-    `backbone`, `guide` and `judge` are sha256 names. Without a guide, `censor_scale` is 0; without
-    a judge, the policy does not censor. `guide_interval` is [low, high) in timesteps. An image is
-    benign when its score reaches `threshold`. `max_draws` is per image.
+    `backbone`, `guide`, `clean_guide`, `probe` and `judge` are sha256 names: what draws, what
+    steers, what backward guidance climbs, what stops hopeless draws, and what decides. Without a
+    judge, the policy does not censor. An image is benign when its score reaches `threshold`; a
+    draw is abandoned when a probe's score falls below its threshold. `max_draws` is per image, and
+    `speculative_draws` of them may run at once. `acceptance` is the share of draws that the judge
+    accepted when the policy was calibrated.
     """
 
     model: str
@@ -32,13 +37,15 @@ class SamplingPlan:
     policy_version: int
     backbone: str
     guide: str | None
+    clean_guide: str | None
+    probe: str | None
     judge: str | None
-    censor_scale: float
-    guide_interval: tuple[int, int]
+    method: Method
+    probe_thresholds: tuple[float, ...]
     threshold: float | None
     max_draws: int
-    num_inference_steps: int
-    eta: float
+    speculative_draws: int
+    acceptance: float
     seed: int
 
 
@@ -57,13 +64,19 @@ class DrawKey:
 
 @dataclass(frozen=True)
 class DrawResult:
-    """A finished trajectory. `pixels` is None when the backbone made NaN or infinity."""
+    """A trajectory that has ended.
+
+    `pixels` is None when a probe abandoned the draw, or the backbone made NaN or infinity.
+    `probe_scores` are the scores of the probes that looked, in [0, 1].
+    """
 
     key: DrawKey
     pixels: Pixels | None
     nfe: int
     queue_s: float
     denoise_s: float
+    abandoned: bool = False
+    probe_scores: tuple[float, ...] = ()
 
 
 class Verdict(Enum):
@@ -74,6 +87,17 @@ class Verdict(Enum):
     ABANDONED = "abandoned"
     CANCELLED = "cancelled"
     FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One draw as a decision record keeps it; `score` is the judge's, where it looked."""
+
+    key: DrawKey
+    verdict: Verdict
+    score: float | None
+    probe_scores: tuple[float, ...]
+    nfe: int
 
 
 class FinishReason(Enum):
@@ -90,11 +114,11 @@ class Drawer(Protocol):
     """A backbone, seen from the router."""
 
     def draw(
-        self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float
+        self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float, tenant: str = ""
     ) -> AsyncGenerator[list[DrawResult], None]:
         """Make these draws; yields each group as it finishes, in any order.
 
-        Raises BackendUnavailable or Overloaded. Closing the iterator frees the slots.
+        `tenant` is whose turn it is that the draws use up: the name of the caller's key. Raises BackendUnavailable or Overloaded. Closing the iterator frees the slots.
         """
         ...
 

@@ -15,6 +15,8 @@ def decide(plan: SamplingPlan, result: DrawResult, score: float | None) -> Verdi
     no image. Raises CensorUnavailable when a judge is named and its score is missing, NaN or out
     of range.
     """
+    if result.abandoned:
+        return Verdict.ABANDONED
     if result.pixels is None:
         return Verdict.FAILED
     if plan.judge is None:

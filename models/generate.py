@@ -17,8 +17,9 @@ from torch import Tensor
 from models import noise
 from models.backbones.runtime import Denoiser
 from models.codec import Codec
+from models.method import Method
 from models.parameterization import to_x0_eps
-from models.samplers import Trajectory, ddim, ddim_step
+from models.samplers import Trajectory, linear_step, trajectory
 from models.schedule import NoiseSchedule
 
 
@@ -43,32 +44,42 @@ class Generator:
 
         `on_images` hears how many more are done. Raises ValueError if the backbone makes NaN.
         """
-        trajectory = ddim(self.schedule, self.num_inference_steps, self.eta)
+        lines = trajectory(self.schedule, Method(self.num_inference_steps, self.eta))
         parts = []
         for start in range(0, len(seeds), batch_size):
             batch = seeds[start : start + batch_size]
-            pixels, finite = self.codec.to_uint8(self._batch(batch, trajectory))
+            pixels, finite = self.codec.to_uint8(self._batch(batch, lines))
             if not finite.all():
                 raise ValueError(f"the backbone made NaN for seeds {batch[0]} to {batch[-1]}")
             parts.append(pixels)
             on_images(len(batch))
         return np.concatenate(parts)
 
-    def _batch(self, seeds: Sequence[int], trajectory: Trajectory) -> Tensor:
+    def _batch(self, seeds: Sequence[int], lines: Trajectory) -> Tensor:
         x_t = self._noise(seeds, noise.Purpose.INITIAL, self.shape)
-        steps = self._step_noise(seeds, len(trajectory))
-        for i in range(len(trajectory)):
-            timestep = torch.full((len(seeds),), int(trajectory.timesteps[i]), dtype=torch.int64)
-            alpha_bar = torch.tensor(trajectory.alpha_bar[i], dtype=torch.float32)
+        steps = self._step_noise(seeds, len(lines))
+        for i in range(len(lines)):
+            timestep = torch.full((len(seeds),), int(lines.timesteps[i]), dtype=torch.int64)
+
+            def number(column: NDArray[np.float64], i: int = i) -> Tensor:
+                return torch.tensor(column[i], dtype=torch.float32)
+
             output = self.denoiser(x_t, timestep)
-            x_0, eps = to_x0_eps(output, x_t, alpha_bar, self.schedule.prediction_type)
+            x_0, eps = to_x0_eps(
+                output, x_t, number(lines.alpha_bar), self.schedule.prediction_type
+            )
             if self.schedule.clip_sample_range is not None:
                 x_0 = x_0.clamp(-self.schedule.clip_sample_range, self.schedule.clip_sample_range)
-            sigma = torch.tensor(trajectory.sigma[i], dtype=torch.float32)
-            alpha_bar_prev = torch.tensor(trajectory.alpha_bar_prev[i], dtype=torch.float32)
-            x_t = ddim_step(x_0, eps, alpha_bar_prev, sigma)
+            # Plain DDIM looks at no x̂_0 of the past.
+            coefficients = (
+                number(lines.x_t),
+                number(lines.x_0),
+                number(lines.eps),
+                torch.zeros(()),
+            )
+            x_t = linear_step(coefficients, x_t, x_0, eps, x_0)
             if steps is not None:
-                x_t = x_t + sigma * steps[:, i]
+                x_t = x_t + number(lines.sigma) * steps[:, i]
         return x_t
 
     def _noise(

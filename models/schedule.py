@@ -13,10 +13,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from numpy.typing import NDArray
 
+from models.method import SamplerName, Spacing
 from models.parameterization import PREDICTION_TYPES, PredictionType
+
+SCHEDULERS: dict[SamplerName, Any] = {
+    "ddim": DDIMScheduler,
+    "dpmsolver++": DPMSolverMultistepScheduler,
+}
 
 
 @dataclass(frozen=True)
@@ -65,9 +71,19 @@ class NoiseSchedule:
         """T, the number of timesteps the backbone was trained on."""
         return len(self.alphas_cumprod)
 
-    def timesteps(self, num_inference_steps: int) -> NDArray[np.int64]:
-        """[num_inference_steps] falling timesteps, spaced as the config's `timestep_spacing`."""
-        scheduler = DDIMScheduler.from_config(dict(self.config))
+    def timesteps(
+        self,
+        num_inference_steps: int,
+        sampler: SamplerName = "ddim",
+        spacing: Spacing | None = None,
+    ) -> NDArray[np.int64]:
+        """Falling timesteps as diffusers' scheduler for this sampler spaces them.
+
+        [num_inference_steps], or fewer where its rounding makes two equal. `spacing` None means
+        the config's `timestep_spacing`.
+        """
+        config = dict(self.config) | ({} if spacing is None else {"timestep_spacing": spacing})
+        scheduler = SCHEDULERS[sampler].from_config(config)
         scheduler.set_timesteps(num_inference_steps)
         return cast(NDArray[np.int64], scheduler.timesteps.numpy().astype(np.int64))
 

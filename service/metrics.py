@@ -133,6 +133,7 @@ class BackboneMetrics:
             registry=self.registry,
         )
         self._plain, self._guided = nfe.labels(model, "plain"), nfe.labels(model, "guided")
+        self._gradient = nfe.labels(model, "gradient")
         self._occupancy = Histogram(
             "winnow_batch_occupancy",
             "Share of the slots in use at each tick.",
@@ -155,10 +156,11 @@ class BackboneMetrics:
         ).labels(model)
         self._max_batch = max_batch
 
-    def tick(self, rows: int, guided: int, waiting: int, seconds: float) -> None:
+    def tick(self, rows: int, guided: int, extra_nfe: int, waiting: int, seconds: float) -> None:
         """Count one tick."""
         self._plain.inc(rows - guided)
         self._guided.inc(guided)
+        self._gradient.inc(extra_nfe)
         self._occupancy.observe(rows / self._max_batch)
         self._step.observe(seconds)
         self.load(rows, waiting)

@@ -10,7 +10,6 @@ from service.config import ConfigError, PolicySettings, Settings
 from service.errors import InvalidValue
 from service.ports import SamplingPlan
 
-
 GUIDES = {"time": "guide", "distilled": "distilled_guide", "forward": "clean_guide"}
 """Which network of a reward each kind of guidance takes its gradient from."""
 

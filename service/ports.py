@@ -118,7 +118,8 @@ class Drawer(Protocol):
     ) -> AsyncGenerator[list[DrawResult], None]:
         """Make these draws; yields each group as it finishes, in any order.
 
-        `tenant` is whose turn it is that the draws use up: the name of the caller's key. Raises BackendUnavailable or Overloaded. Closing the iterator frees the slots.
+        `tenant` is whose turn the draws use up: the name of the caller's key. Raises
+        BackendUnavailable or Overloaded. Closing the iterator frees the slots.
         """
         ...
 

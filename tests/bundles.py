@@ -18,6 +18,7 @@ from models.bundle import (
     hash_files,
     write_manifest,
 )
+from models.method import Method
 
 HEIGHT, WIDTH = 4, 6
 THRESHOLD = {50: 0.5, 20: 0.6}
@@ -49,11 +50,10 @@ def write_bundle(folder: Path, model: str = "tiny") -> Path:
                 schedule=hashes[f"backbone/{SCHEDULER}"],
                 dtype="float32",
                 guide=None,
+                clean_guide=None,
+                probe=None,
                 judge=hashes[_FILES[4]],
-                censor_scale=0.0,
-                guide_interval=(0, 1000),
-                num_inference_steps=steps,
-                eta=0.0,
+                method=Method(num_inference_steps=steps),
             ),
             threshold=threshold,
             target=0.01,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,22 +10,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.codec import Codec
-from models.guidance import Guide
+from models.guidance import CleanReward, Guide
 from models.parameterization import PredictionType
 from models.schedule import NoiseSchedule
 from service.engine.batch import Batch
 from service.engine.engine import Engine
-from service.engine.runner import Denoiser, Runner
+from service.engine.runner import Denoiser, Probe, Runner
 from service.engine.scheduler import Draw, Ticket
 from service.ports import DrawKey, DrawResult, SamplingPlan
-from tests.plans import FREE
+from tests.plans import FREE, vary
 
 FOREVER = float("inf")
 
 
 def make_plan(**changes: Any) -> SamplingPlan:
     """A plan of 4 steps that censors nothing, with some fields changed."""
-    return replace(FREE, **({"num_inference_steps": 4, "seed": 0} | changes))
+    return vary(FREE, **({"num_inference_steps": 4, "seed": 0} | changes))
 
 
 def make_schedule(prediction_type: PredictionType = "epsilon", **config: Any) -> NoiseSchedule:
@@ -66,10 +65,12 @@ def make_engine(
     max_batch: int = 8,
     codec: Codec | None = None,
     backbone: str = FREE.backbone,
+    clean_guides: Mapping[str, CleanReward] | None = None,
+    probes: Mapping[str, Probe] | None = None,
 ) -> Engine:
     """An engine over x_t of `shape`."""
     return Engine(
-        Runner(backbone, denoiser, schedule, guides or {}),
+        Runner(backbone, denoiser, schedule, guides or {}, clean_guides, probes),
         Batch(schedule, shape, max_batch, "cpu"),
         codec or Lossless(),
         max_batch,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
+from models.method import Method
 from service.ports import SamplingPlan
 
 JUDGED = SamplingPlan(
@@ -12,13 +14,24 @@ JUDGED = SamplingPlan(
     policy_version=1,
     backbone="sha256:backbone",
     guide=None,
+    clean_guide=None,
+    probe=None,
     judge="sha256:judge",
-    censor_scale=0.0,
-    guide_interval=(0, 1000),
+    method=Method(num_inference_steps=10),
+    probe_thresholds=(),
     threshold=0.5,
     max_draws=4,
-    num_inference_steps=10,
-    eta=0.0,
+    speculative_draws=1,
+    acceptance=1.0,
     seed=40,
 )
 FREE = replace(JUDGED, policy="none", judge=None, threshold=None, max_draws=1)
+
+_METHOD = {field.name for field in fields(Method)}
+
+
+def vary(plan: SamplingPlan, **changes: Any) -> SamplingPlan:
+    """A plan with some fields changed, its own or its method's."""
+    method = {name: value for name, value in changes.items() if name in _METHOD}
+    rest = {name: value for name, value in changes.items() if name not in _METHOD}
+    return replace(plan, method=replace(plan.method, **method), **rest)

@@ -84,5 +84,7 @@ def _policy(context: Context, policy: Policy, caller: Caller) -> dict[str, Any]:
         "eta": spec.eta,
     }
     if caller.has("scores"):
-        described["thresholds"] = {str(k): v for k, v in policy.thresholds.items()}
+        described["thresholds"] = {
+            str(steps): here.threshold for steps, here in policy.operating.items()
+        }
     return described

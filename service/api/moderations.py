@@ -53,7 +53,7 @@ def routes(context: Context) -> APIRouter:
             )
         scores = [usable(score) for score in scored]
         # An image does not say how many steps made it: the strictest threshold decides.
-        threshold = max(policy.thresholds.values())
+        threshold = max(here.threshold for here in policy.operating.values())
         return {
             "id": f"modr_{request.state.request_id}",
             "model": policy.name,

@@ -7,19 +7,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.method import Method
 from models.noise import Purpose, normal
-from models.samplers import Trajectory, ddim
 from models.schedule import NoiseSchedule
-from service.engine.scheduler import Draw
+from service.engine.program import Program, compile_method
+from service.ports import DrawKey, SamplingPlan
 
-ALPHA_BAR, ALPHA_BAR_PREV, SIGMA, CENSOR_SCALE = range(4)
+COLUMNS = 10
+NONE = -1
 
 
 class Batch:
     """State of up to `max_batch` draws whose x_t has `shape` (C, H, W).
 
-    `x_t` float32 [S, C, H, W] on `device`; `step` int64 [S] counts finished steps; `timesteps`
-    int64 [S, T] and `coefficients` float32 [S, T, 4] hold each draw's whole trajectory.
+    `x_t` and `history`, the x̂_0 of the line before, are float32 [S, C, H, W] on `device`. `line`
+    int64 [S] counts finished lines of `length`; `nfe` int64 [S] what they cost. `timesteps` int64
+    [S, N] and `lines` float32 [S, N, 10] hold each draw's program. `guide`, `clean_guide` and
+    `probe` int64 [S] are places in the runner's lists, or NONE. `probe_scores` and
+    `probe_thresholds` are float64 [S, P], a score NaN until its probe has looked.
     """
 
     def __init__(
@@ -28,71 +33,88 @@ class Batch:
         self.shape = shape
         self.device = torch.device(device)
         self._schedule = schedule
-        self._trajectories: dict[tuple[int, float], Trajectory] = {}
+        self._programs: dict[Method, Program] = {}
         self.x_t = torch.zeros(max_batch, *shape, device=self.device)
-        self.step = np.zeros(max_batch, dtype=np.int64)
+        self.history = torch.zeros_like(self.x_t)
+        self.remembers = np.zeros(max_batch, dtype=np.bool_)
+        self.line = np.zeros(max_batch, dtype=np.int64)
         self.length = np.zeros(max_batch, dtype=np.int64)
-        self._columns = 0
+        self.nfe = np.zeros(max_batch, dtype=np.int64)
+        self.guide, self.clean_guide, self.probe = (
+            np.full(max_batch, NONE, dtype=np.int64) for _ in range(3)
+        )
         self.timesteps = np.zeros((max_batch, 0), dtype=np.int64)
-        self.coefficients = np.zeros((max_batch, 0, 4), dtype=np.float32)
-        self._noise: list[Tensor | None] = [None] * max_batch
+        self.lines = np.zeros((max_batch, 0, COLUMNS), dtype=np.float32)
+        self.probe_thresholds = np.zeros((max_batch, 0))
+        self.probe_scores = np.zeros((max_batch, 0))
+        self._noise = torch.zeros(max_batch, 0, *shape, device=self.device)
 
-    def put(self, row: int, draw: Draw) -> None:
-        """Start a draw in a row: its noise from its seed, its trajectory from its plan."""
-        plan, key = draw.plan, draw.key
-        trajectory = self.trajectory(plan.num_inference_steps, plan.eta)
-        length = len(trajectory)
-        self._widen(length)
-        self.step[row], self.length[row] = 0, length
-        self.timesteps[row, :length] = trajectory.timesteps
-        lines = self.coefficients[row, :length]
-        lines[:, ALPHA_BAR] = trajectory.alpha_bar
-        lines[:, ALPHA_BAR_PREV] = trajectory.alpha_bar_prev
-        lines[:, SIGMA] = trajectory.sigma
-        low, high = plan.guide_interval
-        guided = (trajectory.timesteps >= low) & (trajectory.timesteps < high)
-        lines[:, CENSOR_SCALE] = np.where(guided, plan.censor_scale, 0.0)
+    def put(
+        self, row: int, plan: SamplingPlan, key: DrawKey, networks: tuple[int, int, int]
+    ) -> None:
+        """Start a draw in a row: its noise from its key, its program from its plan's method.
+
+        `networks` are the places of its guide, clean guide and probe.
+        """
+        program = self.program(plan.method)
+        length, probes = len(program), len(plan.probe_thresholds)
+        self._widen(length, probes, length if program.noisy else 0)
+        self.line[row], self.length[row], self.nfe[row] = 0, length, 0
+        self.guide[row], self.clean_guide[row], self.probe[row] = networks
+        self.timesteps[row, :length] = program.timesteps
+        self.lines[row, :length] = program.lines
+        self.probe_thresholds[row, :probes] = plan.probe_thresholds
+        self.probe_scores[row] = np.nan
         initial = normal(key.seed, key.draw, Purpose.INITIAL, self.shape)
-        self.x_t[row] = torch.from_numpy(initial).to(self.device)
-        self._noise[row] = None
-        if plan.eta > 0:
+        self.x_t[row] = torch.from_numpy(initial)
+        # Not left as it was: 0 × NaN of the draw before would be NaN.
+        self.history[row] = 0
+        self.remembers[row] = program.remembers
+        if program.noisy:
             noise = normal(key.seed, key.draw, Purpose.STEP, (length, *self.shape))
-            self._noise[row] = torch.from_numpy(noise).to(self.device)
+            self._noise[row, :length] = torch.from_numpy(noise)
 
     def move(self, source: int, target: int) -> None:
         """Copy a row's state, so that running rows stay contiguous."""
         if source == target:
             return
-        self.x_t[target] = self.x_t[source]
-        for array in (self.step, self.length, self.timesteps, self.coefficients):
+        for array in (
+            self.remembers, self.line, self.length, self.nfe, self.guide, self.clean_guide,
+            self.probe, self.timesteps, self.lines, self.probe_thresholds, self.probe_scores,
+        ):  # fmt: skip
             array[target] = array[source]
-        self._noise[target] = self._noise[source]
+        for tensor in (self.x_t, self.history, self._noise):
+            tensor[target] = tensor[source]
 
-    def lines(self, rows: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """(timestep [rows], coefficients [rows, 4]) of the step that each row takes next."""
-        here = np.arange(rows), self.step[:rows]
-        return self.timesteps[here], self.coefficients[here]
+    def now(self, rows: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """(timestep [rows], line [rows, 10]) of the step that each row takes next."""
+        here = np.arange(rows), self.line[:rows]
+        return self.timesteps[here], self.lines[here]
 
     def step_noise(self, rows: NDArray[np.intp]) -> Tensor:
         """The noise of the next step for these rows, all of which have sigma > 0."""
-        drawn = []
-        for row in rows:
-            noise = self._noise[row]
-            assert noise is not None, "a row with sigma > 0 has noise"
-            drawn.append(noise[self.step[row]])
-        return torch.stack(drawn)
+        return self._noise[rows, self.line[rows]]
 
-    def trajectory(self, num_inference_steps: int, eta: float) -> Trajectory:
-        """The coefficients of a plan's steps. Raises ValueError when there are no such steps."""
-        key = (num_inference_steps, eta)
-        if key not in self._trajectories:
-            self._trajectories[key] = ddim(self._schedule, num_inference_steps, eta)
-        return self._trajectories[key]
+    def scores(self, row: int) -> tuple[float, ...]:
+        """What the probes that have looked at a row said."""
+        scores = self.probe_scores[row]
+        return tuple(scores[~np.isnan(scores)].tolist())
 
-    def _widen(self, columns: int) -> None:
-        if columns <= self._columns:
-            return
-        extra = columns - self._columns
-        self.timesteps = np.pad(self.timesteps, ((0, 0), (0, extra)))
-        self.coefficients = np.pad(self.coefficients, ((0, 0), (0, extra), (0, 0)))
-        self._columns = columns
+    def program(self, method: Method) -> Program:
+        """The program of a method. Raises ValueError when there is none."""
+        if method not in self._programs:
+            self._programs[method] = compile_method(self._schedule, method)
+        return self._programs[method]
+
+    def _widen(self, lines: int, probes: int, noise: int) -> None:
+        if (more := lines - self.timesteps.shape[1]) > 0:
+            self.timesteps = np.pad(self.timesteps, ((0, 0), (0, more)))
+            self.lines = np.pad(self.lines, ((0, 0), (0, more), (0, 0)))
+        if (more := probes - self.probe_scores.shape[1]) > 0:
+            self.probe_scores = np.pad(
+                self.probe_scores, ((0, 0), (0, more)), constant_values=np.nan
+            )
+            self.probe_thresholds = np.pad(self.probe_thresholds, ((0, 0), (0, more)))
+        if (more := noise - self._noise.shape[1]) > 0:
+            extra = torch.zeros(len(self._noise), more, *self.shape, device=self.device)
+            self._noise = torch.cat([self._noise, extra], dim=1)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.codec import Codec
-from service.engine.batch import Batch
+from models.method import Method
+from service.engine.batch import NONE, Batch
 from service.engine.runner import Runner
 from service.engine.scheduler import Draw, Scheduler, Ticket
 from service.errors import BackendUnavailable
@@ -21,8 +23,9 @@ WARM_UP_S = 300.0
 class Meter(Protocol):
     """What the engine reports about itself."""
 
-    def tick(self, rows: int, guided: int, waiting: int, seconds: float) -> None:
-        """One tick: rows denoised, rows guided, draws left waiting, and its duration."""
+    def tick(self, rows: int, guided: int, extra_nfe: int, waiting: int, seconds: float) -> None:
+        """One tick: rows denoised, rows guided, NFE that guides added, draws left waiting, and
+        its duration."""
         ...
 
 
@@ -47,15 +50,19 @@ class Engine:
         """Refuse draws that this replica cannot make. Raises BackendUnavailable."""
         for draw in draws:
             try:
-                self._batch.trajectory(draw.plan.num_inference_steps, draw.plan.eta)
+                self._batch.program(draw.plan.method)
             except ValueError as error:
                 raise BackendUnavailable(str(error)) from None
             if draw.plan.backbone != self._runner.backbone:
                 raise BackendUnavailable(
                     f"backbone {draw.plan.backbone} is not loaded on this replica"
                 )
-            if draw.plan.guide is not None and draw.plan.guide not in self._runner.guides:
-                raise BackendUnavailable(f"guide {draw.plan.guide} is not loaded on this replica")
+            self._networks(draw.plan)
+
+    def cost(self, plan: SamplingPlan) -> int:
+        """NFE of one whole draw of a plan that `check` has passed."""
+        program = self._batch.program(plan.method)
+        return self._runner.cost(plan.guide, len(program), program.guided)
 
     def warm_up(self) -> None:
         """Make one short draw of every guide, so that the first request pays for no set-up.
@@ -71,6 +78,8 @@ class Engine:
 
         ticket = Ticket(deliver, deadline=time.monotonic() + WARM_UP_S)
         plans = [canary_plan(guide) for guide in (None, *self._runner.guides)]
+        plans += [canary_plan(clean_guide=name) for name in self._runner.clean_guides]
+        plans += [canary_plan(probe=name) for name in self._runner.probes]
         self.scheduler.add([Draw(plan, DrawKey(0, 0, 0), ticket) for plan in plans])
         while not self.idle:
             self.tick()
@@ -85,11 +94,12 @@ class Engine:
         if not running:
             return
         rows = len(running)
-        guided = self._runner.advance(self._batch, [draw.plan.guide for draw in running])
-        self._postprocess(time.monotonic())
+        tick = self._runner.advance(self._batch, rows)
+        self._postprocess(tick.abandoned, time.monotonic())
         if self._meter:
             elapsed = time.monotonic() - now
-            self._meter.tick(rows, guided, len(self.scheduler.waiting), elapsed)
+            waiting = len(self.scheduler.waiting)
+            self._meter.tick(rows, tick.guided, tick.extra_nfe, waiting, elapsed)
 
     def fail(self, error: Exception) -> None:
         """Give every draw's caller this error and free all slots."""
@@ -106,11 +116,27 @@ class Engine:
         self.scheduler.drop_unwanted(now)
         first = len(self.scheduler.running)
         for offset, draw in enumerate(self.scheduler.admit(now)):
-            self._batch.put(first + offset, draw)
+            self._batch.put(first + offset, draw.plan, draw.key, self._networks(draw.plan))
 
-    def _postprocess(self, now: float) -> None:
+    def _networks(self, plan: SamplingPlan) -> tuple[int, int, int]:
+        """The places of a plan's guide, clean guide and probe. Raises BackendUnavailable."""
+        runner = self._runner
+        guide, clean_guide, probe = (
+            _place(known, name, what)
+            for known, name, what in (
+                (runner.guides, plan.guide, "guide"),
+                (runner.clean_guides, plan.clean_guide, "clean guide"),
+                (runner.probes, plan.probe, "probe"),
+            )
+        )
+        return guide, clean_guide, probe
+
+    def _postprocess(self, abandoned: NDArray[np.intp], now: float) -> None:
         rows = len(self.scheduler.running)
-        done = np.flatnonzero(self._batch.step[:rows] >= self._batch.length[:rows])
+        finished = self._batch.line[:rows] >= self._batch.length[:rows]
+        stopped = np.zeros(rows, dtype=np.bool_)
+        stopped[abandoned] = True
+        done = np.flatnonzero(finished | stopped)
         if not done.size:
             return
         pixels, finite = self._codec.to_uint8(self._batch.x_t[done])
@@ -119,10 +145,12 @@ class Engine:
             draw = self.scheduler.running[row]
             result = DrawResult(
                 key=draw.key,
-                pixels=pixels[position] if finite[position] else None,
-                nfe=int(self._batch.length[row]),
+                pixels=pixels[position] if finite[position] and not stopped[row] else None,
+                nfe=int(self._batch.nfe[row]),
                 queue_s=draw.started - draw.submitted,
                 denoise_s=now - draw.started,
+                abandoned=bool(stopped[row]),
+                probe_scores=self._batch.scores(int(row)),
             )
             results.setdefault(id(draw.ticket), (draw.ticket, []))[1].append(result)
         for row in done[::-1]:
@@ -134,20 +162,38 @@ class Engine:
         self._batch.move(self.scheduler.release(row), row)
 
 
-def canary_plan(guide: str | None) -> SamplingPlan:
-    """A plan of a few steps that exercises the denoiser, and a guide if one is named."""
+def _place(known: Mapping[str, object], name: str | None, what: str) -> int:
+    if name is None:
+        return NONE
+    try:
+        return list(known).index(name)
+    except ValueError:
+        raise BackendUnavailable(f"{what} {name} is not loaded on this replica") from None
+
+
+def canary_plan(
+    guide: str | None = None, clean_guide: str | None = None, probe: str | None = None
+) -> SamplingPlan:
+    """A plan of a few steps that exercises the denoiser, and the networks that are named."""
     return SamplingPlan(
         model="",
         policy="canary",
         policy_version=0,
         backbone="",
         guide=guide,
+        clean_guide=clean_guide,
+        probe=probe,
         judge=None,
-        censor_scale=0.0 if guide is None else 1.0,
-        guide_interval=(0, 1000),
+        method=Method(
+            num_inference_steps=2,
+            censor_scale=0.0 if guide is None else 1.0,
+            backward_steps=0 if clean_guide is None else 1,
+            probes=() if probe is None else (0.5,),
+        ),
+        probe_thresholds=() if probe is None else (0.0,),
         threshold=None,
         max_draws=1,
-        num_inference_steps=2,
-        eta=0.0,
+        speculative_draws=1,
+        acceptance=1.0,
         seed=0,
     )

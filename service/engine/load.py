@@ -38,6 +38,7 @@ def load_engine(bundle: Bundle, settings: BackboneSettings, meter: Meter | None 
         bundle.sha256(reward.guide): Ensemble.load(bundle.path(reward.guide)).to(device)
         for reward in bundle.manifest.rewards.values()
     }
+    codec = Codec(manifest.pixel_shuffle)
     factor = manifest.pixel_shuffle
     shape = (
         manifest.channels * factor**2,
@@ -47,7 +48,7 @@ def load_engine(bundle: Bundle, settings: BackboneSettings, meter: Meter | None 
     return Engine(
         Runner(bundle.denoiser_sha256(settings.runtime), denoiser, schedule, guides),
         Batch(schedule, shape, settings.max_batch, device),
-        Codec(factor),
+        codec,
         settings.max_batch,
         meter,
     )

@@ -1,25 +1,57 @@
-"""The mathematics of one tick: every running row takes one step of its own trajectory."""
+"""The mathematics of one tick: every running row takes one line of its own program."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from models.guidance import Guide, guided_eps
+from models.guidance import CleanReward, Guide, backward_guidance, guided_eps
 from models.parameterization import eps_to_x0, to_x0_eps, x0_to_eps
-from models.samplers import ddim_step
+from models.samplers import linear_step
 from models.schedule import NoiseSchedule
-from service.engine.batch import ALPHA_BAR, ALPHA_BAR_PREV, CENSOR_SCALE, SIGMA, Batch
+from service.engine.batch import NONE, Batch
+from service.engine.program import (
+    ALPHA_BAR,
+    BACKWARD,
+    CENSOR_SCALE,
+    EPS,
+    HISTORY,
+    PROBE,
+    RATE,
+    SIGMA,
+    X_0,
+    X_T,
+)
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """(x_t float32 [B, C, H, W], timestep int64 [B]) to the model's output, [B, C, H, W]."""
 
 
+class Probe(Protocol):
+    """A clean reward that looks at x̂_0 halfway."""
+
+    def score(self, x_0: Tensor) -> NDArray[np.float64]:
+        """The reward of x̂_0 [B, C, H, W] in the backbone's space, [B] in (0, 1)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Tick:
+    """What one tick did: rows steered, NFE spent beside the rows' own, rows that probes ended."""
+
+    guided: int
+    extra_nfe: int
+    abandoned: NDArray[np.intp]
+
+
 class Runner:
-    """One denoiser, `backbone`, and its guides, all by sha256 name."""
+    """One denoiser, `backbone`, and the networks of its rewards, all by sha256 name."""
 
     def __init__(
         self,
@@ -27,67 +59,128 @@ class Runner:
         denoiser: Denoiser,
         schedule: NoiseSchedule,
         guides: Mapping[str, Guide],
+        clean_guides: Mapping[str, CleanReward] | None = None,
+        probes: Mapping[str, Probe] | None = None,
     ) -> None:
         self.backbone = backbone
-        self.guides = guides
+        self.guides = dict(guides)
+        self.clean_guides = dict(clean_guides or {})
+        self.probes = dict(probes or {})
         self._denoiser = denoiser
         self._schedule = schedule
+        self._guides = list(self.guides.values())
+        self._clean_guides = list(self.clean_guides.values())
+        self._probes = list(self.probes.values())
 
     @torch.no_grad()
-    def advance(self, batch: Batch, guides: Sequence[str | None]) -> int:
-        """Advance the first len(guides) rows of the batch by one step, in place.
+    def advance(self, batch: Batch, count: int) -> Tick:
+        """Advance the first `count` rows of the batch by one line, in place.
 
-        `guides` names the guide of each row; rows whose censor scale is 0 at this timestep pay
-        for no gradient. Returns how many rows were guided.
+        One denoiser call for all of them. Rows that ask for no gradient and no probe at this line
+        pay for none: the others are gathered, computed and scattered back.
         """
-        rows = len(guides)
-        timesteps, numbers = batch.lines(rows)
+        timesteps, lines = batch.now(count)
         timestep = torch.from_numpy(timesteps).to(batch.device)
-        coefficients = torch.from_numpy(numbers).to(batch.device).view(rows, 4, 1, 1, 1)
-        alpha_bar = coefficients[:, ALPHA_BAR]
-        sigma = coefficients[:, SIGMA]
-        x_t = batch.x_t[:rows]
+        line = torch.from_numpy(lines).to(batch.device).T.reshape(-1, count, 1, 1, 1)
+        x_t, history = batch.x_t[:count], batch.history[:count]
 
         # A copy: guidance bends rows in place, and the denoiser's own tensor may be read-only.
         output = self._denoiser(x_t, timestep).to(torch.float32, copy=True)
-        x_0, eps = to_x0_eps(output, x_t, alpha_bar, self._schedule.prediction_type)
-        x_0 = self._clip(x_0)
-        guided = self._guide(x_t, x_0, eps, timestep, coefficients, guides)
-        x_prev = ddim_step(x_0, eps, coefficients[:, ALPHA_BAR_PREV], sigma)
-        noisy = np.flatnonzero(numbers[:, SIGMA])
-        if noisy.size:
-            x_prev[noisy] += sigma[noisy] * batch.step_noise(noisy)
-        batch.x_t[:rows] = x_prev
-        batch.step[:rows] += 1
-        return guided
+        x_0, eps = to_x0_eps(output, x_t, line[ALPHA_BAR], self._schedule.prediction_type)
+        step = _Step(batch, lines, line, timestep, x_t, self._clip(x_0), eps)
+        guided, extra_nfe = self._steer(step)
+        self._climb(step)
+        abandoned = self._look(step)
 
-    def _guide(
-        self,
-        x_t: Tensor,
-        x_0: Tensor,
-        eps: Tensor,
-        timestep: Tensor,
-        coefficients: Tensor,
-        guides: Sequence[str | None],
-    ) -> int:
-        """Bend eps and x̂_0, in place, for the rows that are guided at this timestep."""
-        scale = coefficients[:, CENSOR_SCALE]
-        guided: list[int] = np.flatnonzero(scale.flatten().cpu().numpy()).tolist()
-        by_guide: dict[str, list[int]] = {}
-        for row in guided:
-            name = guides[row]
-            assert name is not None, "a row with a censor scale has a guide"
-            by_guide.setdefault(name, []).append(row)
-        for name, members in by_guide.items():
-            gradient = self.guides[name].gradient(x_t[members], timestep[members])
-            alpha_bar = coefficients[members, ALPHA_BAR]
-            bent = guided_eps(eps[members], gradient, alpha_bar, scale[members])
-            x_0[members] = self._clip(eps_to_x0(x_t[members], bent, alpha_bar))
-            # eps follows the clipped x̂_0. A bent eps beside an x̂_0 that clipping has put back
-            # would take the step down the gradient instead of up.
-            eps[members] = x0_to_eps(x_t[members], x_0[members], alpha_bar)
-        return len(guided)
+        coefficients = (line[X_T], line[X_0], line[EPS], line[HISTORY])
+        x_next = linear_step(coefficients, x_t, step.x_0, step.eps, history)
+        noisy = np.flatnonzero(lines[:, SIGMA])
+        if noisy.size:
+            x_next[noisy] += line[SIGMA][noisy] * batch.step_noise(noisy)
+        if batch.remembers[:count].any():
+            batch.history[:count] = step.x_0
+        batch.x_t[:count] = x_next
+        batch.line[:count] += 1
+        batch.nfe[:count] += 1
+        return Tick(guided, extra_nfe, abandoned)
+
+    def cost(self, guide: str | None, lines: int, guided: int) -> int:
+        """NFE of a whole draw: its lines, and what a guide through the denoiser adds to some."""
+        return lines + guided * getattr(self.guides.get(guide or ""), "nfe", 0)
+
+    def _steer(self, step: _Step) -> tuple[int, int]:
+        """Bend the rows that are guided here; returns how many, and what NFE that cost."""
+        rows, extra_nfe = np.flatnonzero(step.lines[:, CENSOR_SCALE]), 0
+        for place, members in _groups(step.batch.guide, rows):
+            guide = self._guides[place]
+            x_t, alpha_bar = step.x_t[members], step.line[ALPHA_BAR][members]
+            gradient = guide.gradient(x_t, step.timestep[members])
+            scale = step.line[CENSOR_SCALE][members]
+            bent = guided_eps(step.eps[members], gradient, alpha_bar, scale)
+            self._replace(step, members, eps_to_x0(x_t, bent, alpha_bar))
+            nfe = getattr(guide, "nfe", 0)
+            step.batch.nfe[members] += nfe
+            extra_nfe += nfe * len(members)
+        return len(rows), extra_nfe
+
+    def _climb(self, step: _Step) -> None:
+        """Backward guidance for the rows that have Adam steps here."""
+        wanted = step.lines[:, BACKWARD].astype(np.int64)
+        for steps in np.unique(wanted[wanted > 0]):
+            for place, members in _groups(step.batch.clean_guide, np.flatnonzero(wanted == steps)):
+                before, rate = step.x_0[members], step.line[RATE][members]
+                limit = self._schedule.clip_sample_range
+                after = backward_guidance(
+                    before, self._clean_guides[place], int(steps), rate, limit
+                )
+                moved = (after != before).flatten(1).any(1).cpu().numpy()
+                self._replace(step, members[moved], after[moved])
+
+    def _replace(self, step: _Step, rows: NDArray[np.intp], x_0: Tensor) -> None:
+        """Put a new x̂_0 into rows. eps follows the clipped x̂_0: a bent eps beside an x̂_0 that
+        clipping has put back would take the step down the gradient instead of up."""
+        step.x_0[rows] = self._clip(x_0)
+        step.eps[rows] = x0_to_eps(step.x_t[rows], step.x_0[rows], step.line[ALPHA_BAR][rows])
+
+    def _look(self, step: _Step) -> NDArray[np.intp]:
+        """Let the probes of this line score x̂_0; the rows that one of them abandons, rising.
+
+        NaN abandons nothing: then the judge decides, or the draw fails.
+        """
+        batch, number = step.batch, step.lines[:, PROBE].astype(np.int64) - 1
+        rows = np.flatnonzero(number >= 0)
+        for place, members in _groups(batch.probe, rows):
+            scores = self._probes[place].score(step.x_0[members])
+            batch.probe_scores[members, number[members]] = scores
+        here = rows, number[rows]
+        return rows[batch.probe_scores[here] < batch.probe_thresholds[here]]
 
     def _clip(self, x_0: Tensor) -> Tensor:
         limit = self._schedule.clip_sample_range
         return x_0 if limit is None else x_0.clamp(-limit, limit)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """The rows of one tick, halfway: `x_0` and `eps` are bent in place.
+
+    `lines` [B, 10] on the CPU says who needs what; `line` is the same as [10, B, 1, 1, 1] on the
+    device.
+    """
+
+    batch: Batch
+    lines: NDArray[np.float32]
+    line: Tensor
+    timestep: Tensor
+    x_t: Tensor
+    x_0: Tensor
+    eps: Tensor
+
+
+def _groups(
+    places: NDArray[np.int64], rows: NDArray[np.intp]
+) -> Iterator[tuple[int, NDArray[np.intp]]]:
+    """The rows that share a network, with its place."""
+    for place in np.unique(places[rows]):
+        assert place != NONE, "a row that needs a network names it"
+        yield int(place), rows[places[rows] == place]

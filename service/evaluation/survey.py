@@ -68,7 +68,7 @@ def raw_draws(
     Draws of different seeds are independent, so these are what calibration needs.
     """
     assert policy.judge is not None, "only a policy with a judge is calibrated"
-    unjudged = replace(policy, judge=None, thresholds={})
+    unjudged = replace(policy, judge=None, operating={})
     plan = replace(
         resolve(unjudged, Overrides(num_inference_steps=num_inference_steps), first_seed, True),
         max_draws=1,

@@ -9,9 +9,10 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
+from models.method import Method
 from models.noise import Purpose, normal
 from models.parameterization import PREDICTION_TYPES, PredictionType
-from models.samplers import ddim
+from models.samplers import trajectory
 from service.ports import DrawKey
 from tests.engines import floats, make_engine, make_plan, make_schedule, run_to_end, submit
 
@@ -81,23 +82,23 @@ def test_the_last_step_agrees_with_diffusers(set_alpha_to_one: bool, steps_offse
 
 def test_eta_one_is_the_ancestral_sampler() -> None:
     schedule = make_schedule()
-    trajectory = ddim(schedule, 1000, eta=1.0)
-    beta = 1 - trajectory.alpha_bar / trajectory.alpha_bar_prev
-    posterior = (1 - trajectory.alpha_bar_prev) / (1 - trajectory.alpha_bar) * beta
-    np.testing.assert_allclose(trajectory.sigma**2, posterior, rtol=1e-9)
-    assert (ddim(schedule, 1000, eta=0.0).sigma == 0).all()
+    lines = trajectory(schedule, Method(1000, 1.0))
+    beta = 1 - lines.alpha_bar / lines.alpha_bar_prev
+    posterior = (1 - lines.alpha_bar_prev) / (1 - lines.alpha_bar) * beta
+    np.testing.assert_allclose(lines.sigma**2, posterior, rtol=1e-9)
+    assert (trajectory(schedule, Method(1000)).sigma == 0).all()
 
 
 @pytest.mark.parametrize(("steps", "eta"), [(0, 0.0), (1001, 0.0), (10, -0.1), (10, 1.1)])
 def test_steps_and_eta_outside_their_range_are_refused(steps: int, eta: float) -> None:
     with pytest.raises(ValueError, match="must be"):
-        ddim(make_schedule(), steps, eta)
+        trajectory(make_schedule(), Method(steps, eta))
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("steps", [7, 60, 300])
 def test_each_step_ends_where_the_next_begins(spacing: str, steps: int) -> None:
     """Also where the number of steps does not divide T, unlike diffusers' own DDIM."""
-    trajectory = ddim(make_schedule(timestep_spacing=spacing), steps, 0.0)
-    assert (trajectory.alpha_bar_prev[:-1] == trajectory.alpha_bar[1:]).all()
-    assert trajectory.alpha_bar_prev[-1] == 1.0
+    lines = trajectory(make_schedule(timestep_spacing=spacing), Method(steps, 0.0))
+    assert (lines.alpha_bar_prev[:-1] == lines.alpha_bar[1:]).all()
+    assert lines.alpha_bar_prev[-1] == 1.0

@@ -109,7 +109,6 @@ class PolicySettings(_Part):
     backward_steps: int = Field(0, ge=0, le=100)
     backward_rate: float = Field(0.001, gt=0, le=1)
     probes: list[Annotated[float, Field(gt=0, lt=1)]] = []
-    speculative_draws: int = Field(1, ge=1, le=16)
 
     def method(self, num_inference_steps: int) -> Method:
         """How draws of this policy are made with so many steps."""
@@ -134,8 +133,6 @@ class PolicySettings(_Part):
             raise ValueError("eta belongs to sampler: ddim")
         if sorted(set(self.probes)) != self.probes:
             raise ValueError("probes must rise")
-        if self.speculative_draws > self.max_draws:
-            raise ValueError("speculative_draws must not exceed max_draws")
         if self.probes and self.threshold is not None:
             raise ValueError("threshold stands in for a calibration, which probes need")
         if self.reward is None and self.max_draws > 1:

@@ -155,7 +155,6 @@ def resolve(policy: Policy, overrides: Overrides, seed: int, admin: bool) -> Sam
         probe_thresholds=here.probe_thresholds,
         threshold=_threshold(policy, overrides.threshold, here.threshold, admin),
         max_draws=max_draws,
-        speculative_draws=min(spec.speculative_draws, max_draws),
         acceptance=here.acceptance,
         seed=seed,
     )

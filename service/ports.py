@@ -27,9 +27,8 @@ class SamplingPlan:
     `backbone`, `guide`, `clean_guide`, `probe` and `judge` are sha256 names: what draws, what
     steers, what backward guidance climbs, what stops hopeless draws, and what decides. Without a
     judge, the policy does not censor. An image is benign when its score reaches `threshold`; a
-    draw is abandoned when a probe's score falls below its threshold. `max_draws` is per image, and
-    `speculative_draws` of them may run at once. `acceptance` is the share of draws that the judge
-    accepted when the policy was calibrated.
+    draw is abandoned when a probe's score falls below its threshold. `max_draws` is per image.
+    `acceptance` is the share of draws that were accepted when the policy was calibrated.
     """
 
     model: str
@@ -44,7 +43,6 @@ class SamplingPlan:
     probe_thresholds: tuple[float, ...]
     threshold: float | None
     max_draws: int
-    speculative_draws: int
     acceptance: float
     seed: int
 
@@ -114,12 +112,11 @@ class Drawer(Protocol):
     """A backbone, seen from the router."""
 
     def draw(
-        self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float, tenant: str = ""
+        self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float
     ) -> AsyncGenerator[list[DrawResult], None]:
         """Make these draws; yields each group as it finishes, in any order.
 
-        `tenant` is whose turn the draws use up: the name of the caller's key. Raises
-        BackendUnavailable or Overloaded. Closing the iterator frees the slots.
+        Raises BackendUnavailable or Overloaded. Closing the iterator frees the slots.
         """
         ...
 

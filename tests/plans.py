@@ -21,7 +21,6 @@ JUDGED = SamplingPlan(
     probe_thresholds=(),
     threshold=0.5,
     max_draws=4,
-    speculative_draws=1,
     acceptance=1.0,
     seed=40,
 )

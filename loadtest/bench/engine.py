@@ -54,8 +54,10 @@ def main() -> None:
     denoiser = OnnxDenoiser(bundle.path(bundle.manifest.backbone.onnx))
     engine = load_engine(bundle, BackboneSettings(max_batch=ROWS))
     guide = bundle.sha256(bundle.manifest.rewards["no-crossbar"].guide)
-    plain = replace(canary_plan(None), num_inference_steps=STEPS)
-    guided = replace(canary_plan(guide), num_inference_steps=STEPS)
+    plain, guided = (
+        replace(plan, method=replace(plan.method, num_inference_steps=STEPS))
+        for plan in (canary_plan(), canary_plan(guide))
+    )
     rates: dict[str, list[float]] = {"bare loop": [], "engine": [], "engine, every step guided": []}
     for _ in range(ROUNDS):
         rates["bare loop"].append(bare(denoiser))

@@ -193,7 +193,6 @@ def canary_plan(
         probe_thresholds=() if probe is None else (0.0,),
         threshold=None,
         max_draws=1,
-        speculative_draws=1,
         acceptance=1.0,
         seed=0,
     )

@@ -17,6 +17,7 @@ from models.backbones.unet import UNET_CONFIG, save_pipeline
 from models.build import Build, write_record
 from models.bundle import BundleError, Calibration, Sampling
 from models.evaluation.viewed import Viewed, save_viewed
+from models.method import Method
 from models.pack import pack
 from models.questions import QUESTIONS
 from models.rewards.ensemble import Ensemble
@@ -73,8 +74,8 @@ def calibration(folder: Path, policy: str, **changes: Any) -> None:
     reward = found.manifest.rewards["no-crossbar"]
     sampling = Sampling(
         backbone=found.denoiser_sha256("onnx"), schedule=found.schedule_sha256, dtype="float32",
-        guide=None, judge=found.sha256(reward.judge), censor_scale=0, guide_interval=(0, 1000),
-        num_inference_steps=50, eta=0,
+        guide=None, clean_guide=None, probe=None, judge=found.sha256(reward.judge),
+        method=Method(num_inference_steps=50),
     )  # fmt: skip
     entry = Calibration(
         sampling=sampling.model_copy(update=changes), threshold=0.5, target=0.01, confidence=0.95,

@@ -70,7 +70,7 @@ def test_an_unknown_key_anywhere_stops_with_its_path(path: str) -> None:
         ("policies.bright.num_inference_steps", [], "policies.bright", "at least 1 item"),
         ("policies.bright.num_inference_steps", [0], "policies.bright", "greater than or equal"),
         ("policies.bright.guide_interval", [500, 500], "policies.bright", "guide_interval"),
-        ("policies.none.censor_scale", 1.0, "policies.none", "need a reward"),
+        ("policies.none.censor_scale", 1.0, "policies.none", "needs a reward"),
         ("policies.none.max_draws", 2, "policies.none", "needs a reward"),
         ("policies.Bad Name", {"model": "tiny"}, "policies", "match pattern"),
         ("models.tiny.backbone.device", "gpu", "models.tiny.backbone.device", "match pattern"),

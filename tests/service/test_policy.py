@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from models.bundle import Bundle, Calibration, Manifest
+from models.method import Method
 from service.config import ConfigError, Settings
 from service.errors import InvalidValue
 from service.policy import Overrides, Policy, pin, resolve
@@ -39,7 +40,7 @@ def test_a_policy_is_pinned_to_hashes_and_calibrated_thresholds(bundle: Bundle) 
     assert policy.judge == bundle.sha256(reward.judge)
     assert policy.backbone == bundle.denoiser_sha256("onnx")
     assert policy.guide is None
-    assert policy.thresholds == THRESHOLD
+    assert {k: v.threshold for k, v in policy.operating.items()} == THRESHOLD
     assert policy.censors
 
 
@@ -53,11 +54,16 @@ OTHER_SAMPLING: list[tuple[str, Any]] = [
     ("schedule", "sha256:other"),
     ("dtype", "bfloat16"),
     ("guide", "sha256:other"),
+    ("clean_guide", "sha256:other"),
+    ("probe", "sha256:other"),
     ("judge", "sha256:other"),
-    ("censor_scale", 0.5),
-    ("guide_interval", (0, 999)),
-    ("num_inference_steps", 25),
-    ("eta", 0.5),
+    ("method", Method(num_inference_steps=50, censor_scale=0.5)),
+    ("method", Method(num_inference_steps=50, guide_interval=(0, 999))),
+    ("method", Method(num_inference_steps=50, recurrences=2)),
+    ("method", Method(num_inference_steps=50, probes=(0.5,))),
+    ("method", Method(num_inference_steps=50, sampler="dpmsolver++")),
+    ("method", Method(num_inference_steps=25)),
+    ("method", Method(num_inference_steps=50, eta=0.5)),
 ]
 
 
@@ -82,7 +88,8 @@ def test_a_policy_that_samples_otherwise_than_it_was_calibrated_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=r"policies\.bright"):
         _pin(bundle, **change)
-    assert set(_pin(bundle, **change, threshold=0.7).thresholds.values()) == {0.7}
+    operating = _pin(bundle, **change, threshold=0.7).operating
+    assert {here.threshold for here in operating.values()} == {0.7}
 
 
 def test_a_reward_that_the_bundle_lacks_is_refused(bundle: Bundle) -> None:
@@ -93,7 +100,11 @@ def test_a_reward_that_the_bundle_lacks_is_refused(bundle: Bundle) -> None:
 def test_without_wishes_the_plan_is_the_policys(bundle: Bundle) -> None:
     policy = _pin(bundle)
     plan = resolve(policy, Overrides(), seed=7, admin=False)
-    assert (plan.num_inference_steps, plan.threshold, plan.max_draws) == (50, THRESHOLD[50], 8)
+    assert (plan.method.num_inference_steps, plan.threshold, plan.max_draws) == (
+        50,
+        THRESHOLD[50],
+        8,
+    )
     assert (plan.judge, plan.backbone, plan.seed) == (policy.judge, policy.backbone, 7)
     with pytest.raises(FrozenInstanceError):
         plan.threshold = 0.0  # type: ignore[misc]

@@ -7,9 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models.codec import Codec
+from models.guidance import CleanReward
 from models.noise import Purpose, normal
 from service.engine.engine import Engine
 from service.errors import BackendUnavailable
@@ -44,11 +46,36 @@ class Elementwise:
         return self.strength * x_t / (1 + timestep.view(-1, 1, 1, 1).float() / 1000)
 
 
+class FirstPixel(CleanReward):
+    """A clean reward, and a probe, of one pixel alone: exact in any batch as well."""
+
+    def __init__(self) -> None:
+        pass
+
+    def log_reward(self, x_0: Tensor) -> Tensor:
+        return x_0[:, 0, 0, 0] - 1
+
+    def gradient(self, x_0: Tensor) -> Tensor:
+        gradient = torch.zeros_like(x_0)
+        gradient[:, 0, 0, 0] = 1
+        return gradient
+
+    def score(self, x_0: Tensor) -> NDArray[np.float64]:
+        return (x_0[:, 0, 0, 0].double().numpy() + 1) / 2
+
+
 GUIDES = {"up": Elementwise(0.3), "down": Elementwise(-0.2)}
 
 
 def _engine(max_batch: int) -> Engine:
-    return make_engine(_denoiser, SCHEDULE, guides=GUIDES, max_batch=max_batch)
+    return make_engine(
+        _denoiser,
+        SCHEDULE,
+        guides=GUIDES,
+        max_batch=max_batch,
+        clean_guides={"bright": FirstPixel()},
+        probes={"dark": FirstPixel()},
+    )
 
 
 plans = st.builds(
@@ -58,6 +85,19 @@ plans = st.builds(
     guide=st.sampled_from(["up", "down"]),
     censor_scale=st.sampled_from([0.0, 0.5, 2.0]),
     guide_interval=st.sampled_from([(0, 1000), (0, 400), (300, 900)]),
+    recurrences=st.sampled_from([1, 1, 2, 3]),
+    clean_guide=st.just("bright"),
+    backward_steps=st.sampled_from([0, 0, 1, 2]),
+    backward_rate=st.just(0.01),
+) | st.builds(
+    make_plan,
+    num_inference_steps=st.sampled_from([1, 4, 16]),
+    sampler=st.just("dpmsolver++"),
+    recurrences=st.sampled_from([1, 2]),
+    guide_interval=st.sampled_from([(0, 400), (300, 900)]),
+    probe=st.just("dark"),
+    probes=st.just((0.5,)),
+    probe_thresholds=st.sampled_from([(0.0,), (0.5,)]),
 )
 keys = st.builds(
     DrawKey, index=st.just(0), seed=st.integers(0, 2**53 - 1), draw=st.integers(0, 1000)
@@ -91,8 +131,14 @@ def test_what_shares_the_batch_changes_no_bit_of_a_draw(
         lone_engine = _engine(1)
         alone = submit(lone_engine, plan, [key])
         run_to_end(lone_engine)
-        np.testing.assert_array_equal(floats(collector.results[key]), floats(alone.results[key]))
-        assert collector.results[key].nfe == plan.num_inference_steps
+        together, apart = collector.results[key], alone.results[key]
+        assert (together.abandoned, together.probe_scores) == (apart.abandoned, apart.probe_scores)
+        assert together.nfe == apart.nfe
+        if together.abandoned:
+            assert together.pixels is None
+            continue
+        np.testing.assert_array_equal(floats(together), floats(apart))
+        assert together.nfe == lone_engine.cost(plan)
 
 
 def test_a_draw_is_a_function_of_its_seed_and_number() -> None:
@@ -203,8 +249,11 @@ def test_the_meter_hears_of_every_tick() -> None:
         def __init__(self) -> None:
             self.ticks: list[tuple[int, int, int]] = []
 
-        def tick(self, rows: int, guided: int, waiting: int, seconds: float) -> None:
+        def tick(
+            self, rows: int, guided: int, extra_nfe: int, waiting: int, seconds: float
+        ) -> None:
             assert seconds >= 0
+            assert extra_nfe == 0
             self.ticks.append((rows, guided, waiting))
 
     meter = Meter()

@@ -69,8 +69,6 @@ class Reward(_Part):
     guide: str
     clean_guide: str
     judge: str
-    distilled_guide: str | None = None
-    probe: str | None = None
     guide_labels: Labels
     judge_labels: Labels
     training: dict[str, Any]

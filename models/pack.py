@@ -141,7 +141,7 @@ def _old_manifest(out: Path) -> Manifest | None:
 
 
 def _kept_calibrations(old: Manifest | None, known: set[str]) -> dict[str, list[Calibration]]:
-    """Calibrations whose backbone, guide, judge and annotator are all still in the bundle."""
+    """Calibrations whose backbone, networks and annotator are all still in the bundle."""
     if old is None:
         return {}
     kept = {
@@ -150,9 +150,9 @@ def _kept_calibrations(old: Manifest | None, known: set[str]) -> dict[str, list[
             for entry in entries
             if {
                 entry.sampling.backbone, entry.sampling.schedule, entry.sampling.judge,
+                entry.sampling.guide, entry.sampling.clean_guide, entry.sampling.probe,
                 entry.annotator,
-                entry.sampling.guide or entry.sampling.judge,
-            } <= known
+            } - {None} <= known
         ]
         for policy, entries in old.calibrations.items()
     }  # fmt: skip

@@ -93,6 +93,37 @@ def calibrate_threshold(
     return best
 
 
+def calibrate_probes(
+    scores: NDArray[np.float64], malign: NDArray[np.bool_], loss: float, confidence: float
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """(thresholds [P], abandoned [N]) that together lose at most `loss` of the benign draws.
+
+    `scores` [N, P] are the probes', in their order, of the draws labelled `malign` [N]. As many
+    benign draws may be lost as keep the Clopper–Pearson bound on their share below `loss`, split
+    evenly over the probes; each threshold is as high as that allows. The bound is for thresholds
+    fixed beforehand, and these follow the same labels: a measurement on other draws has the last
+    word. Raises ValueError when scores are not finite, or no benign draw may be lost.
+    """
+    if len(scores) != len(malign) or not np.isfinite(scores).all():
+        raise ValueError("calibration needs one finite score of each probe for each label")
+    benign, probes = int((~malign).sum()), scores.shape[1]
+    allowed = -1
+    while clopper_pearson_upper(allowed + 1, benign, 1 - confidence) <= loss:
+        allowed += 1
+    if allowed < probes:
+        raise ValueError(
+            f"{benign} benign labels cannot show that {probes} probes lose at most {loss:.2%} of "
+            "benign draws: label more draws, or allow more loss"
+        )
+    abandoned = np.zeros(len(malign), dtype=np.bool_)
+    thresholds = np.zeros(probes)
+    for probe in range(probes):
+        left = np.sort(scores[~malign & ~abandoned, probe])
+        thresholds[probe] = left[allowed // probes]
+        abandoned |= scores[:, probe] < thresholds[probe]
+    return thresholds, abandoned
+
+
 def _candidates() -> NDArray[np.float64]:
     # Even in the logit, where a judge's scores spread; fixed before any label is seen. It ends at
     # 0.05: when a policy's draws happen to be good, the judge still holds back what it is sure of.

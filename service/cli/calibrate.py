@@ -33,6 +33,9 @@ def calibrate(
         float, typer.Option(min=0.0001, max=0.5, help="Malign share of what leaves, at most.")
     ] = 0.01,
     confidence: Annotated[float, typer.Option(min=0.5, max=0.9999, help="That it holds.")] = 0.95,
+    probe_loss: Annotated[
+        float, typer.Option(min=0.0001, max=0.5, help="Share of benign draws that probes may stop.")
+    ] = 0.01,
 ) -> None:
     """Choose each policy's threshold from labelled draws of its own, and record it in the bundle.
 
@@ -54,15 +57,21 @@ def calibrate(
                         # Seeds by the policy's place, so that no two share their draws.
                         place = list(settings.policies).index(name)
                         first_seed = seeds.first(seeds.CALIBRATION, place)
-                        _calibrate(service, name, first_seed, n, target, confidence)
+                        _calibrate(service, name, first_seed, n, target, confidence, probe_loss)
 
 
 def _calibrate(
-    service: LocalService, name: str, first_seed: int, n: int, target: float, confidence: float
+    service: LocalService,
+    name: str,
+    first_seed: int,
+    n: int,
+    target: float,
+    confidence: float,
+    probe_loss: float,
 ) -> None:
     """Draw, label, choose, record: for each step count that the policy lists."""
     from models.evaluation.referees import load_referee
-    from models.rewards.calibration import calibrate_threshold
+    from models.rewards.calibration import calibrate_probes, calibrate_threshold
     from service.evaluation.survey import raw_draws
 
     policy = service.policies[name]
@@ -74,8 +83,18 @@ def _calibrate(
         first = first_seed + number * n
         with bars() as start:
             bar = start(f"{name}, {steps} steps", n)
-            pixels, scores = raw_draws(service, policy, n, first, steps, bar)
-        found = calibrate_threshold(scores, referee.malign(pixels), target, confidence)
+            pixels, scores, probe_scores = raw_draws(service, policy, n, first, steps, bar)
+        malign = referee.malign(pixels)
+        probe_thresholds, lost = (), 0.0
+        if policy.settings.probes:
+            thresholds, abandoned = calibrate_probes(probe_scores, malign, probe_loss, confidence)
+            scores[abandoned] = 0  # never delivered: every threshold lies above
+            probe_thresholds, lost = tuple(thresholds.tolist()), float(abandoned[~malign].mean())
+            console.print(
+                f"{name}, {steps} steps: probes stop {abandoned[malign].mean():.1%} of malign and "
+                f"{lost:.2%} of benign draws"
+            )
+        found = calibrate_threshold(scores, malign, target, confidence)
         console.print(
             f"{name}, {steps} steps: threshold {found.threshold:.4f}; {found.malign_delivered} "
             f"malign of {found.delivered} delivered, at most {found.upper_bound:.2%} with "
@@ -84,6 +103,8 @@ def _calibrate(
         entries.append(
             Calibration(
                 sampling=policy.sampling(steps),
+                probe_thresholds=probe_thresholds,
+                probes_lost=lost,
                 target=target,
                 confidence=confidence,
                 annotator=service.bundle.sha256(annotator),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from models.backbones.runtime import load_denoiser
+from models.backbones.runtime import DTYPES, TorchDenoiser, load_denoiser
 from models.bundle import Bundle
 from models.codec import Codec
+from models.guidance import CleanReward, ForwardGuide, Guide
 from models.rewards.ensemble import Ensemble
 from models.schedule import NoiseSchedule, read_config
 from service.config import BackboneSettings
@@ -34,11 +35,21 @@ def load_engine(bundle: Bundle, settings: BackboneSettings, meter: Meter | None 
         threads=settings.threads,
     )
     device = settings.device if torch.cuda.is_available() else "cpu"
-    guides = {
-        bundle.sha256(reward.guide): Ensemble.load(bundle.path(reward.guide)).to(device)
-        for reward in bundle.manifest.rewards.values()
-    }
     codec = Codec(manifest.pixel_shuffle)
+    rewards = bundle.manifest.rewards.values()
+    guides: dict[str, Guide] = {
+        bundle.sha256(reward.guide): Ensemble.load(bundle.path(reward.guide)).to(device)
+        for reward in rewards
+    }
+    clean = {
+        bundle.sha256(reward.clean_guide): CleanReward(
+            Ensemble.load(bundle.path(reward.clean_guide)).to(device), codec
+        )
+        for reward in rewards
+    }
+    if settings.forward_guidance:
+        unet = TorchDenoiser(folder, device, DTYPES[settings.dtype]).unet
+        guides |= {name: ForwardGuide(unet, schedule, reward) for name, reward in clean.items()}
     factor = manifest.pixel_shuffle
     shape = (
         manifest.channels * factor**2,
@@ -46,7 +57,7 @@ def load_engine(bundle: Bundle, settings: BackboneSettings, meter: Meter | None 
         manifest.width // factor,
     )
     return Engine(
-        Runner(bundle.denoiser_sha256(settings.runtime), denoiser, schedule, guides),
+        Runner(bundle.denoiser_sha256(settings.runtime), denoiser, schedule, guides, clean, clean),
         Batch(schedule, shape, settings.max_batch, device),
         codec,
         settings.max_batch,

@@ -25,13 +25,17 @@ DEADLINE_S = 3600.0
 
 @dataclass(frozen=True)
 class Survey:
-    """All draws of a survey and which of them left; `nfe` and `cpu_s` are the whole survey's.
+    """The finished draws of a survey and which of them left.
 
     `delivered[i]` indexes into `pixels` [N, H, W, C]; None where entry i stayed empty.
+    `probe_scores` [N, P] are those of the same draws. `draws`, `nfe` and `cpu_s` are the whole
+    survey's, with draws that probes abandoned.
     """
 
     pixels: NDArray[np.uint8]
     delivered: list[int | None]
+    probe_scores: NDArray[np.float64]
+    draws: int
     nfe: int
     cpu_s: float
 
@@ -62,34 +66,36 @@ def raw_draws(
     first_seed: int,
     num_inference_steps: int,
     on_images: Callable[[int], None] = lambda done: None,
-) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """(pixels [n, H, W, C], scores [n]) of first draws under a policy's sampling, unjudged.
+) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.float64]]:
+    """(pixels [n, H, W, C], scores [n], probe scores [n, P]) of first draws, all finished.
 
-    Draws of different seeds are independent, so these are what calibration needs.
+    They are made by the policy's sampling, but neither probe nor judge ends any. Draws of
+    different seeds are independent, so these are what calibration needs.
     """
     assert policy.judge is not None, "only a policy with a judge is calibrated"
     unjudged = replace(policy, judge=None, operating={})
     plan = replace(
         resolve(unjudged, Overrides(num_inference_steps=num_inference_steps), first_seed, True),
         max_draws=1,
+        probe_thresholds=(0.0,) * len(policy.settings.probes),
     )
     found = asyncio.run(_survey(service, plan, n, on_images))
     judges = service.backends.judges
     scores: list[float] = []
     for start in range(0, n, CHUNK):
         scores += judges.score(policy.judge, list(found.pixels[start : start + CHUNK]))
-    return found.pixels, np.array(scores)
+    return found.pixels, np.array(scores), found.probe_scores
 
 
 async def _survey(
     service: LocalService, plan: SamplingPlan, n: int, on_images: Callable[[int], None]
 ) -> Survey:
-    drawn: dict[tuple[int, int], Pixels] = {}
+    drawn: dict[tuple[int, int], tuple[Pixels, tuple[float, ...]]] = {}
 
     def keep(results: list[DrawResult]) -> None:
         for result in results:
             if result.pixels is not None:
-                drawn[result.key.seed, result.key.draw] = result.pixels
+                drawn[result.key.seed, result.key.draw] = result.pixels, result.probe_scores
 
     service.backends.on_results = keep
     gate = asyncio.Semaphore(IN_FLIGHT)
@@ -109,7 +115,9 @@ async def _survey(
     order = {key: index for index, key in enumerate(sorted(drawn))}
     images = [image for outcome in outcomes for image in outcome.images]
     return Survey(
-        pixels=np.stack([drawn[key] for key in sorted(drawn)]),
+        pixels=np.stack([drawn[key][0] for key in sorted(drawn)]),
+        probe_scores=np.array([drawn[key][1] for key in sorted(drawn)]),
+        draws=sum(outcome.draws for outcome in outcomes),
         delivered=[
             None if image.pixels is None else order[image.seed, image.draws - 1] for image in images
         ],

@@ -97,7 +97,7 @@ class Yardstick:
             malign_low=low,
             malign_high=high,
             benign_kept=(len(sent) - bad) / benign_drawn,
-            draws=len(found.pixels) / len(sent),
+            draws=found.draws / len(sent),
             nfe=found.nfe / len(sent),
             cpu_s=found.cpu_s / len(sent),
             frechet=self._distance(self.features(found.pixels[sent]), n),

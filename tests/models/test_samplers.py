@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
-from models.method import Method
+from models.method import Method, SamplerName
 from models.noise import Purpose, normal
 from models.parameterization import PREDICTION_TYPES, PredictionType
 from models.samplers import trajectory
@@ -102,3 +102,72 @@ def test_each_step_ends_where_the_next_begins(spacing: str, steps: int) -> None:
     lines = trajectory(make_schedule(timestep_spacing=spacing), Method(steps, 0.0))
     assert (lines.alpha_bar_prev[:-1] == lines.alpha_bar[1:]).all()
     assert lines.alpha_bar_prev[-1] == 1.0
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_dpmsolver_agrees_with_diffusers(prediction_type: PredictionType, spacing: str) -> None:
+    """In one batch of several lengths; below 15 steps the last one is of first order."""
+    schedule = make_schedule(
+        prediction_type, beta_schedule="scaled_linear", timestep_spacing=spacing
+    )
+    engine = make_engine(_denoiser, schedule, SHAPE, max_batch=3)
+    lengths = [1, 2, 5, 10, 20, 50]
+    callers = [
+        submit(
+            engine,
+            make_plan(num_inference_steps=steps, sampler="dpmsolver++"),
+            [DrawKey(0, seed, 0)],
+        )
+        for seed, steps in enumerate(lengths)
+    ]
+    run_to_end(engine)
+    for seed, (steps, caller) in enumerate(zip(lengths, callers, strict=True)):
+        scheduler = DPMSolverMultistepScheduler.from_config(dict(schedule.config))
+        scheduler.set_timesteps(steps)
+        x_t = torch.from_numpy(normal(seed, 0, Purpose.INITIAL, SHAPE))[None]
+        for t in scheduler.timesteps:
+            x_t = scheduler.step(_denoiser(x_t, t[None]), t, x_t).prev_sample
+        (result,) = caller.results.values()
+        found = torch.from_numpy(floats(result).copy())
+        torch.testing.assert_close(found, x_t[0], rtol=1e-4, atol=1e-4)
+
+
+def test_eta_one_agrees_with_diffusers_ancestral_scheduler() -> None:
+    schedule = make_schedule(beta_schedule="linear", timestep_spacing="leading")
+    engine = make_engine(_denoiser, schedule, SHAPE)
+    caller = submit(engine, make_plan(num_inference_steps=20, eta=1.0), [DrawKey(0, 4, 0)])
+    run_to_end(engine)
+    scheduler = DDPMScheduler.from_config(dict(schedule.config) | {"variance_type": "fixed_small"})
+    scheduler.set_timesteps(20)
+    x_t = torch.from_numpy(normal(4, 0, Purpose.INITIAL, SHAPE))[None]
+    noise = torch.from_numpy(normal(4, 0, Purpose.STEP, (20, *SHAPE)))
+    for i, t in enumerate(scheduler.timesteps):
+        # DDPM's scheduler draws its own noise: take its mean, and add ours.
+        output = _denoiser(x_t, t[None])
+        generator = torch.Generator().manual_seed(i)
+        drawn = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(i))
+        x_next = scheduler.step(output, t, x_t, generator=generator).prev_sample
+        deviation = scheduler._get_variance(t).sqrt() if t > 0 else torch.zeros(())
+        x_t = x_next + deviation * (noise[i][None] - drawn)
+    (result,) = caller.results.values()
+    found = torch.from_numpy(floats(result).copy())
+    torch.testing.assert_close(found, x_t[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmsolver++"])
+def test_recurrence_resets_the_history_and_keeps_the_level_of_noise(sampler: SamplerName) -> None:
+    plain = trajectory(make_schedule(), Method(20, sampler=sampler))
+    lines = trajectory(
+        make_schedule(), Method(20, sampler=sampler, recurrences=3, guide_interval=(300, 600))
+    )
+    inside = [t for t in plain.timesteps if 300 <= t < 600]
+    assert len(lines) == 20 + 2 * len(inside)
+    again = np.append(False, lines.step[1:] == lines.step[:-1])
+    assert (lines.history[again] == 0).all()
+    back = np.append(again[1:], False)
+    # With x_t at noise level 1 − ᾱ and exact x̂_0 = 0, going back leads to the same level.
+    level = 1 - lines.alpha_bar
+    after = (lines.x_t + lines.eps / np.sqrt(level)) ** 2 * level + lines.sigma**2
+    np.testing.assert_allclose(after[back], level[back], rtol=1e-9)
+    np.testing.assert_allclose(after[~back], 1 - lines.alpha_bar_prev[~back], atol=1e-9)

@@ -35,7 +35,7 @@ def test_evaluate_measures_draws_and_records(config: Path, tmp_path: Path) -> No
     (row,) = json.loads((out / "table.json").read_text())
     assert row["sent"] == row["requested"] == 100
     assert row["malign"] <= 5
-    assert row["nfe"] == pytest.approx(50 * row["draws"])
+    assert 50 <= row["nfe"] < 50 * row["draws"], "probes stopped some draws early"
     assert row["malign_low"] <= row["malign_rate"] <= row["malign_high"]
     assert row["frechet"] > 0
     image = Image.open(out / "no-crossbar.png").convert("RGB")

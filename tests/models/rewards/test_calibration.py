@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from models.rewards.calibration import (
+    calibrate_probes,
     calibrate_threshold,
     clopper_pearson_interval,
     clopper_pearson_upper,
@@ -85,3 +86,24 @@ def test_unreachable_target_and_bad_scores_are_errors() -> None:
         calibrate_threshold(np.full(298, 0.99), np.zeros(298, bool), 0.01, 0.95)
     with pytest.raises(ValueError, match="finite"):
         calibrate_threshold(np.array([0.5, np.nan]), np.zeros(2, bool), 0.01, 0.95)
+
+
+def test_probes_lose_no_more_benign_draws_than_stated() -> None:
+    rng = np.random.default_rng(0)
+    malign = rng.random(4000) < 0.15
+    scores = np.clip(rng.normal(np.where(malign, 0.2, 0.8)[:, None], 0.12, (4000, 3)), 0, 1)
+    thresholds, abandoned = calibrate_probes(scores, malign, loss=0.01, confidence=0.95)
+    np.testing.assert_array_equal(abandoned, (scores < thresholds).any(axis=1))
+    lost = int(abandoned[~malign].sum())
+    assert lost > 0
+    assert clopper_pearson_upper(lost, int((~malign).sum()), 0.05) <= 0.01
+    assert abandoned[malign].mean() > 0.9
+
+
+def test_probes_that_the_labels_cannot_vouch_for_are_refused() -> None:
+    malign = np.arange(100) < 20
+    scores = np.where(malign, 0.1, 0.9)[:, None]
+    with pytest.raises(ValueError, match="label more draws"):
+        calibrate_probes(scores, malign, loss=0.01, confidence=0.95)
+    with pytest.raises(ValueError, match="finite"):
+        calibrate_probes(np.full((100, 1), np.nan), malign, loss=0.5, confidence=0.95)

@@ -264,3 +264,80 @@ def test_the_meter_hears_of_every_tick() -> None:
     run_to_end(engine)
     # Timesteps 999 (not guided) and 499 (guided), first for two draws, then for the third.
     assert meter.ticks == [(2, 0, 1), (2, 2, 1), (1, 0, 0), (1, 1, 0)]
+
+
+def test_a_hopeless_draw_is_abandoned_and_its_slot_refilled_before_the_next_step() -> None:
+    rows: list[int] = []
+
+    def recorder(x_t: Tensor, timestep: Tensor) -> Tensor:
+        rows.append(len(x_t))
+        return _denoiser(x_t, timestep)
+
+    engine = make_engine(recorder, SCHEDULE, max_batch=1, probes={"dark": FirstPixel()})
+    # At step 2 of 4; no score reaches 2, so every draw is hopeless, and none falls below 0.
+    shared = {"num_inference_steps": 4, "probe": "dark", "probes": (0.5,)}
+    hopeless = submit(engine, make_plan(**shared, probe_thresholds=(2.0,)), [DrawKey(0, 0, 0)])
+    good = submit(engine, make_plan(**shared, probe_thresholds=(0.0,)), [DrawKey(0, 1, 0)])
+    run_to_end(engine)
+    (ended,), (finished,) = hopeless.results.values(), good.results.values()
+    assert (ended.abandoned, ended.pixels, ended.nfe) == (True, None, 2)
+    assert (finished.abandoned, finished.nfe, len(finished.probe_scores)) == (False, 4, 1)
+    assert finished.pixels is not None
+    assert rows == [1] * 6
+
+
+def test_a_probe_that_answers_nan_abandons_nothing() -> None:
+    class Broken(FirstPixel):
+        def score(self, x_0: Tensor) -> NDArray[np.float64]:
+            return np.full(len(x_0), np.nan)
+
+    engine = make_engine(_denoiser, SCHEDULE, probes={"dark": Broken()})
+    plan = make_plan(probe="dark", probes=(0.5,), probe_thresholds=(0.9,))
+    (result,) = draw_all(engine, plan, [0])
+    assert result.pixels is not None
+    assert result.probe_scores == ()
+
+
+def test_rows_that_ask_for_no_gradient_and_no_probe_pay_for_none() -> None:
+    asked: list[tuple[str, int]] = []
+
+    class Counting(FirstPixel):
+        def gradient(self, x_t: Tensor, timestep: Tensor | None = None) -> Tensor:
+            asked.append(("gradient", len(x_t)))
+            return torch.zeros_like(x_t)
+
+        def score(self, x_0: Tensor) -> NDArray[np.float64]:
+            asked.append(("score", len(x_0)))
+            return super().score(x_0)
+
+    counting = Counting()
+    engine = make_engine(_denoiser, SCHEDULE, guides={"g": counting}, probes={"p": counting})
+    submit(engine, make_plan(), [DrawKey(i, i, 0) for i in range(3)])
+    submit(
+        engine,
+        make_plan(guide="g", censor_scale=1.0, guide_interval=(300, 600)),
+        [DrawKey(0, 7, 0)],
+    )
+    probed = make_plan(probe="p", probes=(0.75,), probe_thresholds=(0.0,))
+    submit(engine, probed, [DrawKey(i, i, 0) for i in range(2)])
+    run_to_end(engine)
+    # Timesteps 999, 749, 499, 249: one is in the interval, and the third is probed.
+    assert asked == [("gradient", 1), ("score", 2)]
+
+
+def test_nothing_of_the_draw_before_is_left_in_a_slot() -> None:
+    """Timestep 99 is the last of ten steps and none of sixteen: the first draw alone breaks."""
+
+    def breaks(x_t: Tensor, timestep: Tensor) -> Tensor:
+        output = _denoiser(x_t, timestep)
+        return torch.full_like(output, float("nan")) if int(timestep[0]) == 99 else output
+
+    plan = make_plan(num_inference_steps=16, sampler="dpmsolver++")
+    engine = make_engine(breaks, SCHEDULE, max_batch=1, codec=Codec())
+    shorter = make_plan(num_inference_steps=10, sampler="dpmsolver++")
+    broken = submit(engine, shorter, [DrawKey(0, 0, 0)])
+    whole = submit(engine, plan, [DrawKey(0, 1, 0)])
+    run_to_end(engine)
+    (alone,) = draw_all(make_engine(_denoiser, SCHEDULE, codec=Codec()), plan, [1])
+    assert next(iter(broken.results.values())).pixels is None
+    np.testing.assert_array_equal(next(iter(whole.results.values())).pixels, alone.pixels)

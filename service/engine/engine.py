@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from models.codec import Codec
 from models.method import Method
+from service.engine.admission import Pace
 from service.engine.batch import NONE, Batch
 from service.engine.runner import Runner
 from service.engine.scheduler import Draw, Scheduler, Ticket
@@ -36,6 +37,7 @@ class Engine:
         self, runner: Runner, batch: Batch, codec: Codec, max_batch: int, meter: Meter | None = None
     ) -> None:
         self.scheduler = Scheduler(max_batch)
+        self.pace = Pace()
         self._runner = runner
         self._batch = batch
         self._codec = codec
@@ -63,6 +65,12 @@ class Engine:
         """NFE of one whole draw of a plan that `check` has passed."""
         program = self._batch.program(plan.method)
         return self._runner.cost(plan.guide, len(program), program.guided)
+
+    @property
+    def running_nfe(self) -> int:
+        """NFE that the running draws have left."""
+        rows = len(self.scheduler.running)
+        return int((self._batch.length[:rows] - self._batch.line[:rows]).sum())
 
     def warm_up(self) -> None:
         """Make one short draw of every guide, so that the first request pays for no set-up.
@@ -96,8 +104,9 @@ class Engine:
         rows = len(running)
         tick = self._runner.advance(self._batch, rows)
         self._postprocess(tick.abandoned, time.monotonic())
+        elapsed = time.monotonic() - now
+        self.pace.observe(rows, elapsed)
         if self._meter:
-            elapsed = time.monotonic() - now
             waiting = len(self.scheduler.waiting)
             self._meter.tick(rows, tick.guided, tick.extra_nfe, waiting, elapsed)
 

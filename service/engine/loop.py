@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Sequence
 
+from service.engine.admission import reserved_nfe
 from service.engine.engine import Engine
 from service.engine.scheduler import Draw, Ticket
 from service.errors import BackendUnavailable, DeadlineExceeded, Overloaded
@@ -32,6 +33,7 @@ class EngineLoop:
         self._inbox: queue.SimpleQueue[list[Draw] | None] = queue.SimpleQueue()
         # Draws put into the inbox, by callers, and taken out of it, by the engine's thread.
         self._submitted = self._received = 0
+        self._submitted_nfe = self._received_nfe = 0.0
         self._faults = 0
         self._tick_started: float | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -55,14 +57,6 @@ class EngineLoop:
         Raises Overloaded when too many draws wait already, BackendUnavailable when the engine
         cannot make them.
         """
-        # Redraws of what was admitted are never refused.
-        fresh = sum(key.fresh for key in keys)
-        queued = self.waiting - (self._engine.scheduler.max_batch - self.running)
-        if fresh and queued > 0 and queued + fresh > self._max_waiting:
-            raise Overloaded(
-                f"{queued} draws are waiting, the limit is {self._max_waiting}",
-                retry_after_s=1.0,
-            )
         loop = asyncio.get_running_loop()
         results: asyncio.Queue[list[DrawResult] | Exception] = asyncio.Queue()
 
@@ -72,11 +66,16 @@ class EngineLoop:
                 loop.call_soon_threadsafe(results.put_nowait, item)
 
         ticket = Ticket(deliver, deadline=time.monotonic() + timeout_s)
-        draws = [Draw(plan, key, ticket) for key in keys]
-        self._engine.check(draws)
+        self._engine.check([Draw(plan, key, ticket) for key in keys])
+        nfe = self._engine.cost(plan)
+        draws = [Draw(plan, key, ticket, reserved_nfe(plan, nfe, key.fresh)) for key in keys]
         if not self._thread.is_alive():
             raise BackendUnavailable("the engine has stopped")
+        # Redraws of what was admitted are never refused.
+        if any(key.fresh for key in keys):
+            self._admit(draws, timeout_s)
         self._submitted += len(draws)
+        self._submitted_nfe += sum(draw.reserved for draw in draws)
         self._inbox.put(draws)
         remaining = len(draws)
         try:
@@ -91,6 +90,31 @@ class EngineLoop:
             raise DeadlineExceeded("the draws were not finished in time") from None
         finally:
             ticket.cancelled = True
+
+    def _admit(self, draws: Sequence[Draw], timeout_s: float) -> None:
+        """Refuse draws that would not be done in time. Raises Overloaded with a true wait."""
+        engine, slots = self._engine, self._engine.scheduler.max_batch
+        queued = self.waiting - (slots - self.running)
+        waiting_nfe = engine.scheduler.waiting_nfe + self._submitted_nfe - self._received_nfe
+        ahead = engine.running_nfe + waiting_nfe
+        longest = max(draw.reserved for draw in draws)
+        own = sum(draw.reserved for draw in draws)
+        count = self.waiting + self.running + len(draws)
+        finish_s = engine.pace.finish_s(ahead + own, count, longest, slots)
+        # What could not be done in time by an idle engine either is let in when it is idle: some
+        # of its draws may be.
+        if finish_s > timeout_s and ahead > 0:
+            drained_s = engine.pace.finish_s(ahead, count - len(draws), 0, slots)
+            raise Overloaded(
+                f"these draws would take {finish_s:.1f} s, and have {timeout_s:.1f} s",
+                retry_after_s=min(finish_s - timeout_s, drained_s),
+            )
+        if queued > 0 and queued + len(draws) > self._max_waiting:
+            excess = (queued + len(draws) - self._max_waiting) / max(1, self.waiting)
+            raise Overloaded(
+                f"{queued} draws are waiting, the limit is {self._max_waiting}",
+                retry_after_s=engine.pace.finish_s(excess * waiting_nfe, count, 0, slots),
+            )
 
     def check_health(self) -> None:
         """Raises BackendUnavailable when the thread died, hangs, or fails again and again."""
@@ -138,4 +162,5 @@ class EngineLoop:
                 return False
             self._engine.scheduler.add(draws)
             self._received += len(draws)
+            self._received_nfe += sum(draw.reserved for draw in draws)
             block = False

@@ -23,11 +23,15 @@ class Ticket:
 
 @dataclass(eq=False)
 class Draw:
-    """One trajectory, waiting or running. Times are `time.monotonic()` seconds."""
+    """One trajectory, waiting or running. Times are `time.monotonic()` seconds.
+
+    `reserved` is the NFE that it stands for while it waits, expected redraws included.
+    """
 
     plan: SamplingPlan
     key: DrawKey
     ticket: Ticket
+    reserved: float = 0.0
     submitted: float = field(default_factory=time.monotonic)
     started: float = 0.0
 
@@ -42,16 +46,19 @@ class Scheduler:
         self.max_batch = max_batch
         self.waiting: deque[Draw] = deque()
         self.running: list[Draw] = []
+        self.waiting_nfe = 0.0
 
     def add(self, draws: Sequence[Draw]) -> None:
         """Queue new draws."""
         self.waiting.extend(draws)
+        self.waiting_nfe += sum(draw.reserved for draw in draws)
 
     def admit(self, now: float) -> list[Draw]:
         """Give free slots to waiting draws; those returned are the last rows of `running`."""
         admitted: list[Draw] = []
         while self.waiting and len(self.running) < self.max_batch:
             draw = self.waiting.popleft()
+            self.waiting_nfe -= draw.reserved
             if unwanted(draw, now):
                 continue
             draw.started = now
@@ -76,6 +83,7 @@ class Scheduler:
         """Forget waiting draws that nobody wants any more."""
         if any(unwanted(draw, now) for draw in self.waiting):
             self.waiting = deque(draw for draw in self.waiting if not unwanted(draw, now))
+            self.waiting_nfe = sum(draw.reserved for draw in self.waiting)
 
 
 def unwanted(draw: Draw, now: float) -> bool:

@@ -251,3 +251,37 @@ def test_close_answers_whoever_waits() -> None:
                 await _all(loop.draw(SHORT, _keys(1), 30))
 
     _run(scenario())
+
+
+def test_what_would_miss_its_deadline_is_refused_with_a_wait_that_is_true() -> None:
+    """One slot, ten lines ahead at a second each, by the pace: the test never waits for them."""
+
+    async def scenario() -> None:
+        gate = Gate()
+        with _loop(gate, max_batch=1, max_waiting=100) as loop:
+            ahead = make_plan(num_inference_steps=10)
+            first = asyncio.ensure_future(_all(loop.draw(ahead, _keys(1), 30)))
+            await gate.tick_started()
+            for _ in range(10):
+                loop._engine.pace.observe(1, 1.0)
+            own = make_plan(num_inference_steps=2)
+            with pytest.raises(Overloaded, match=r"would take 12\.0 s, and have 8\.0 s") as refusal:
+                await _all(loop.draw(own, _keys(1), 8.0))
+            # In 4 s, 6 of the lines ahead are left: then 8 s are enough, and not a moment before.
+            assert refusal.value.retry_after_s == pytest.approx(4.0)
+            with pytest.raises(Overloaded) as refusal:
+                await _all(loop.draw(own, _keys(1), 0.5))
+            # Never enough by itself: it may come when nothing is ahead.
+            assert refusal.value.retry_after_s == pytest.approx(10.0)
+            redraw = asyncio.ensure_future(_all(loop.draw(own, [DrawKey(0, 0, 1, False)], 8.0)))
+            fits = asyncio.ensure_future(_all(loop.draw(own, _keys(1), 20.0)))
+            await asyncio.sleep(0)
+            # Those two count for whoever comes next, though the engine has not seen them yet.
+            with pytest.raises(Overloaded, match=r"would take 16\.0 s"):
+                await _all(loop.draw(own, _keys(1), 15.0))
+            gate.open()
+            assert [len(results) for results in await asyncio.gather(first, redraw, fits)] == [
+                1
+            ] * 3
+
+    _run(scenario())

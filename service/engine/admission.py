@@ -1,0 +1,61 @@
+"""Admission: how long the work ahead will take, from what the last ticks took.
+
+A request that could not meet its deadline is refused at once, with the time after which the same
+request would be admitted, instead of being let in and timing out.
+"""
+
+from __future__ import annotations
+
+from service.ports import SamplingPlan
+
+DECAY = 0.98
+"""Weight of a tick against the next one: the estimate follows the last fifty or so."""
+
+
+class Pace:
+    """A tick's duration as a line a + b·rows, fitted to recent ticks by weighted least squares.
+
+    On a CPU b is nearly all of it, on a GPU a is.
+    """
+
+    def __init__(self) -> None:
+        self._weight = self._rows = self._seconds = self._rows_rows = self._rows_seconds = 0.0
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """Take in one tick of so many rows."""
+        for name, value in (
+            ("_weight", 1.0),
+            ("_rows", rows),
+            ("_seconds", seconds),
+            ("_rows_rows", rows * rows),
+            ("_rows_seconds", rows * seconds),
+        ):
+            setattr(self, name, DECAY * getattr(self, name) + value)
+
+    def tick_s(self, rows: int) -> float:
+        """The expected duration of a tick with so many rows, in seconds; 0 before any tick.
+
+        Ticks that all had the same number of rows tell nothing of others: then a tick is taken
+        to last as long whatever its rows, which admits rather than refuses.
+        """
+        if not self._weight:
+            return 0.0
+        mean_rows, mean_s = self._rows / self._weight, self._seconds / self._weight
+        variance = self._rows_rows / self._weight - mean_rows**2
+        slope = 0.0
+        if variance > 1e-6 * mean_rows**2:
+            covariance = self._rows_seconds / self._weight - mean_rows * mean_s
+            slope = min(max(covariance / variance, 0.0), mean_s / mean_rows)
+        return mean_s + slope * (rows - mean_rows)
+
+    def finish_s(self, nfe: float, draws: int, longest: float, max_batch: int) -> float:
+        """Seconds until `nfe` of work in `draws` draws is done, the longest `longest` NFE alone."""
+        rows = max(1, min(draws, max_batch))
+        return max(nfe / rows, longest) * self.tick_s(rows)
+
+
+def reserved_nfe(plan: SamplingPlan, nfe: int, fresh: bool) -> float:
+    """What a draw of `nfe` is counted as: a first one with the redraws that are to be expected."""
+    if not fresh:
+        return float(nfe)
+    return nfe * min(1 / max(plan.acceptance, 1e-3), plan.max_draws)

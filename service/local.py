@@ -39,10 +39,10 @@ class LocalBackends:
         self.on_results = on_results
 
     async def draw(
-        self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float
+        self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float, tenant: str = ""
     ) -> AsyncGenerator[list[DrawResult], None]:
         """See `ports.Drawer`."""
-        async with aclosing(self.loop.draw(plan, keys, timeout_s)) as groups:
+        async with aclosing(self.loop.draw(plan, keys, timeout_s, tenant)) as groups:
             async for group in groups:
                 self.on_results(group)
                 yield group

@@ -112,11 +112,12 @@ class Drawer(Protocol):
     """A backbone, seen from the router."""
 
     def draw(
-        self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float
+        self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float, tenant: str = ""
     ) -> AsyncGenerator[list[DrawResult], None]:
         """Make these draws; yields each group as it finishes, in any order.
 
-        Raises BackendUnavailable or Overloaded. Closing the iterator frees the slots.
+        `tenant` is whose turn they use up. Raises BackendUnavailable or Overloaded. Closing the
+        iterator frees the slots.
         """
         ...
 

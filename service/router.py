@@ -91,7 +91,9 @@ class Router:
         self._judge_timeout_s = judge_timeout_s
         self._observe = observe
 
-    async def generate(self, plan: SamplingPlan, n: int, deadline_s: float) -> Outcome:
+    async def generate(
+        self, plan: SamplingPlan, n: int, deadline_s: float, tenant: str = ""
+    ) -> Outcome:
         """Draw until every one of `n` images is accepted or out of budget, or time is up.
 
         Raises CensorUnavailable as soon as a judge fails, and BackendUnavailable when nothing was
@@ -106,7 +108,7 @@ class Router:
             async with asyncio.timeout(deadline_s) as timer:
                 while todo := [image for image in outcome.images if image.finish_reason is None]:
                     try:
-                        await self._round(outcome, todo, deadline)
+                        await self._round(outcome, todo, deadline, tenant)
                         failures, fault = 0, None
                     except BackendUnavailable as error:
                         log.warning("asking the backbone again: %s", error)
@@ -124,7 +126,9 @@ class Router:
                 raise fault from None
         return outcome
 
-    async def _round(self, outcome: Outcome, todo: list[ImageOutcome], deadline: float) -> None:
+    async def _round(
+        self, outcome: Outcome, todo: list[ImageOutcome], deadline: float, tenant: str
+    ) -> None:
         plan = outcome.plan
         keys = [
             DrawKey(image.index, image.seed, image.draws, fresh=not outcome.admitted)
@@ -134,7 +138,7 @@ class Router:
         queue_s = denoise_s = 0.0
         timeout_s = deadline - time.monotonic()
         try:
-            async with aclosing(self._drawer.draw(plan, keys, timeout_s)) as groups:
+            async with aclosing(self._drawer.draw(plan, keys, timeout_s, tenant)) as groups:
                 async for group in groups:
                     outcome.admitted = True
                     for result, score in zip(group, await self._score(outcome, group), strict=True):

@@ -58,7 +58,7 @@ def routes(context: Context) -> APIRouter:
         outcome = None
         try:
             outcome = await context.routers[order.plan.model].generate(
-                order.plan, order.n, order.deadline_s
+                order.plan, order.n, order.deadline_s, caller.name
             )
             blocked = _withhold(order, outcome)
             context.metrics.outcome(outcome)

@@ -32,10 +32,10 @@ class Backbone:
         log.info("backbone of %s is ready", model)
 
     async def draw(
-        self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float
+        self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float, tenant: str = ""
     ) -> AsyncGenerator[list[DrawResult], None]:
         """See `ports.Drawer`."""
-        async with aclosing(self._loop.draw(plan, keys, timeout_s)) as groups:
+        async with aclosing(self._loop.draw(plan, keys, timeout_s, tenant)) as groups:
             async for group in groups:
                 yield group
 

@@ -26,11 +26,11 @@ class HandleDrawer:
         self._handles = handles
 
     async def draw(
-        self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float
+        self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float, tenant: str = ""
     ) -> AsyncGenerator[list[DrawResult], None]:
         """See `ports.Drawer`."""
         handle = self._handles[plan.model].options(stream=True)
-        response: Any = handle.draw.remote(plan, keys, timeout_s)
+        response: Any = handle.draw.remote(plan, keys, timeout_s, tenant)
         try:
             async for group in response:
                 yield group

@@ -50,7 +50,7 @@ class EngineLoop:
         return len(self._engine.scheduler.running)
 
     async def draw(
-        self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float
+        self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float, tenant: str = ""
     ) -> AsyncGenerator[list[DrawResult], None]:
         """Make these draws; yields groups as they finish. Closing it frees their slots.
 
@@ -65,7 +65,7 @@ class EngineLoop:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(results.put_nowait, item)
 
-        ticket = Ticket(deliver, deadline=time.monotonic() + timeout_s)
+        ticket = Ticket(deliver, deadline=time.monotonic() + timeout_s, tenant=tenant)
         self._engine.check([Draw(plan, key, ticket) for key in keys])
         nfe = self._engine.cost(plan)
         draws = [Draw(plan, key, ticket, reserved_nfe(plan, nfe, key.fresh)) for key in keys]
@@ -95,7 +95,7 @@ class EngineLoop:
         """Refuse draws that would not be done in time. Raises Overloaded with a true wait."""
         engine, slots = self._engine, self._engine.scheduler.max_batch
         queued = self.waiting - (slots - self.running)
-        waiting_nfe = engine.scheduler.waiting_nfe + self._submitted_nfe - self._received_nfe
+        waiting_nfe = engine.scheduler.waiting.nfe + self._submitted_nfe - self._received_nfe
         ahead = engine.running_nfe + waiting_nfe
         longest = max(draw.reserved for draw in draws)
         own = sum(draw.reserved for draw in draws)

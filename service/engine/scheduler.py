@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from service.engine.fair_queue import FairQueue
 from service.ports import DrawKey, DrawResult, SamplingPlan
 
 Deliver = Callable[[list[DrawResult] | Exception], None]
@@ -14,10 +14,12 @@ Deliver = Callable[[list[DrawResult] | Exception], None]
 
 @dataclass(eq=False)
 class Ticket:
-    """One caller's draws: where their results go, and until when anyone wants them."""
+    """One caller's draws: where their results go, until when anyone wants them, and whose turn
+    they use up."""
 
     deliver: Deliver
     deadline: float
+    tenant: str = ""
     cancelled: bool = False
 
 
@@ -35,30 +37,38 @@ class Draw:
     submitted: float = field(default_factory=time.monotonic)
     started: float = 0.0
 
+    @property
+    def tenant(self) -> str:
+        """The caller's key, by name."""
+        return self.ticket.tenant
+
+    @property
+    def deadline(self) -> float:
+        """When nobody wants it any more."""
+        return self.ticket.deadline
+
 
 class Scheduler:
-    """First come, first served, into `max_batch` slots.
+    """From a fair queue into `max_batch` slots.
 
     Running draws always fill the rows 0..len(running)-1, so the batch is a slice, never a gather.
     """
 
     def __init__(self, max_batch: int) -> None:
         self.max_batch = max_batch
-        self.waiting: deque[Draw] = deque()
+        self.waiting: FairQueue[Draw] = FairQueue()
         self.running: list[Draw] = []
-        self.waiting_nfe = 0.0
 
     def add(self, draws: Sequence[Draw]) -> None:
         """Queue new draws."""
-        self.waiting.extend(draws)
-        self.waiting_nfe += sum(draw.reserved for draw in draws)
+        for draw in draws:
+            self.waiting.push(draw)
 
     def admit(self, now: float) -> list[Draw]:
         """Give free slots to waiting draws; those returned are the last rows of `running`."""
         admitted: list[Draw] = []
         while self.waiting and len(self.running) < self.max_batch:
-            draw = self.waiting.popleft()
-            self.waiting_nfe -= draw.reserved
+            draw = self.waiting.pop()
             if unwanted(draw, now):
                 continue
             draw.started = now
@@ -82,8 +92,7 @@ class Scheduler:
     def drop_unwanted(self, now: float) -> None:
         """Forget waiting draws that nobody wants any more."""
         if any(unwanted(draw, now) for draw in self.waiting):
-            self.waiting = deque(draw for draw in self.waiting if not unwanted(draw, now))
-            self.waiting_nfe = sum(draw.reserved for draw in self.waiting)
+            self.waiting.keep(lambda draw: not unwanted(draw, now))
 
 
 def unwanted(draw: Draw, now: float) -> bool:

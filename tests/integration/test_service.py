@@ -40,7 +40,7 @@ def test_censored_images_with_their_verdicts(service: Service) -> None:
         image = pixels(entry)
         assert image.shape == (28, 28)
         assert image.max() > 200, "a seven is drawn in white"
-    assert body["usage"]["nfe"] == 50 * body["usage"]["draws"]
+    assert 50 * 8 <= body["usage"]["nfe"] <= 50 * body["usage"]["draws"], "probes save the rest"
 
 
 def test_the_request_id_comes_back_once(service: Service) -> None:

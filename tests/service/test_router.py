@@ -39,7 +39,7 @@ class Backbone:
     closed: int = 0
 
     async def draw(
-        self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float
+        self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float, tenant: str = ""
     ) -> AsyncGenerator[list[DrawResult], None]:
         self.asked.append(list(keys))
         try:
@@ -128,7 +128,7 @@ def test_the_lowest_accepted_draw_wins() -> None:
 def test_the_answer_does_not_depend_on_the_order_in_which_draws_finish() -> None:
     class Backwards(Backbone):
         async def draw(
-            self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float
+            self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float, tenant: str = ""
         ) -> AsyncGenerator[list[DrawResult], None]:
             yield [_result(key, _image(key)) for key in reversed(keys)]
 
@@ -296,7 +296,7 @@ def test_a_backbone_that_dies_in_a_round_is_asked_again_for_the_same_draws() -> 
 def test_a_backbone_that_ends_early_is_asked_again() -> None:
     class Forgetful(Backbone):
         async def draw(
-            self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float
+            self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float, tenant: str = ""
         ) -> AsyncGenerator[list[DrawResult], None]:
             self.asked.append(list(keys))
             yield [_result(keys[0], _image(keys[0]))]
@@ -310,7 +310,7 @@ def test_a_backbone_that_ends_early_is_asked_again() -> None:
 def test_a_backbone_that_never_makes_anything_is_a_fault_and_not_a_busy_loop() -> None:
     class Empty(Backbone):
         async def draw(
-            self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float
+            self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float, tenant: str = ""
         ) -> AsyncGenerator[list[DrawResult], None]:
             self.asked.append(list(keys))
             await asyncio.sleep(0)

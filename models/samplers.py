@@ -61,7 +61,7 @@ def trajectory(schedule: NoiseSchedule, method: Method) -> Trajectory:
     alpha_bar = schedule.alphas_cumprod[timesteps]
     # A step ends where the next one starts. diffusers' DDIM subtracts T // n instead, which misses
     # that timestep when n does not divide T, and leaves the noise of the difference in the image.
-    alpha_bar_prev = np.append(alpha_bar[1:], schedule.final_alpha_cumprod)
+    alpha_bar_prev = np.append(alpha_bar[1:], schedule.final_alpha_bar(method.sampler))
     lines = SOLVERS[method.sampler](timesteps, alpha_bar, alpha_bar_prev, method.eta)
     return _recur(lines, guided(lines, method), method.recurrences)
 

@@ -77,15 +77,31 @@ class NoiseSchedule:
         sampler: SamplerName = "ddim",
         spacing: Spacing | None = None,
     ) -> NDArray[np.int64]:
-        """Falling timesteps as diffusers' scheduler for this sampler spaces them.
+        """Strictly falling timesteps as diffusers' scheduler for this sampler spaces them.
 
-        [num_inference_steps], or fewer where its rounding makes two equal. `spacing` None means
-        the config's `timestep_spacing`.
+        [num_inference_steps], or one fewer where its rounding makes two equal. `spacing` None
+        means the config's `timestep_spacing`. Raises ValueError where hardly any would be left.
         """
         config = dict(self.config) | ({} if spacing is None else {"timestep_spacing": spacing})
         scheduler = SCHEDULERS[sampler].from_config(config)
         scheduler.set_timesteps(num_inference_steps)
-        return cast(NDArray[np.int64], scheduler.timesteps.numpy().astype(np.int64))
+        found = np.unique(scheduler.timesteps.numpy().astype(np.int64))[::-1]
+        # Trailing steps of 1000/61, and 61 others, round to one step too many, at timestep -1.
+        found = found[found >= 0]
+        if len(found) < num_inference_steps - 1:
+            raise ValueError(
+                f"num_inference_steps is {num_inference_steps}, and {sampler}'s timestep spacing "
+                f"leaves only {len(found)}: ask for fewer"
+            )
+        return cast(NDArray[np.int64], found)
+
+    def final_alpha_bar(self, sampler: SamplerName) -> float:
+        """ᾱ where the last step of a sampler ends, as its scheduler in diffusers has it."""
+        if sampler == "ddim":
+            return self.final_alpha_cumprod
+        # DPM-Solver++ ignores `set_alpha_to_one`.
+        last = self.config.get("final_sigmas_type") == "sigma_min"
+        return float(self.alphas_cumprod[0]) if last else 1.0
 
 
 def read_config(folder: Path) -> dict[str, Any]:

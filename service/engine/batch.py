@@ -63,6 +63,7 @@ class Batch:
         self.guide[row], self.clean_guide[row], self.probe[row] = networks
         self.timesteps[row, :length] = program.timesteps
         self.lines[row, :length] = program.lines
+        self.probe_thresholds[row] = np.nan
         self.probe_thresholds[row, :probes] = plan.probe_thresholds
         self.probe_scores[row] = np.nan
         initial = normal(key.seed, key.draw, Purpose.INITIAL, self.shape)

@@ -59,6 +59,11 @@ class Engine:
                 raise BackendUnavailable(
                     f"backbone {draw.plan.backbone} is not loaded on this replica"
                 )
+            if len(draw.plan.probe_thresholds) != len(draw.plan.method.probes):
+                raise BackendUnavailable(
+                    f"{len(draw.plan.method.probes)} probes have "
+                    f"{len(draw.plan.probe_thresholds)} thresholds"
+                )
             self._networks(draw.plan)
 
     def cost(self, plan: SamplingPlan) -> int:

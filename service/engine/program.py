@@ -34,7 +34,7 @@ class Program:
 
 
 def compile_method(schedule: NoiseSchedule, method: Method) -> Program:
-    """The program of a method. Raises ValueError when there is no such trajectory."""
+    """The program of a method. Raises ValueError when there is none."""
     steps = trajectory(schedule, method)
     lines = np.zeros((len(steps), 10), dtype=np.float32)
     columns = {
@@ -47,14 +47,22 @@ def compile_method(schedule: NoiseSchedule, method: Method) -> Program:
     }
     for column, values in columns.items():
         lines[:, column] = values
-    here = guided(steps, method)
+    # Where x_t is noise alone it says nothing of x_0, so r_t is constant, and x̂_0 from eps
+    # would divide by zero.
+    here = guided(steps, method) & (steps.alpha_bar > 0)
     lines[here, CENSOR_SCALE] = method.censor_scale
     lines[here, BACKWARD] = method.backward_steps
     # A rate that suits 1000 small steps moves too little in 50 large ones.
     lines[:, RATE] = (
         method.backward_rate * schedule.num_train_timesteps / method.num_inference_steps
     )
-    for number, step in enumerate(method.probe_steps, start=1):
+    # Rounding may have made two timesteps one: then there is a step less.
+    probe_steps = [min(step, int(steps.step[-1])) for step in method.probe_steps]
+    if len(set(probe_steps)) < len(probe_steps):
+        raise ValueError(
+            f"probes {method.probes} fall on the same step of {method.num_inference_steps}"
+        )
+    for number, step in enumerate(probe_steps, start=1):
         # The last of a step's lines: what recurrence has made of it by then.
         lines[np.flatnonzero(steps.step == step)[-1], PROBE] = number
     return Program(

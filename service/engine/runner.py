@@ -111,6 +111,8 @@ class Runner:
     def _steer(self, step: _Step) -> tuple[int, int]:
         """Bend the rows that are guided here; returns how many, and what NFE that cost."""
         rows, extra_nfe = np.flatnonzero(step.lines[:, CENSOR_SCALE]), 0
+        if not rows.size:
+            return 0, 0
         for place, members in _groups(step.batch.guide, rows):
             guide = self._guides[place]
             x_t, alpha_bar = step.x_t[members], step.line[ALPHA_BAR][members]
@@ -126,6 +128,8 @@ class Runner:
     def _climb(self, step: _Step) -> None:
         """Backward guidance for the rows that have Adam steps here."""
         wanted = step.lines[:, BACKWARD].astype(np.int64)
+        if not wanted.any():
+            return
         for steps in np.unique(wanted[wanted > 0]):
             for place, members in _groups(step.batch.clean_guide, np.flatnonzero(wanted == steps)):
                 before, rate = step.x_0[members], step.line[RATE][members]
@@ -147,8 +151,10 @@ class Runner:
 
         NaN abandons nothing: then the judge decides, or the draw fails.
         """
+        rows = np.flatnonzero(step.lines[:, PROBE])
+        if not rows.size:
+            return rows
         batch, number = step.batch, step.lines[:, PROBE].astype(np.int64) - 1
-        rows = np.flatnonzero(number >= 0)
         for place, members in _groups(batch.probe, rows):
             scores = self._probes[place].score(step.x_0[members])
             batch.probe_scores[members, number[members]] = scores

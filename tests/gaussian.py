@@ -68,12 +68,13 @@ class LinearGuide:
 
 
 def discrete_law(
-    world: Gaussian, steps: int, eta: float, gradient: float = 0.0
+    world: Gaussian, steps: int, eta: float, gradient: float = 0.0, recurrences: int = 1
 ) -> tuple[float, float]:
     """Mean and standard deviation of what `steps` steps of DDIM draw, in float64.
 
     A step is affine in x_t here (Song et al. 2021, eq. 12 with the exact eps), so the law stays
     Gaussian and two numbers follow it. `gradient` is w·a of guidance by exp(a·x_0) at scale w.
+    Each step is made `recurrences` times, going back in noise in between.
     """
     schedule, mu, s = world.schedule, world.mu, world.s
     mean, variance = 0.0, 1.0
@@ -88,8 +89,12 @@ def discrete_law(
         sigma = eta * np.sqrt((1 - there) / (1 - here) * (1 - here / there))
         keep = np.sqrt(there / here)
         push = np.sqrt(1 - there - sigma**2) - keep * np.sqrt(1 - here)
-        mean = (keep + push * slope) * mean + push * offset
-        variance = (keep + push * slope) ** 2 * variance + sigma**2
+        for again in reversed(range(recurrences)):
+            mean = (keep + push * slope) * mean + push * offset
+            variance = (keep + push * slope) ** 2 * variance + sigma**2
+            if again:
+                mean *= np.sqrt(here / there)
+                variance = here / there * variance + 1 - here / there
     return float(mean), float(np.sqrt(variance))
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.codec import Codec
-from models.guidance import CleanReward
+from models.guidance import CleanReward, ForwardGuide
 from models.noise import Purpose, normal
 from service.engine.engine import Engine
 from service.errors import BackendUnavailable
@@ -26,6 +28,7 @@ from tests.engines import (
     run_to_end,
     submit,
 )
+from tests.plans import vary
 
 SCHEDULE = make_schedule("v_prediction", clip_sample=True)
 
@@ -71,34 +74,46 @@ def _engine(max_batch: int) -> Engine:
     return make_engine(
         _denoiser,
         SCHEDULE,
-        guides=GUIDES,
+        guides=GUIDES | {"forward": ForwardGuide(Differentiable(), SCHEDULE, FirstPixel())},
         max_batch=max_batch,
         clean_guides={"bright": FirstPixel()},
         probes={"dark": FirstPixel()},
     )
 
 
+class Differentiable(nn.Module):
+    """`_denoiser`, called as diffusers' U-Nets are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x_t: Tensor, timestep: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(sample=_denoiser(x_t, timestep))
+
+
+def _probed(shares: tuple[float, ...], threshold: float, **plan: Any) -> SamplingPlan:
+    return make_plan(probes=shares, probe_thresholds=(threshold,) * len(shares), **plan)
+
+
 plans = st.builds(
-    make_plan,
-    num_inference_steps=st.sampled_from([1, 2, 3, 5, 10]),
+    _probed,
+    # More steps than probes, so that no two fall on one step.
+    num_inference_steps=st.sampled_from([2, 3, 5, 10, 16]),
     eta=st.sampled_from([0.0, 0.5, 1.0]),
-    guide=st.sampled_from(["up", "down"]),
+    guide=st.sampled_from(["up", "down", "forward"]),
     censor_scale=st.sampled_from([0.0, 0.5, 2.0]),
     guide_interval=st.sampled_from([(0, 1000), (0, 400), (300, 900)]),
     recurrences=st.sampled_from([1, 1, 2, 3]),
     clean_guide=st.just("bright"),
     backward_steps=st.sampled_from([0, 0, 1, 2]),
     backward_rate=st.just(0.01),
-) | st.builds(
-    make_plan,
-    num_inference_steps=st.sampled_from([1, 4, 16]),
-    sampler=st.just("dpmsolver++"),
-    recurrences=st.sampled_from([1, 2]),
-    guide_interval=st.sampled_from([(0, 400), (300, 900)]),
+    sampler=st.sampled_from(["ddim", "dpmsolver++"]),
     probe=st.just("dark"),
-    probes=st.just((0.5,)),
-    probe_thresholds=st.sampled_from([(0.0,), (0.5,)]),
-)
+    shares=st.sampled_from([(), (0.5,), (0.2, 0.8)]),
+    threshold=st.sampled_from([0.0, 0.5]),
+).map(lambda plan: vary(plan, eta=0.0) if plan.method.sampler != "ddim" else plan)
+plans |= st.builds(make_plan, num_inference_steps=st.just(1), eta=st.sampled_from([0.0, 1.0]))
 keys = st.builds(
     DrawKey, index=st.just(0), seed=st.integers(0, 2**53 - 1), draw=st.integers(0, 1000)
 )
@@ -341,3 +356,66 @@ def test_nothing_of_the_draw_before_is_left_in_a_slot() -> None:
     (alone,) = draw_all(make_engine(_denoiser, SCHEDULE, codec=Codec()), plan, [1])
     assert next(iter(broken.results.values())).pixels is None
     np.testing.assert_array_equal(next(iter(whole.results.values())).pixels, alone.pixels)
+
+
+def test_no_noise_and_no_threshold_of_the_draw_before_is_left_in_a_slot() -> None:
+    """The first draw breaks at every step, with noise and under a threshold that none reaches."""
+    broken = True
+
+    def denoiser(x_t: Tensor, timestep: Tensor) -> Tensor:
+        return torch.full_like(x_t, float("nan")) if broken else _denoiser(x_t, timestep)
+
+    probes = {"dark": FirstPixel()}
+    engine = make_engine(denoiser, SCHEDULE, max_batch=1, probes=probes)
+    submit(
+        engine,
+        _probed((0.2, 0.8), 2.0, num_inference_steps=10, eta=1.0, probe="dark"),
+        [DrawKey(0, 0, 0)],
+    )
+    run_to_end(engine)
+    engine._batch._noise.fill_(float("nan"))
+    broken = False
+    plain = make_plan(num_inference_steps=5)
+    (found,) = draw_all(engine, plain, [1])
+    (alone,) = draw_all(make_engine(_denoiser, SCHEDULE), plain, [1])
+    np.testing.assert_array_equal(floats(found), floats(alone))
+    # A plan that lacks a threshold does not stop by that of another.
+    lacking = make_plan(num_inference_steps=10, probe="dark", probes=(0.2,))
+    (found,) = draw_all(engine, lacking, [1])
+    assert not found.abandoned
+
+
+@pytest.mark.parametrize("thresholds", [(), (0.5,), (0.5, 0.5, 0.5)])
+def test_probes_without_a_threshold_each_are_refused(thresholds: tuple[float, ...]) -> None:
+    engine = _engine(1)
+    plan = make_plan(probe="dark", probes=(0.3, 0.6), probe_thresholds=thresholds)
+    submit(engine, plan, [DrawKey(0, 0, 0)])
+    with pytest.raises(BackendUnavailable, match=f"2 probes have {len(thresholds)} thresholds"):
+        engine.check(list(engine.scheduler.waiting))
+
+
+def test_probes_that_fall_on_one_step_are_refused() -> None:
+    """Otherwise only the last of them would look, and its score pass for the first one's."""
+    engine = _engine(1)
+    plan = _probed((0.1, 0.2), 0.5, num_inference_steps=4, probe="dark")
+    submit(engine, plan, [DrawKey(0, 0, 0)])
+    with pytest.raises(BackendUnavailable, match="fall on the same step"):
+        engine.check(list(engine.scheduler.waiting))
+
+
+def test_scores_come_in_the_order_of_the_probes_up_to_the_one_that_stops() -> None:
+    class Counting(FirstPixel):
+        looks = 0
+
+        def score(self, x_0: Tensor) -> NDArray[np.float64]:
+            self.looks += 1
+            return np.full(len(x_0), self.looks / 10)
+
+    engine = make_engine(_denoiser, SCHEDULE, probes={"dark": Counting()})
+    plan = make_plan(
+        num_inference_steps=10, probe="dark", probes=(0.2, 0.4, 0.9),
+        probe_thresholds=(0.1, 0.25, 0.0),
+    )  # fmt: skip
+    (result,) = draw_all(engine, plan, [0])
+    # A score at its threshold passes; the second is below its own, after 4 of 10 steps.
+    assert (result.abandoned, result.probe_scores, result.nfe) == (True, (0.1, 0.2), 4)

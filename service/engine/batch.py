@@ -10,10 +10,9 @@ from torch import Tensor
 from models.method import Method
 from models.noise import Purpose, normal
 from models.schedule import NoiseSchedule
-from service.engine.program import Program, compile_method
+from service.engine.program import COLUMNS, Program, compile_method
 from service.ports import DrawKey, SamplingPlan
 
-COLUMNS = 10
 NONE = -1
 
 

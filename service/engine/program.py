@@ -13,6 +13,7 @@ from models.schedule import NoiseSchedule
 
 ALPHA_BAR, X_T, X_0, EPS, HISTORY, SIGMA, CENSOR_SCALE, BACKWARD, RATE, PROBE = range(10)
 """Columns of a line. BACKWARD counts Adam steps; PROBE numbers the probe from 1, 0 is none."""
+COLUMNS = PROBE + 1
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Program:
 def compile_method(schedule: NoiseSchedule, method: Method) -> Program:
     """The program of a method. Raises ValueError when there is none."""
     steps = trajectory(schedule, method)
-    lines = np.zeros((len(steps), 10), dtype=np.float32)
+    lines = np.zeros((len(steps), COLUMNS), dtype=np.float32)
     columns = {
         ALPHA_BAR: steps.alpha_bar,
         X_T: steps.x_t,

@@ -7,8 +7,10 @@ path. `serve_file` reads it from a file.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -183,6 +185,26 @@ class Limits(_Part):
         return self
 
 
+class StoreSettings(_Part):
+    """Where decisions are recorded, and for how long.
+
+    `url` is SQLAlchemy's; one with a password stands in the environment variable `url_env`.
+    """
+
+    url: str | None = None
+    url_env: str | None = Field(None, pattern="^[A-Z][A-Z0-9_]*$")
+    keep_days: int = Field(30, ge=1, le=36_500)
+    keep_prompts: bool = False
+
+    @model_validator(mode="after")
+    def _one_place_and_no_secret(self) -> StoreSettings:
+        if self.url is not None and self.url_env is not None:
+            raise ValueError("url and url_env: give one of them")
+        if self.url is not None and re.search(r"://[^:/]*:[^@]*@|[?&]\w*password=", self.url):
+            raise ValueError("url must hold no password: put the URL into url_env's variable")
+        return self
+
+
 class Settings(_Part):
     """Everything that the service is told: the `args` of its application.
 
@@ -194,6 +216,7 @@ class Settings(_Part):
     default_policy: Name
     auth: AuthSettings
     limits: Limits = Limits()
+    store: StoreSettings = StoreSettings()
     ingress_metrics: bool = False
     ingress: Replicas = Replicas(max_ongoing_requests=256)
 
@@ -252,3 +275,19 @@ def secrets(auth: AuthSettings, environment: Mapping[str, str]) -> dict[str, Key
             raise ConfigError(f"auth.keys.{index}: {key.secret_env} repeats another key")
         found[secret] = key
     return found
+
+
+def store_url(store: StoreSettings, environment: Mapping[str, str]) -> str:
+    """The URL of the decision store. Raises ConfigError if its variable is missing.
+
+    The default is a file in the user's state folder: replicas do not share a working folder, and
+    a record must outlive a clone and its build.
+    """
+    if store.url is not None:
+        return store.url
+    if store.url_env is not None:
+        if url := environment.get(store.url_env):
+            return url
+        raise ConfigError(f"store.url_env: environment variable {store.url_env} must hold a URL")
+    state = environment.get("XDG_STATE_HOME") or "~/.local/state"
+    return f"sqlite:///{Path(state).expanduser().absolute()}/winnow/decisions.sqlite"

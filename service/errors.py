@@ -7,10 +7,12 @@ WinnowError
 ├── PolicyNotAllowed    403  policy_not_allowed   the key lacks the scope
 ├── ModelNotFound       404  model_not_found
 ├── PolicyNotFound      404  policy_not_found
+├── DecisionNotFound    404  decision_not_found
 ├── BodyTooLarge        413  body_too_large
 ├── Overloaded          429  overloaded           retry after `retry_after_s`
 ├── CensorUnavailable   503  censor_unavailable   the judge did not judge: no pixels leave
 ├── BackendUnavailable  503  backend_unavailable  no backbone replica could draw
+├── StoreUnavailable    503  store_unavailable    the decision was not recorded: no pixels leave
 └── DeadlineExceeded    504  deadline_exceeded    nothing was delivered in time
 """
 
@@ -63,6 +65,10 @@ class PolicyNotFound(WinnowError):
     status, type, code = 404, "invalid_request_error", "policy_not_found"
 
 
+class DecisionNotFound(WinnowError):
+    status, type, code = 404, "invalid_request_error", "decision_not_found"
+
+
 class BodyTooLarge(WinnowError):
     status, type, code = 413, "invalid_request_error", "body_too_large"
 
@@ -77,6 +83,10 @@ class CensorUnavailable(WinnowError):
 
 class BackendUnavailable(WinnowError):
     status, code, retryable = 503, "backend_unavailable", True
+
+
+class StoreUnavailable(WinnowError):
+    status, code, retryable = 503, "store_unavailable", True
 
 
 class DeadlineExceeded(WinnowError):

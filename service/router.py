@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from service.errors import BackendUnavailable, CensorUnavailable, WinnowError
 from service.ports import (
@@ -19,6 +19,7 @@ from service.ports import (
     DrawKey,
     DrawResult,
     FinishReason,
+    Judged,
     Pixels,
     SamplingPlan,
     Scorer,
@@ -53,7 +54,8 @@ class ImageOutcome:
 class Outcome:
     """What a request came to. Times in seconds; `nfe` includes draws that were rejected.
 
-    `admitted` is true once a draw came back, `judging` while a judge owes scores.
+    `judged` has every settled draw, in order. `admitted` is true once a draw came back, `judging`
+    while a judge owes scores.
     """
 
     plan: SamplingPlan
@@ -65,6 +67,7 @@ class Outcome:
     judge_s: float = 0.0
     admitted: bool = False
     judging: bool = False
+    judged: list[Judged] = field(default_factory=list)
 
     @property
     def delivered(self) -> int:
@@ -184,6 +187,9 @@ class Router:
         image = outcome.images[result.key.index]
         verdict = decide(outcome.plan, result, score)
         self._observe(outcome.plan, verdict, score)
+        outcome.judged.append(
+            Judged(result.key, verdict, score, result.probe_scores, result.nfe)
+        )
         outcome.draws += 1
         outcome.nfe += result.nfe
         image.draws = result.key.draw + 1

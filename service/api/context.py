@@ -11,6 +11,7 @@ from service.metrics import IngressMetrics
 from service.policy import Policy
 from service.ports import Drawer, Scorer
 from service.router import Router
+from service.store.recorder import Recorder
 
 
 @dataclass(frozen=True)
@@ -24,5 +25,6 @@ class Context:
     routers: Mapping[str, Router]
     drawer: Drawer
     scorer: Scorer
+    recorder: Recorder
     metrics: IngressMetrics
     gather_metrics: Callable[[], Awaitable[str]]

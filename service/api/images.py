@@ -15,13 +15,17 @@ from models.noise import MAX_SEED
 from service.api import faults, schemas
 from service.api.auth import Caller
 from service.api.context import Context
+from service.decisions import Decision, kept, row, versions
+from service.decisions import Request as Asked
 from service.errors import (
     BackendUnavailable,
     DeadlineExceeded,
     InvalidValue,
     ModelNotFound,
     ModerationBlocked,
+    Overloaded,
     PolicyNotFound,
+    StoreUnavailable,
     WinnowError,
 )
 from service.policy import Overrides, Policy, resolve
@@ -40,6 +44,7 @@ class Order:
     n: int
     deadline_s: float
     on_filtered: schemas.OnFiltered
+    prompt: str
 
 
 def routes(context: Context) -> APIRouter:
@@ -52,28 +57,42 @@ def routes(context: Context) -> APIRouter:
         caller.require("generate")
         _refuse_headers(request.headers)
         order = read(context, body, caller)
-        request_id: str = request.state.request_id
+        decision = _decision(context, order, caller, request.state.request_id)
         started = time.monotonic()
         code = "cancelled"
         outcome = None
+        recorded = False
         try:
             outcome = await context.routers[order.plan.model].generate(
                 order.plan, order.n, order.deadline_s, caller.name
             )
-            blocked = _withhold(order, outcome)
+            code, response = _answer(order, outcome, decision.id, caller.has("scores"))
+            recorded = True  # or nothing leaves
+            await context.recorder.write(
+                row(decision.record(code, time.monotonic() - started, outcome))
+            )
             context.metrics.outcome(outcome)
-            code, response = _answer(order, outcome, blocked, request_id, caller.has("scores"))
             return response
-        except WinnowError as error:
+        except Overloaded as error:
+            # Nothing was drawn or decided, and to refuse must stay cheap.
+            code, recorded = error.code, True
+            raise
+        except StoreUnavailable as error:
             code = error.code
             raise
+        except WinnowError as error:
+            code = error.code
+            return faults.response(error, {"id": decision.id})
         except Exception:
             code = "internal_error"
             raise
         finally:
             seconds = time.monotonic() - started
             context.metrics.request(order.plan.model, order.policy.name, code, seconds)
-            _log(request_id, caller, order, code, seconds, outcome)
+            _log(decision, order, code, seconds, outcome)
+            if not recorded:
+                # No image leaves, and whoever was cancelled cannot wait.
+                context.recorder.note(row(decision.record(code, seconds, outcome)))
 
     return router
 
@@ -124,7 +143,7 @@ def read(context: Context, body: schemas.GenerationRequest, caller: Caller) -> O
         num_inference_steps=body.num_inference_steps,
     )
     plan = resolve(policy, overrides, seed, admin=caller.has("admin"))
-    return Order(policy, plan, n, deadline_s, body.censor.on_filtered)
+    return Order(policy, plan, n, deadline_s, body.censor.on_filtered, body.prompt)
 
 
 def _refuse_headers(headers: Mapping[str, str]) -> None:
@@ -148,35 +167,50 @@ def _withhold(order: Order, outcome: Outcome) -> bool:
 
 
 def _answer(
-    order: Order, outcome: Outcome, blocked: bool, request_id: str, scores: bool
+    order: Order, outcome: Outcome, decision_id: str, scores: bool
 ) -> tuple[str, JSONResponse]:
-    """The code for the log, and the response: a block is an answer, not a fault."""
-    payload = schemas.generation(request_id, order.policy, outcome, scores)
+    """The code for log and record, and the response: a block is an answer, not a fault."""
+    blocked = _withhold(order, outcome)
+    payload = schemas.generation(decision_id, order.policy, outcome, scores)
     if blocked:
         held = outcome.count(FinishReason.CONTENT_FILTERED)
-        error = ModerationBlocked(
+        error: WinnowError = ModerationBlocked(
             f"policy {order.policy.name!r} held back {held} of {order.n} images"
         )
         return error.code, faults.response(error, payload)
     if not outcome.delivered and outcome.count(FinishReason.DEADLINE):
-        raise DeadlineExceeded(f"no image was ready within {order.deadline_s:g} s")
-    if not outcome.delivered and outcome.count(FinishReason.ERROR):
-        raise BackendUnavailable("the backbone made no valid image")
-    return "ok", JSONResponse(payload)
+        error = DeadlineExceeded(f"no image was ready within {order.deadline_s:g} s")
+    elif not outcome.delivered and outcome.count(FinishReason.ERROR):
+        error = BackendUnavailable("the backbone made no valid image")
+    else:
+        return "ok", JSONResponse(payload)
+    return error.code, faults.response(error, {"id": decision_id})
+
+
+def _decision(context: Context, order: Order, caller: Caller, request_id: str) -> Decision:
+    model = order.plan.model
+    return Decision(
+        request_id=request_id,
+        key=caller.name,
+        request=Asked(
+            n=order.n,
+            deadline_s=order.deadline_s,
+            on_filtered=order.on_filtered,
+            prompt=kept(order.prompt, context.settings.store.keep_prompts),
+        ),
+        plan=order.plan,
+        versions=versions(context.settings.models[model], context.manifests[model], order.policy),
+    )
 
 
 def _log(
-    request_id: str,
-    caller: Caller,
-    order: Order,
-    code: str,
-    seconds: float,
-    outcome: Outcome | None,
+    decision: Decision, order: Order, code: str, seconds: float, outcome: Outcome | None
 ) -> None:
     line = {
         "event": "generation",
-        "request_id": request_id,
-        "key": caller.name,
+        "id": decision.id,
+        "request_id": decision.request_id,
+        "key": decision.key,
         "model": order.plan.model,
         "policy": order.policy.name,
         "policy_version": order.plan.policy_version,

@@ -66,11 +66,11 @@ class ModerationRequest(_Request):
     model: str | None = None
 
 
-def generation(request_id: str, policy: Policy, outcome: Outcome, scores: bool) -> dict[str, Any]:
+def generation(decision_id: str, policy: Policy, outcome: Outcome, scores: bool) -> dict[str, Any]:
     """The body of a response; `scores` says whether the key may see scores and thresholds."""
     plan = outcome.plan
     return {
-        "id": f"img_{request_id}",
+        "id": decision_id,
         "created": int(time.time()),
         "model": plan.model,
         "policy": {

@@ -21,6 +21,8 @@ from service.deployments.handles import HandleDrawer, HandleScorer
 from service.metrics import IngressMetrics, merge, render
 from service.policy import pin
 from service.router import Router
+from service.store.recorder import Recorder
+from service.store.store import Store
 
 METRICS_S = 2.0
 Handles = Mapping[str, DeploymentHandle[Any]]
@@ -36,6 +38,7 @@ class Ingress:
         self._backbones, self._judges = backbones, judges
         self._metrics = IngressMetrics()
         loaded = {name: bundles.load(model.bundle) for name, model in settings.models.items()}
+        store = Store(config.store_url(settings.store, os.environ))
         drawer, scorer = HandleDrawer(backbones), HandleScorer(judges)
         self._context = Context(
             settings=settings,
@@ -48,6 +51,7 @@ class Ingress:
             },
             drawer=drawer,
             scorer=scorer,
+            recorder=Recorder(store, settings.store.keep_days),
             metrics=self._metrics,
             gather_metrics=self._gather,
         )

@@ -1,0 +1,115 @@
+"""Writes decisions from one thread, so that an event loop waits for them without blocking."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from concurrent.futures import Future
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+
+from service.errors import StoreUnavailable
+from service.store.schema import Row
+from service.store.store import Store
+
+log = logging.getLogger("winnow.store")
+
+WRITE_S = 5.0
+"""After this a request stops waiting for its record, and gets no pixels."""
+
+MAX_WAITING = 1024
+"""Records that may wait. More means that the database is gone: refuse at once, keep no heap."""
+
+PURGE_EVERY_S = 3600.0
+
+Item = tuple[Row, "Future[None]"]
+
+
+class Recorder:
+    """The writing end of a store. Records that wait together are committed together.
+
+    A second thread deletes what is older than `keep_days`: at the start, then every hour.
+    """
+
+    def __init__(self, store: Store, keep_days: int) -> None:
+        self.store = store
+        self._keep = timedelta(days=keep_days)
+        self._queue: queue.Queue[Item | None] = queue.Queue(MAX_WAITING)
+        self._closing = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._write, name="store-write", daemon=True),
+            threading.Thread(target=self._purge, name="store-purge", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    async def write(self, row: Row) -> None:
+        """Return once the decision is committed. Raises StoreUnavailable.
+
+        A caller that is cancelled meanwhile leaves its record to be written.
+        """
+        future = self._submit(row)
+        try:
+            async with asyncio.timeout(WRITE_S):
+                await asyncio.shield(asyncio.wrap_future(future))
+        except TimeoutError:
+            future.cancel()
+            raise StoreUnavailable("the decision store did not answer in time") from None
+
+    def note(self, row: Row) -> None:
+        """Write a decision when there is time; a failure is logged. For what delivers nothing."""
+        try:
+            self._submit(row)
+        except StoreUnavailable as error:
+            log.error("decision %s was not recorded: %s", row.id, error)
+
+    def close(self) -> None:
+        """Write what waits, and stop."""
+        self._closing.set()
+        self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
+        self.store.close()
+
+    def _submit(self, row: Row) -> Future[None]:
+        future: Future[None] = Future()
+        try:
+            self._queue.put_nowait((row, future))
+        except queue.Full:
+            raise StoreUnavailable("too many records wait for the decision store") from None
+        return future
+
+    def _write(self) -> None:
+        while (item := self._queue.get()) is not None:
+            batch = [item]
+            with suppress(queue.Empty):
+                while (further := self._queue.get_nowait()) is not None:
+                    batch.append(further)
+                self._queue.put(None)  # closing: seen again after this batch
+            # A request that gave up has answered 503: its record would tell of a delivery.
+            wanted = [one for one in batch if one[1].set_running_or_notify_cancel()]
+            if wanted:
+                self._commit(wanted)
+
+    def _commit(self, batch: list[Item]) -> None:
+        try:
+            self.store.insert([row for row, _ in batch])
+        except Exception as error:  # whatever went wrong, nothing was written
+            log.error("%d decisions were not recorded", len(batch), exc_info=error)
+            fault = StoreUnavailable("the decision store failed; the log holds its cause")
+            for _, future in batch:
+                future.set_exception(fault)
+        else:
+            for _, future in batch:
+                future.set_result(None)
+
+    def _purge(self) -> None:
+        while not self._closing.is_set():
+            try:
+                if gone := self.store.purge(datetime.now(UTC) - self._keep):
+                    log.info("purged %d decisions", gone)
+            except Exception as error:  # old records are no reason to end the service
+                log.warning("old decisions were not purged", exc_info=error)
+            self._closing.wait(PURGE_EVERY_S)

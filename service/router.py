@@ -187,9 +187,7 @@ class Router:
         image = outcome.images[result.key.index]
         verdict = decide(outcome.plan, result, score)
         self._observe(outcome.plan, verdict, score)
-        outcome.judged.append(
-            Judged(result.key, verdict, score, result.probe_scores, result.nfe)
-        )
+        outcome.judged.append(Judged(result.key, verdict, score, result.probe_scores, result.nfe))
         outcome.draws += 1
         outcome.nfe += result.nfe
         image.draws = result.key.draw + 1

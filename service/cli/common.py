@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from models.bundle import Evaluation
 from models.questions import QUESTIONS, Question
 from service.config import ConfigError, Settings
+from service.errors import WinnowError
 
 console = Console(stderr=True, highlight=False)
 DEFAULT_CONFIG = Path("deploy/local.yaml")
@@ -31,6 +32,12 @@ def faults() -> Iterator[None]:
         yield
     except (FileNotFoundError, ValueError) as error:  # ConfigError and BundleError among them
         console.print(str(error), style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    except WinnowError as error:
+        # The store's driver knows the cause, which callers of the API are not told.
+        cause = getattr(error.__cause__, "orig", None)
+        text = f"{error} ({cause})" if cause else str(error)
+        console.print(text, style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from None
     except ModuleNotFoundError as error:
         remedy = "`pip install 'winnow-serve[train]'`, or `make setup` in a clone"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import calibrate, evaluate, train
+from service.cli import calibrate, decisions, evaluate, replay, train
 from service.cli.common import DEFAULT_CONFIG, console
 from service.config import ConfigError
 
@@ -20,8 +20,10 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at a configuration file.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(train.app, name="train")
+app.add_typer(decisions.app, name="decisions")
 app.command()(calibrate.calibrate)
 app.command()(evaluate.evaluate)
+app.command()(replay.replay)
 
 ConfigFile = Annotated[
     Path, typer.Argument(help="A Ray Serve config file.", show_default="deploy/local.yaml")

@@ -1,0 +1,146 @@
+"""`winnow decisions`: what was decided and why, read from the store."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from service.cli.common import DEFAULT_CONFIG, ConfigFile, faults, read_settings
+from service.config import Settings, StoreSettings, store_url
+from service.decisions import RECORD_VERSION, Record
+from service.errors import DecisionNotFound
+from service.store.store import Store
+
+app = typer.Typer(help="Look at what was decided, and why.", no_args_is_help=True)
+Url = Annotated[
+    str | None, typer.Option("--url", help="A store's URL, instead of the configuration's.")
+]
+DecisionId = Annotated[str, typer.Argument(help="The `id` of a response or a log line: img_…")]
+
+
+@app.command()
+def show(
+    decision_id: DecisionId,
+    config: ConfigFile = DEFAULT_CONFIG,
+    url: Url = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The whole record as JSON.")] = False,
+) -> None:
+    """Show one decision: plan, weights, and each draw with its score."""
+    with faults():
+        document = read(None if url else read_settings(config), decision_id, url)
+        if as_json:
+            typer.echo(json.dumps(document, indent=2))
+            return
+        record = parse(document)
+    out = Console(highlight=False)
+    out.print(_facts(record))
+    out.print(_images(record))
+
+
+@app.command("list")
+def recent(
+    config: ConfigFile = DEFAULT_CONFIG,
+    url: Url = None,
+    policy: Annotated[str | None, typer.Option(help="Only under this policy.")] = None,
+    outcome: Annotated[
+        str | None, typer.Option(help="Only with this outcome: ok, moderation_blocked, …")
+    ] = None,
+    request_id: Annotated[str | None, typer.Option(help="Only with this X-Request-ID.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 20,
+) -> None:
+    """List decisions, the newest first."""
+    having = {"policy": policy, "outcome": outcome, "request_id": request_id}
+    with faults():
+        store = _open(None if url else read_settings(config), url)
+        try:
+            found = store.recent(limit, {k: v for k, v in having.items() if v is not None})
+        finally:
+            store.close()
+    table = Table("created", "id", "policy", "key", "outcome", "images", "draws", box=None)
+    for one in found:
+        usage = one["usage"]
+        images = f"{usage.get('delivered', 0)}/{one['request']['n']}"
+        names = (one["created"][:19], one["id"], one["plan"]["policy"], one["key"], one["outcome"])
+        table.add_row(*names, images, str(usage.get("draws", "")))
+    # An id that was cut short cannot be pasted.
+    Console(highlight=False, width=max(140, Console().width)).print(table)
+
+
+def read(settings: Settings | None, decision_id: str, url: str | None = None) -> dict[str, Any]:
+    """The stored record. Raises ConfigError, StoreUnavailable or DecisionNotFound."""
+    store = _open(settings, url)
+    try:
+        document = store.read(decision_id)
+    finally:
+        store.close()
+    if document is None:
+        raise DecisionNotFound(f"no decision {decision_id!r}: unknown, or past store.keep_days")
+    return document
+
+
+def parse(document: dict[str, Any]) -> Record:
+    """The record, if this Winnow can read it. Raises ValueError with a sentence."""
+    try:
+        return Record.model_validate(document)
+    except ValidationError:
+        raise ValueError(
+            f"the record has version {document.get('record_version')} and was written by Winnow "
+            f"{document.get('versions', {}).get('packages', {}).get('winnow-serve')}: this one "
+            f"reads version {RECORD_VERSION}. --json of `winnow decisions show` still shows it"
+        ) from None
+
+
+def _open(settings: Settings | None, url: str | None) -> Store:
+    store = settings.store if settings else StoreSettings()
+    return Store(url or store_url(store, os.environ), create=False)
+
+
+def _facts(record: Record) -> Table:
+    plan, request, versions = record.plan, record.request, record.versions
+    prompt = "not kept" if request.prompt is None else repr(request.prompt)
+    threshold = "" if plan.threshold is None else f", threshold {plan.threshold:.4f}"
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    rows = [
+        ("decision", f"{record.id} (request {record.request_id})"),
+        ("outcome", f"{record.outcome}, {record.created:%Y-%m-%d %H:%M:%S} UTC, key {record.key}"),
+        ("policy", f"{plan.policy} version {plan.policy_version}{threshold}"),
+        ("asked", f"n {request.n}, deadline {request.deadline_s:g} s, {request.on_filtered}"),
+        ("prompt", prompt),
+        ("seed", f"{plan.seed}, at most {plan.max_draws} draws an image"),
+        ("method", ", ".join(f"{k} {v}" for k, v in vars(plan.method).items() if v is not None)),
+        ("ran on", f"{versions.runtime} {versions.dtype}, {versions.device}"),
+        ("packages", ", ".join(f"{k} {v}" for k, v in versions.packages.items())),
+        ("bundle", f"{versions.bundle} of model {plan.model}"),
+        *versions.weights.items(),
+        ("spent", ", ".join(f"{k} {v}" for k, v in (record.usage | record.timings).items())),
+    ]
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def _images(record: Record) -> Table:
+    table = Table("image", "seed", "came to", "draw", "verdict", "score", "probes", "NFE", box=None)
+    for image in record.images:
+        head = [str(image.index), str(image.seed), getattr(image.finish_reason, "value", "")]
+        for one in image.judged or [None]:
+            cells = [""] * 5
+            if one is not None:
+                probes = " ".join(_number(score) for score in one.probe_scores)
+                score = _number(one.score)
+                cells = [str(one.draw), one.verdict.value, score, probes, str(one.nfe)]
+            table.add_row(*head, *cells)
+            head = [""] * 3
+    return table
+
+
+def _number(score: float | None) -> str:
+    return "–" if score is None else f"{score:.4f}"

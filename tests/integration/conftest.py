@@ -92,7 +92,9 @@ def start(config: Path, log: Path) -> Service:
         process = subprocess.Popen(
             [Path(sys.executable).with_name("winnow"), "serve", config, "--port", str(port)],
             cwd=ROOT,
-            env=os.environ | {"WINNOW_ADMIN_KEY": ADMIN_KEY},
+            # The store goes beside the log, not into the home of whoever runs the tests.
+            env=os.environ
+            | {"WINNOW_ADMIN_KEY": ADMIN_KEY, "XDG_STATE_HOME": str(log.parent / "state")},
             stdout=output,
             stderr=subprocess.STDOUT,
             text=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ from service.metrics import BackboneMetrics, IngressMetrics, merge, render
 from service.policy import pin
 from service.reward import Judges
 from service.router import Router
+from service.store.recorder import Recorder
+from service.store.store import Store
 from tests.bundles import HEIGHT, WIDTH, settings
 from tests.engines import make_engine, make_schedule
 from tests.gaussian import Gaussian
@@ -36,6 +39,7 @@ KEYS = {
     "SCORES_KEY": "wn-scores-0123456789",
     "ADMIN_KEY": "wn-admin-0123456789",
     "LABEL_KEY": "wn-label-0123456789",
+    "APPROVE_KEY": "wn-approve-0123456789",
 }
 AUTH = {
     "anonymous": False,
@@ -44,6 +48,7 @@ AUTH = {
         {"name": "scores", "secret_env": "SCORES_KEY", "scopes": ["generate", "scores"]},
         {"name": "admin", "secret_env": "ADMIN_KEY", "scopes": ["admin"]},
         {"name": "label", "secret_env": "LABEL_KEY", "scopes": ["label"]},
+        {"name": "approve", "secret_env": "APPROVE_KEY", "scopes": ["approve"]},
     ],
 }
 
@@ -85,6 +90,7 @@ class Served:
     judge: Brightness
     backbone: Backbone
     backends: LocalBackends
+    recorder: Recorder
     paths: list[str] = field(default_factory=list)
 
 
@@ -120,6 +126,8 @@ def serve(
         registries = {"ingress": metrics.registry, "backbone": backbone_metrics.registry}
         return merge((name, render(registry)) for name, registry in registries.items())
 
+    folder = tempfile.TemporaryDirectory()
+    recorder = Recorder(Store(f"sqlite:///{folder.name}/decisions.sqlite"), keep_days=30)
     context = Context(
         settings=config,
         manifests={"tiny": bundle.manifest},
@@ -128,15 +136,18 @@ def serve(
         routers={"tiny": Router(backends, backends, judge_timeout_s, metrics.draw)},
         drawer=backends,
         scorer=backends,
+        recorder=recorder,
         metrics=metrics,
         gather_metrics=gather_metrics,
     )
-    served = Served("", judge, backbone, backends)
+    served = Served("", judge, backbone, backends, recorder)
     with _listen(_counted(create_app(context), served.paths)) as served.url:
         try:
             yield served
         finally:
             loop.close()
+            recorder.close()
+            folder.cleanup()
 
 
 def _counted(app: FastAPI, paths: list[str]) -> ASGIApp:

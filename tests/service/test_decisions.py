@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from models.bundle import Bundle
+from service.config import Settings
+from service.decisions import Record, kept, row, sha256, versions
+from service.policy import pin
+from tests.bundles import settings
+from tests.records import PIXELS, make_decision, make_record
+
+
+def test_a_record_comes_back_from_the_store_as_it_was() -> None:
+    record = make_record()
+    stored = json.loads(json.dumps(dict(row(record).document), allow_nan=False))
+    again = Record.model_validate(stored)
+    assert again.plan == record.plan, "a replay draws by this plan"
+    assert again.versions == record.versions
+    assert row(again) == row(record)
+
+
+def test_every_settled_draw_stands_under_its_image() -> None:
+    delivered, blocked = make_record().images
+    assert [(d.draw, d.verdict.value, d.score) for d in delivered.judged] == [
+        (0, "abandoned", None),
+        (1, "accepted", 0.9),
+    ]
+    assert [(d.draw, d.verdict.value) for d in blocked.judged] == [(0, "rejected")]
+
+
+def test_a_delivered_image_is_named_by_its_bytes_and_a_blocked_one_is_not() -> None:
+    delivered, blocked = make_record().images
+    assert delivered.pixels_sha256 == sha256(PIXELS)
+    assert delivered.pixels_sha256 != sha256(PIXELS[::-1]), "by its order too"
+    assert blocked.pixels_sha256 is None
+
+
+def test_a_score_that_is_no_number_is_null() -> None:
+    (abandoned, _), _ = (image["judged"] for image in row(make_record()).document["images"])
+    assert abandoned["probe_scores"] == [0.1, None]
+
+
+def test_a_fault_has_a_record_without_images() -> None:
+    record = make_decision().record("censor_unavailable", 0.1, None)
+    assert (record.outcome, record.images, record.usage) == ("censor_unavailable", (), {})
+
+
+@pytest.mark.parametrize(
+    ("prompt", "keep", "expected"), [("a 7", True, "a 7"), ("a 7", False, None), ("", False, "")]
+)
+def test_prompts_are_kept_only_where_wanted(
+    prompt: str, keep: bool, expected: str | None
+) -> None:
+    assert kept(prompt, keep) == expected
+
+
+def test_ids_differ_when_a_request_id_is_repeated() -> None:
+    assert make_decision().id != make_decision().id
+
+
+def test_versions_name_all_weights_by_hash(bundle: Bundle) -> None:
+    config = Settings.model_validate(settings(str(bundle.folder)))
+    policy = pin(config, {"tiny": bundle})["bright"]
+    found = versions(config.models["tiny"], bundle.manifest, policy)
+    assert found.weights == {
+        "backbone": policy.backbone,
+        "judge": policy.judge,
+        "schedule": bundle.schedule_sha256,
+    }
+    assert set(found.packages) == {"winnow-serve", "torch", "onnxruntime"}
+
+
+def test_store_and_records_need_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys, service.decisions, service.store.recorder; "
+        "sys.exit(bool({'torch', 'ray', 'onnxruntime'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,7 +6,16 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from service.config import AuthSettings, ConfigError, Settings, check_bind, is_loopback, secrets
+from service.config import (
+    AuthSettings,
+    ConfigError,
+    Settings,
+    StoreSettings,
+    check_bind,
+    is_loopback,
+    secrets,
+    store_url,
+)
 from tests.bundles import settings
 
 KEY = {"name": "ops", "secret_env": "OPS_KEY", "scopes": ["generate"]}
@@ -51,6 +60,7 @@ def test_the_configuration_of_these_tests_is_good() -> None:
         "auth.colour",
         "auth.keys.0.colour",
         "limits.colour",
+        "store.colour",
         "ingress.colour",
     ],
 )
@@ -142,3 +152,34 @@ def test_a_secret_that_is_missing_short_or_duplicate_stops_the_start(
     # The fault is shown and logged: it names the variable and never what it holds.
     assert "hunter2" not in str(refusal.value)
     assert "xxxx" not in str(refusal.value)
+
+
+def test_the_store_is_in_the_users_state_folder_unless_told_otherwise() -> None:
+    default = store_url(StoreSettings(), {"XDG_STATE_HOME": "/state"})
+    assert default == "sqlite:////state/winnow/decisions.sqlite"
+    assert store_url(StoreSettings(), {}).endswith("/.local/state/winnow/decisions.sqlite")
+    assert store_url(StoreSettings(url="sqlite:////x"), {}) == "sqlite:////x"
+
+
+def test_a_store_url_with_a_secret_comes_from_the_environment() -> None:
+    store = StoreSettings(url_env="STORE_URL")
+    assert store_url(store, {"STORE_URL": "postgresql://u:p@h/d"}) == "postgresql://u:p@h/d"
+    with pytest.raises(ConfigError, match="STORE_URL"):
+        store_url(store, {})
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql://u:p@h/d", "postgresql://:p@h/d", "postgresql://h/d?sslpassword=p"],
+)
+def test_a_password_in_the_configuration_is_refused(url: str) -> None:
+    assert "must hold no password" in _faults(_with("store.url", url))[0]
+
+
+def test_a_store_has_one_place() -> None:
+    assert "give one of them" in _faults(_with("store", {"url": "sqlite:////x", "url_env": "X"}))[0]
+
+
+@pytest.mark.parametrize("days", [0, -1, 1.5])
+def test_records_are_kept_for_whole_days(days: float) -> None:
+    assert _faults(_with("store.keep_days", days))[0].startswith("store.keep_days:")

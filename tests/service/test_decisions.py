@@ -52,9 +52,7 @@ def test_a_fault_has_a_record_without_images() -> None:
 @pytest.mark.parametrize(
     ("prompt", "keep", "expected"), [("a 7", True, "a 7"), ("a 7", False, None), ("", False, "")]
 )
-def test_prompts_are_kept_only_where_wanted(
-    prompt: str, keep: bool, expected: str | None
-) -> None:
+def test_prompts_are_kept_only_where_wanted(prompt: str, keep: bool, expected: str | None) -> None:
     assert kept(prompt, keep) == expected
 
 

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from service.cli.main import app
+from service.store.store import Store
+from tests.records import make_decision, make_row
+
+BLOCKED = "moderation_blocked"
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    address = f"sqlite:///{tmp_path}/decisions.sqlite"
+    store = Store(address)
+    store.insert([make_row(1), make_row(2, policy="other", outcome=BLOCKED)])
+    store.close()
+    return address
+
+
+def _run(*arguments: str) -> Result:
+    answer = CliRunner().invoke(app, ["decisions", *arguments])
+    assert "Traceback" not in answer.output
+    assert isinstance(answer.exception, SystemExit | None), "a mistake is a sentence"
+    return answer
+
+
+def test_show_tells_plan_weights_and_every_draw(url: str) -> None:
+    row = make_row(1)
+    answer = _run("show", row.id, "--url", url)
+    assert answer.exit_code == 0
+    for word in (row.id, "request-1", "sha256:judge", "threshold 0.5000", "abandoned", "0.2000"):
+        assert word in answer.output
+
+
+def test_show_as_json_is_the_record(url: str) -> None:
+    answer = _run("show", make_row(1).id, "--url", url, "--json")
+    assert json.loads(answer.stdout) == Store(url).read(make_row(1).id)
+
+
+def test_show_says_when_a_prompt_was_not_kept(tmp_path: Path) -> None:
+    from service.decisions import row
+
+    url = f"sqlite:///{tmp_path}/decisions.sqlite"
+    record = make_decision(prompt=None).record("backend_unavailable", 1.0, None)
+    Store(url).insert([row(record)])
+    assert "not kept" in _run("show", record.id, "--url", url).output
+
+
+def test_list_filters(url: str) -> None:
+    both = _run("list", "--url", url).output
+    assert make_row(1).id in both
+    assert make_row(2).id in both
+    blocked = _run("list", "--url", url, "--outcome", BLOCKED, "--policy", "other").output
+    assert make_row(1).id not in blocked
+    assert make_row(2).id in blocked
+    assert "img_" not in _run("list", "--url", url, "--request-id", "unknown").output
+
+
+def test_an_unknown_decision_is_one_line(url: str) -> None:
+    answer = _run("show", "img_unknown", "--url", url)
+    assert answer.exit_code == 1
+    assert answer.output.count("\n") == 1
+    assert "no decision 'img_unknown'" in answer.output
+
+
+def test_no_store_is_one_line(tmp_path: Path) -> None:
+    answer = _run("show", "img_x", "--url", f"sqlite:///{tmp_path}/none.sqlite")
+    assert (answer.exit_code, answer.output.count("\n")) == (1, 1)
+    assert "nothing has been recorded" in answer.output
+
+
+def test_a_record_of_another_winnow_is_one_line(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/decisions.sqlite"
+    document = {**make_row(1).document, "record_version": 9, "moon": "full"}
+    Store(url).insert([make_row(1, document=document)])
+    answer = _run("show", make_row(1).id, "--url", url)
+    assert (answer.exit_code, answer.output.count("\n")) == (1, 1)
+    assert "version 9" in answer.output
+    assert _run("show", make_row(1).id, "--url", url, "--json").exit_code == 0
+
+
+def test_without_a_url_the_configuration_says_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    store = Store(f"sqlite:///{tmp_path}/winnow/decisions.sqlite")
+    store.insert([make_row(1)])
+    root = Path(__file__).parents[3]
+    answer = _run("show", make_row(1).id, "--config", str(root / "deploy/local.yaml"))
+    assert make_row(1).id in answer.output

@@ -1,0 +1,174 @@
+"""Images made again with the shipped bundle: real weights, the real engine, a real store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from models import bundle as bundles
+from models.bundle import Bundle
+from service import replay
+from service.cli.main import app
+from service.config import Settings
+from service.decisions import Decision, Record, Request, row, versions
+from service.local import LocalService
+from service.policy import Overrides, resolve
+from service.replay import CannotReplay
+from service.serve_file import read
+from service.store.store import Store
+
+CONFIG = Path(__file__).parents[2] / "deploy/local.yaml"
+SEED = 200
+
+
+@pytest.fixture(scope="module")
+def settings() -> Settings:
+    return read(CONFIG).settings
+
+
+@pytest.fixture(scope="module")
+def loaded(settings: Settings) -> dict[str, Bundle]:
+    return {name: bundles.load(model.bundle) for name, model in settings.models.items()}
+
+
+@pytest.fixture(scope="module")
+def records(settings: Settings, loaded: dict[str, Bundle]) -> dict[str, Record]:
+    """What the service would record: images delivered plainly and guided, and blocked ones."""
+    made = {}
+    wishes = {
+        "no-crossbar": ("no-crossbar", Overrides(num_inference_steps=20)),
+        "guided": ("no-crossbar-guided", Overrides()),
+        "blocked": ("no-crossbar", Overrides(threshold=1.0, max_draws=2, num_inference_steps=20)),
+    }
+    with LocalService(settings, "mnist-sevens") as service:
+        for name, (policy_name, overrides) in wishes.items():
+            policy = service.policies[policy_name]
+            plan = resolve(policy, overrides, SEED, admin=False)
+            outcome = asyncio.run(service.router.generate(plan, 3, 120.0))
+            model = plan.model
+            asked = Request(n=3, deadline_s=120.0, on_filtered="never", prompt="")
+            ran = versions(settings.models[model], loaded[model].manifest, policy)
+            made[name] = Decision("r", "k", asked, plan, ran).record("ok", 1.0, outcome)
+    return made
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> Iterator[str]:
+    address = f"sqlite:///{tmp_path}/decisions.sqlite"
+    Store(address).close()
+    yield address
+
+
+def _replay(url: str, record: Record, *options: str) -> Result:
+    """`winnow replay` of a record that the store holds."""
+    store = Store(url)
+    store.insert([row(record)])
+    store.close()
+    arguments = ["replay", record.id, "--config", str(CONFIG), "--url", url, *options]
+    answer = CliRunner().invoke(app, arguments)
+    assert isinstance(answer.exception, SystemExit | None), "a mistake is a sentence"
+    return answer
+
+
+def _changed(record: Record, **parts: Any) -> Record:
+    return record.model_copy(update=parts)
+
+
+@pytest.mark.parametrize("name", ["no-crossbar", "guided"])
+def test_every_image_is_made_again_to_the_byte(
+    records: dict[str, Record], url: str, tmp_path: Path, name: str
+) -> None:
+    answer = _replay(url, records[name], "--out", str(tmp_path / "out"))
+    assert answer.exit_code == 0, answer.output
+    assert answer.output.count(": identical to what was delivered") == 3
+    paths = sorted((tmp_path / "out").iterdir())
+    assert [path.name for path in paths] == [f"image-{index}.png" for index in range(3)]
+    assert {Image.open(path).size for path in paths} == {(28, 28)}
+
+
+def test_the_accepted_draw_is_made_not_the_first(
+    settings: Settings, records: dict[str, Record]
+) -> None:
+    record = records["no-crossbar"]
+    last = {image.index: image.judged[-1].draw for image in record.images}
+    draws = replay.chosen(record, rejected=False)
+    assert {image.index: draw for image, draw in draws} == last
+
+
+def test_an_image_of_other_bytes_is_not_identical(records: dict[str, Record], url: str) -> None:
+    record = records["no-crossbar"]
+    first = record.images[0].model_copy(update={"pixels_sha256": "sha256:" + "0" * 64})
+    answer = _replay(url, _changed(record, images=(first, *record.images[1:])))
+    assert answer.exit_code == 1
+    assert "image 0" in answer.output
+    assert answer.output.count("NOT identical") == 1
+    assert answer.output.count(": identical to") == 2
+
+
+def test_what_was_held_back_is_made_again_only_when_asked_for(
+    records: dict[str, Record], url: str, tmp_path: Path
+) -> None:
+    blocked = records["blocked"]
+    refused = _replay(url, blocked)
+    assert refused.exit_code == 1
+    assert "--rejected" in refused.output
+    arguments = ["replay", blocked.id, "--config", str(CONFIG), "--url", url, "--rejected"]
+    answer = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
+    assert answer.exit_code == 0, answer.output
+    assert answer.output.count("only the score can be compared") == 3
+    assert answer.output.count("draw 1)") == 3, "the last one"
+    assert (tmp_path / "out/image-2-held-back.png").exists()
+
+
+def test_other_packages_are_named(records: dict[str, Record], url: str) -> None:
+    record = records["no-crossbar"]
+    then = record.versions.model_copy(
+        update={"packages": record.versions.packages | {"torch": "1.0"}}
+    )
+    answer = _replay(url, _changed(record, versions=then))
+    assert "torch 1.0 then" in answer.output
+
+
+CANNOT = [
+    ({"request": {"prompt": None}}, "the prompt was not kept"),
+    ({"versions": {"weights": {"judge": "sha256:other"}}}, "the weights have changed: judge of"),
+    ({"versions": {"weights": {"schedule": "sha256:other"}}}, "changed: schedule of"),
+    ({"versions": {"runtime": "torch"}}, "runtime torch, and the configuration says onnx"),
+    ({"versions": {"dtype": "bfloat16"}}, "dtype bfloat16"),
+    ({"plan": {"model": "gone"}}, "no model 'gone'"),
+]
+
+
+@pytest.mark.parametrize(("change", "reason"), CANNOT, ids=[reason for _, reason in CANNOT])
+def test_it_says_in_one_line_why_it_cannot(
+    records: dict[str, Record], url: str, change: dict[str, Any], reason: str
+) -> None:
+    document = records["no-crossbar"].model_dump()
+    for part, fields in change.items():
+        document[part] |= fields
+    answer = _replay(url, Record.model_validate(document))
+    assert (answer.exit_code, answer.output.count("\n")) == (1, 1), answer.output
+    assert reason in answer.output
+
+
+def test_a_backbone_that_only_lies_in_the_bundle_does_not_count(
+    records: dict[str, Record], settings: Settings, loaded: dict[str, Bundle]
+) -> None:
+    record, bundle = records["no-crossbar"], loaded["mnist-sevens"]
+    then = record.versions.model_copy(
+        update={"weights": {"backbone": bundle.denoiser_sha256("torch")}}
+    )
+    with pytest.raises(CannotReplay, match="changed: backbone"):
+        replay.check(_changed(record, versions=then), settings, loaded)
+
+
+def test_an_unknown_decision_is_one_line(url: str) -> None:
+    arguments = ["replay", "img_unknown", "--config", str(CONFIG), "--url", url]
+    answer = CliRunner().invoke(app, arguments)
+    assert (answer.exit_code, answer.output.count("\n")) == (1, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +58,10 @@ def records(settings: Settings, loaded: dict[str, Bundle]) -> dict[str, Record]:
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> Iterator[str]:
+def url(tmp_path: Path) -> str:
     address = f"sqlite:///{tmp_path}/decisions.sqlite"
     Store(address).close()
-    yield address
+    return address
 
 
 def _replay(url: str, record: Record, *options: str) -> Result:

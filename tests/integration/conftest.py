@@ -26,6 +26,7 @@ class Service:
     url: str
     process: subprocess.Popen[str]
     client: httpx.Client
+    store_url: str
 
     def replicas(self, deployment: str) -> list[int]:
         """Process ids of a deployment's replicas on this service's Ray."""
@@ -100,7 +101,8 @@ def start(config: Path, log: Path) -> Service:
             text=True,
         )
     url = f"http://127.0.0.1:{port}"
-    service = Service(url, process, httpx.Client(base_url=url, timeout=120))
+    store_url = f"sqlite:///{log.parent}/state/winnow/decisions.sqlite"
+    service = Service(url, process, httpx.Client(base_url=url, timeout=120), store_url)
     try:
         wait_for(lambda: "Winnow is ready" in log.read_text() or process.poll() is not None, 180)
         assert process.poll() is None, log.read_text()

@@ -6,8 +6,11 @@ import base64
 import io
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -16,7 +19,7 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.integration.conftest import ADMIN_KEY, Service, wait_for
+from tests.integration.conftest import ADMIN_KEY, ROOT, Service, wait_for
 
 pytestmark = pytest.mark.cluster
 
@@ -200,3 +203,22 @@ def test_a_judge_that_hangs_lets_nothing_out(service: Service) -> None:
             if os.path.exists(f"/proc/{pid}"):
                 os.kill(pid, signal.SIGCONT)
     service.wait_ready()
+
+
+def test_a_decision_can_be_read_and_replayed(service: Service) -> None:
+    body = generate(service, n=2, seed=400, num_inference_steps=20).json()
+    path = f"/v1/decisions/{body['id']}"
+    assert service.client.get(path).status_code == 403, "anonymous callers are no reviewers"
+    record = service.client.get(path, headers={"Authorization": f"Bearer {ADMIN_KEY}"}).json()
+    assert [image["seed"] for image in record["images"]] == [400, 401]
+    assert record["versions"]["weights"]["judge"] == body["policy"]["judge"]
+    winnow = Path(sys.executable).with_name("winnow")
+    replayed = subprocess.run(
+        [winnow, "replay", body["id"], "--url", service.store_url],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert replayed.returncode == 0, replayed.stdout + replayed.stderr
+    assert replayed.stdout.count(": identical to what was delivered") == 2

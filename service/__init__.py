@@ -10,7 +10,8 @@
 7. `encode` turns accepted pixels into PNG;
 8. `api` answers with n entries in order: an image, or a null and its reason.
 
-`decisions` is what is recorded of it, in `store`, before the answer leaves; `replay` makes it again.
+What was decided is recorded (`decisions`, `store`) before the answer leaves; `replay` makes it
+again.
 
 `ports` holds what these say to each other, `deployments` wraps them for Ray Serve, and `app` binds
 them.

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.store.store import Store
 from tests.integration.conftest import ADMIN_KEY, ROOT, Service, wait_for
 
 pytestmark = pytest.mark.cluster
@@ -222,3 +223,12 @@ def test_a_decision_can_be_read_and_replayed(service: Service) -> None:
     )
     assert replayed.returncode == 0, replayed.stdout + replayed.stderr
     assert replayed.stdout.count(": identical to what was delivered") == 2
+
+
+def test_a_caller_that_goes_away_is_recorded(service: Service) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        body = {"n": 16, "seed": 500, "censor": {"threshold": 1.0}}
+        service.client.post("/v1/images/generations", json=body, timeout=0.3)
+    store = Store(service.store_url, create=False)
+    wait_for(lambda: bool(store.recent(1, {"outcome": "cancelled"})))
+    assert store.recent(1, {"outcome": "cancelled"})[0]["plan"]["seed"] == 500

@@ -124,10 +124,12 @@ def test_a_request_that_gave_up_leaves_no_record(
 
 def test_a_caller_that_is_cancelled_leaves_its_record(recorder: Recorder, store: Gated) -> None:
     store.gate.clear()
+    recorder.note(make_row(0))
+    assert store.entered.wait(10), "the next record has to wait for this one"
 
     async def run() -> None:
         write = asyncio.create_task(recorder.write(make_row(1)))
-        await asyncio.to_thread(store.entered.wait, 10)
+        await asyncio.sleep(0)
         write.cancel()
         with pytest.raises(asyncio.CancelledError):
             await write

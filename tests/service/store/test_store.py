@@ -8,11 +8,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
 
 from service.config import ConfigError
 from service.errors import StoreUnavailable
 from service.store import store as module
 from service.store.database import connect
+from service.store.schema import metadata
 from service.store.store import Store
 from tests.records import make_row
 
@@ -77,6 +80,17 @@ def test_two_processes_may_open_and_write_at_once(url: str) -> None:
         writer.join(60)
     assert [writer.exitcode for writer in writers] == [0, 0]
     assert len(Store(url).recent(1000)) == 200
+
+
+def test_tables_that_another_process_makes_meanwhile_are_no_fault(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose_the_race(connection: Connection) -> None:
+        monkeypatch.undo()
+        raise OperationalError("CREATE TABLE", {}, Exception("table decisions already exists"))
+
+    monkeypatch.setattr(metadata, "create_all", lose_the_race)
+    Store(url).insert([make_row(1)])
 
 
 def test_sqlite_is_set_up_for_several_processes(store: Store, url: str) -> None:

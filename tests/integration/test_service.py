@@ -226,8 +226,8 @@ def test_a_decision_can_be_read_and_replayed(service: Service) -> None:
 
 
 def test_a_caller_that_goes_away_is_recorded(service: Service) -> None:
+    body = {"n": 16, "seed": 500, "censor": {"threshold": 1.0}}
     with pytest.raises(httpx.ReadTimeout):
-        body = {"n": 16, "seed": 500, "censor": {"threshold": 1.0}}
         service.client.post("/v1/images/generations", json=body, timeout=0.3)
     store = Store(service.store_url, create=False)
     wait_for(lambda: bool(store.recent(1, {"outcome": "cancelled"})))

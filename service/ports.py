@@ -87,6 +87,17 @@ class Verdict(Enum):
     FAILED = "failed"
 
 
+@dataclass(frozen=True)
+class Judged:
+    """One settled draw, as a decision record keeps it; `score` is the judge's, where it looked."""
+
+    key: DrawKey
+    verdict: Verdict
+    score: float | None
+    probe_scores: tuple[float, ...]
+    nfe: int
+
+
 class FinishReason(Enum):
     """Why an entry of the response is what it is; the value is its name on the wire."""
 

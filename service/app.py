@@ -9,6 +9,7 @@ from ray.serve import Application
 
 from service.config import Replicas, Settings
 from service.deployments.backbone import Backbone
+from service.deployments.elsewhere import Elsewhere
 from service.deployments.ingress import Ingress
 from service.deployments.reward_model import RewardModel
 
@@ -20,9 +21,10 @@ def build(args: Settings) -> Application:
     """
     backbones, judges = {}, {}
     for name, model in args.models.items():
-        backbones[name] = _deploy(Backbone, f"Backbone-{name}", model.backbone.replicas).bind(
-            name, model
+        backbone = _deploy(Backbone, f"Backbone-{name}", model.backbone.replicas).options(
+            request_router_config={"request_router_class": Elsewhere}
         )
+        backbones[name] = backbone.bind(name, model)
         judges[name] = _deploy(RewardModel, f"RewardModel-{name}", model.judge.replicas).bind(
             name, model
         )

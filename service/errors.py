@@ -75,6 +75,7 @@ class BodyTooLarge(WinnowError):
 
 class Overloaded(WinnowError):
     status, type, code, retryable = 429, "rate_limit_error", "overloaded", True
+    refused_by: str | None = None
 
 
 class CensorUnavailable(WinnowError):

@@ -77,7 +77,12 @@ class LocalService:
         engine.warm_up()
         judges = load_judges(self.bundle, spec.judge)
         self.backends = LocalBackends(EngineLoop(engine, max_waiting=1_000_000), judges)
-        self.router = Router(self.backends, self.backends, spec.judge.timeout_s)
+        self.router = Router(
+            self.backends,
+            self.backends,
+            spec.judge.timeout_s,
+            speculative_draws=spec.backbone.speculative_draws,
+        )
 
     def __enter__(self) -> LocalService:
         return self

@@ -51,13 +51,16 @@ class SamplingPlan:
 class DrawKey:
     """Which draw: try number `draw` (from 0) at the image with `seed`, entry `index` of `n`.
 
-    `fresh` until the request was admitted: what was admitted is never refused for load.
+    `fresh` until the request was admitted: what was admitted is never refused for load. A draw
+    `ahead` of the one that is needed now is speculative: it is made only where there is room, and
+    ends with Overloaded where there is none.
     """
 
     index: int
     seed: int
     draw: int
     fresh: bool = field(default=True, compare=False)
+    ahead: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """One loop for every plan: ask for draws, get verdicts, until n images are accepted.
 
 The router decides how many draws an image gets; the engine decides when they run. Image i has seed
-`plan.seed + i`, and its draws are tried in order, so the lowest accepted draw wins.
+`plan.seed + i`. Verdicts fall in the order of its draws, in whatever order these finish, so the
+lowest accepted draw wins.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from service.errors import BackendUnavailable, CensorUnavailable, WinnowError
+from service.calls import Calls
+from service.errors import CensorUnavailable, WinnowError
 from service.ports import (
     Drawer,
     DrawKey,
@@ -29,17 +30,24 @@ from service.verdict import decide
 
 log = logging.getLogger("winnow.router")
 
-RETRY_S = (0.1, 0.2, 0.5, 1.0)
-"""Waits before asking a failed backbone again; the last one repeats until the deadline."""
-
 Observer = Callable[[SamplingPlan, Verdict, float | None], None]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A finished draw that still waits for the verdict on a lower one."""
+
+    result: DrawResult
+    score: float | None
 
 
 @dataclass
 class ImageOutcome:
-    """One entry of the response. `draws` were judged; the next one is number `draws`.
+    """One entry of the response. `draws` have a verdict; the next one is number `draws`.
 
-    `pixels` is set if and only if `finish_reason` is SUCCESS.
+    `asked` counts draws that were asked for, speculative ones too; `early` holds those that
+    finished before a lower one, by number. `pixels` is set if and only if `finish_reason` is
+    SUCCESS.
     """
 
     index: int
@@ -48,22 +56,24 @@ class ImageOutcome:
     draws: int = 0
     pixels: Pixels | None = None
     score: float | None = None
+    asked: int = 0
+    queue_s: float = 0.0
+    denoise_s: float = 0.0
+    early: dict[int, Scored] = field(default_factory=dict)
 
 
 @dataclass
 class Outcome:
     """What a request came to. Times in seconds; `nfe` includes draws that were rejected.
 
-    `judged` has every settled draw, in order. `admitted` is true once a draw came back, `judging`
-    while a judge owes scores.
+    `judged` has every finished draw, in the order of the verdicts. `admitted` is true once a draw
+    came back, `judging` while a judge owes scores.
     """
 
     plan: SamplingPlan
     images: list[ImageOutcome]
     draws: int = 0
     nfe: int = 0
-    queue_s: float = 0.0
-    denoise_s: float = 0.0
     judge_s: float = 0.0
     admitted: bool = False
     judging: bool = False
@@ -73,6 +83,21 @@ class Outcome:
     def delivered(self) -> int:
         """How many images leave."""
         return sum(image.pixels is not None for image in self.images)
+
+    @property
+    def unfinished(self) -> list[ImageOutcome]:
+        """The entries that still need draws."""
+        return [image for image in self.images if image.finish_reason is None]
+
+    @property
+    def queue_s(self) -> float:
+        """How long the draws of one image waited for slots; the longest image's."""
+        return max(image.queue_s for image in self.images)
+
+    @property
+    def denoise_s(self) -> float:
+        """How long the draws of one image ran; the longest image's."""
+        return max(image.denoise_s for image in self.images)
 
     def count(self, reason: FinishReason) -> int:
         """How many entries ended for this reason."""
@@ -88,11 +113,15 @@ class Router:
         scorer: Scorer,
         judge_timeout_s: float,
         observe: Observer = lambda plan, verdict, score: None,
+        speculative_draws: int = 0,
     ) -> None:
+        """`speculative_draws` are asked for beside each image's own; the engine makes them where
+        it has room."""
         self._drawer = drawer
         self._scorer = scorer
         self._judge_timeout_s = judge_timeout_s
         self._observe = observe
+        self._speculative_draws = speculative_draws
 
     async def generate(
         self, plan: SamplingPlan, n: int, deadline_s: float, tenant: str = ""
@@ -104,65 +133,116 @@ class Router:
         again: a draw is a function of its seed, so asking twice gives the same image.
         """
         outcome = Outcome(plan, [ImageOutcome(i, plan.seed + i) for i in range(n)])
-        deadline = time.monotonic() + deadline_s
-        failures = 0
-        fault: BackendUnavailable | None = None
+        calls = Calls(self._drawer, plan, time.monotonic() + deadline_s, tenant)
         try:
             async with asyncio.timeout(deadline_s) as timer:
-                while todo := [image for image in outcome.images if image.finish_reason is None]:
-                    try:
-                        await self._round(outcome, todo, deadline, tenant)
-                        failures, fault = 0, None
-                    except BackendUnavailable as error:
-                        log.warning("asking the backbone again: %s", error)
-                        fault = error
-                        await asyncio.sleep(RETRY_S[min(failures, len(RETRY_S) - 1)])
-                        failures += 1
+                while outcome.unfinished:
+                    self._ask(outcome, calls)
+                    await self._take(outcome, calls)
         except TimeoutError:
             if not timer.expired():
                 raise
             if outcome.judging:
                 raise CensorUnavailable("the judge did not answer before the deadline") from None
-            for image in outcome.images:
-                image.finish_reason = image.finish_reason or FinishReason.DEADLINE
-            if fault and not outcome.delivered:
-                raise fault from None
+            for image in outcome.unfinished:
+                self._expire(outcome, image)
+            if calls.fault and not outcome.delivered:
+                raise calls.fault from None
+        finally:
+            for _ in calls.in_flight:
+                self._observe(plan, Verdict.CANCELLED, None)
+            await calls.close()
         return outcome
 
-    async def _round(
-        self, outcome: Outcome, todo: list[ImageOutcome], deadline: float, tenant: str
-    ) -> None:
-        plan = outcome.plan
-        keys = [
+    def _ask(self, outcome: Outcome, calls: Calls) -> None:
+        """Ask for the draws that images need now, and for some that they may need next."""
+        wanted = [
             DrawKey(image.index, image.seed, image.draws, fresh=not outcome.admitted)
-            for image in todo
+            for image in outcome.unfinished
         ]
-        waiting = set(keys)
-        queue_s = denoise_s = 0.0
-        timeout_s = deadline - time.monotonic()
-        try:
-            async with aclosing(self._drawer.draw(plan, keys, timeout_s, tenant)) as groups:
-                async for group in groups:
-                    outcome.admitted = True
-                    for result, score in zip(group, await self._score(outcome, group), strict=True):
-                        waiting.remove(result.key)
-                        queue_s = max(queue_s, result.queue_s)
-                        denoise_s = max(denoise_s, result.denoise_s)
-                        self._settle(outcome, result, score)
-            if waiting:
-                raise BackendUnavailable("the backbone ended before all draws were made")
-        finally:
-            outcome.queue_s += queue_s
-            outcome.denoise_s += denoise_s
-            for _ in waiting:
-                self._observe(plan, Verdict.CANCELLED, None)
+        if needed := [key for key in wanted if key not in calls.in_flight]:
+            calls.ask(needed)
+        for image in outcome.unfinished:
+            image.asked = max(image.asked, image.draws + 1)
+            last = min(image.draws + self._speculative_draws, outcome.plan.max_draws - 1)
+            for draw in range(image.asked, last + 1):
+                # A call of its own, so that it can be closed alone.
+                calls.ask([DrawKey(image.index, image.seed, draw, ahead=draw - image.draws)])
+                image.asked = draw + 1
 
-    async def _score(self, outcome: Outcome, group: list[DrawResult]) -> list[float | None]:
+    async def _take(self, outcome: Outcome, calls: Calls) -> None:
+        """Wait for draws to finish, and give their images a verdict."""
+        results, lost = await calls.results()
+        for _ in lost:
+            self._observe(outcome.plan, Verdict.CANCELLED, None)
+        outcome.admitted |= bool(results)
+        scores = await self._score(outcome, results)
+        calls.in_flight -= {result.key for result in results}
+        for result, score in zip(results, scores, strict=True):
+            image = outcome.images[result.key.index]
+            image.queue_s += 0 if result.key.ahead else result.queue_s
+            image.denoise_s += 0 if result.key.ahead else result.denoise_s
+            outcome.draws += 1
+            outcome.nfe += result.nfe
+            image.early[result.key.draw] = Scored(result, score)
+        for index in sorted({result.key.index for result in results}):
+            self._settle(outcome, outcome.images[index], calls)
+
+    def _settle(self, outcome: Outcome, image: ImageOutcome, calls: Calls) -> None:
+        """Verdicts in the order of the draws: the lowest accepted one wins, whenever it came."""
+        while image.finish_reason is None and image.draws in image.early:
+            verdict = self._decide(outcome, image, image.draws)
+            if verdict is not Verdict.ACCEPTED and image.draws >= outcome.plan.max_draws:
+                image.finish_reason = (
+                    FinishReason.ERROR
+                    if verdict is Verdict.FAILED
+                    else FinishReason.CONTENT_FILTERED
+                )
+        if image.finish_reason is not None:
+            unwanted = [key for key in calls.in_flight if key.index == image.index]
+            calls.drop(unwanted)
+            self._discard(outcome, image, len(unwanted))
+
+    def _expire(self, outcome: Outcome, image: ImageOutcome) -> None:
+        """Time is up: of what has finished, the lowest accepted draw wins."""
+        for draw in sorted(image.early):
+            if image.finish_reason is None:
+                self._decide(outcome, image, draw)
+        image.finish_reason = image.finish_reason or FinishReason.DEADLINE
+        self._discard(outcome, image, 0)
+
+    def _decide(self, outcome: Outcome, image: ImageOutcome, draw: int) -> Verdict:
+        """The verdict on a finished draw; an accepted one becomes the image."""
+        scored = image.early.pop(draw)
+        verdict = decide(outcome.plan, scored.result, scored.score)
+        self._note(outcome, scored, verdict)
+        image.draws, image.score = draw + 1, scored.score
+        if verdict is Verdict.ACCEPTED:
+            image.pixels, image.finish_reason = scored.result.pixels, FinishReason.SUCCESS
+        return verdict
+
+    def _discard(self, outcome: Outcome, image: ImageOutcome, running: int) -> None:
+        """Draws that turned out not to be needed: those finished, and so many that run."""
+        for draw in sorted(image.early):
+            self._note(outcome, image.early.pop(draw), Verdict.CANCELLED)
+        for _ in range(running):
+            self._observe(outcome.plan, Verdict.CANCELLED, None)
+
+    def _note(self, outcome: Outcome, scored: Scored, verdict: Verdict) -> None:
+        result = scored.result
+        self._observe(outcome.plan, verdict, scored.score)
+        outcome.judged.append(
+            Judged(result.key, verdict, scored.score, result.probe_scores, result.nfe)
+        )
+
+    async def _score(
+        self, outcome: Outcome, results: Sequence[DrawResult]
+    ) -> Sequence[float | None]:
         """The judge's score of each draw; None where the plan has no judge or no image exists."""
         plan = outcome.plan
-        pixels = [result.pixels for result in group if result.pixels is not None]
+        pixels = [result.pixels for result in results if result.pixels is not None]
         if plan.judge is None or not pixels:
-            return [None] * len(group)
+            return [None] * len(results)
         started = time.monotonic()
         outcome.judging = True
         try:
@@ -181,20 +261,4 @@ class Router:
                 f"the judge returned {len(scores)} scores for {len(pixels)} images"
             )
         remaining = iter(scores)
-        return [None if result.pixels is None else next(remaining) for result in group]
-
-    def _settle(self, outcome: Outcome, result: DrawResult, score: float | None) -> None:
-        image = outcome.images[result.key.index]
-        verdict = decide(outcome.plan, result, score)
-        self._observe(outcome.plan, verdict, score)
-        outcome.judged.append(Judged(result.key, verdict, score, result.probe_scores, result.nfe))
-        outcome.draws += 1
-        outcome.nfe += result.nfe
-        image.draws = result.key.draw + 1
-        image.score = score
-        if verdict is Verdict.ACCEPTED:
-            image.pixels, image.finish_reason = result.pixels, FinishReason.SUCCESS
-        elif image.draws >= outcome.plan.max_draws:
-            image.finish_reason = (
-                FinishReason.ERROR if verdict is Verdict.FAILED else FinishReason.CONTENT_FILTERED
-            )
+        return [None if result.pixels is None else next(remaining) for result in results]

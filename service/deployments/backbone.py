@@ -6,9 +6,12 @@ import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
+from ray import serve
+
 from models import bundle as bundles
 from service import logs
 from service.config import ModelSettings
+from service.errors import Overloaded
 from service.metrics import BackboneMetrics, render
 from service.ports import DrawKey, DrawResult, SamplingPlan
 
@@ -32,12 +35,21 @@ class Backbone:
         log.info("backbone of %s is ready", model)
 
     async def draw(
-        self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float, tenant: str = ""
+        self,
+        plan: SamplingPlan,
+        keys: Sequence[DrawKey],
+        timeout_s: float,
+        tenant: str = "",
+        avoid: str | None = None,
     ) -> AsyncGenerator[list[DrawResult], None]:
-        """See `ports.Drawer`."""
-        async with aclosing(self._loop.draw(plan, keys, timeout_s, tenant)) as groups:
-            async for group in groups:
-                yield group
+        """See `ports.Drawer`. `avoid` is for the request router alone."""
+        try:
+            async with aclosing(self._loop.draw(plan, keys, timeout_s, tenant)) as groups:
+                async for group in groups:
+                    yield group
+        except Overloaded as error:
+            error.refused_by = serve.get_replica_context().replica_id.unique_id
+            raise
 
     async def ready(self) -> None:
         """Answer only if the engine is healthy."""

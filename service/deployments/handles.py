@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from service.errors import BackendUnavailable, CensorUnavailable, WinnowError
+from service.errors import BackendUnavailable, CensorUnavailable, Overloaded, WinnowError
 from service.ports import DrawKey, DrawResult, Pixels, SamplingPlan
 
 log = logging.getLogger("winnow.handles")
@@ -28,9 +29,39 @@ class HandleDrawer:
     async def draw(
         self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float, tenant: str = ""
     ) -> AsyncGenerator[list[DrawResult], None]:
-        """See `ports.Drawer`."""
+        """See `ports.Drawer`. What one replica refuses, another may try once.
+
+        Of two refusals the shorter wait counts.
+        """
+        first: Overloaded | None = None
+        try:
+            async with aclosing(self._draw(plan, keys, timeout_s, tenant, None)) as groups:
+                async for group in groups:
+                    yield group
+        except Overloaded as error:
+            if all(key.ahead for key in keys):
+                raise
+            first = error
+        if first is None:
+            return
+        try:
+            again = self._draw(plan, keys, timeout_s, tenant, first.refused_by)
+            async with aclosing(again) as groups:
+                async for group in groups:
+                    yield group
+        except Overloaded as second:
+            raise min(first, second, key=lambda error: error.retry_after_s or 0.0) from None
+
+    async def _draw(
+        self,
+        plan: SamplingPlan,
+        keys: Sequence[DrawKey],
+        timeout_s: float,
+        tenant: str,
+        avoid: str | None,
+    ) -> AsyncGenerator[list[DrawResult], None]:
         handle = self._handles[plan.model].options(stream=True)
-        response: Any = handle.draw.remote(plan, keys, timeout_s, tenant)
+        response: Any = handle.draw.remote(plan, keys, timeout_s, tenant, avoid=avoid)
         try:
             async for group in response:
                 yield group
@@ -57,9 +88,15 @@ class HandleScorer:
     async def score(
         self, model: str, judge: str, pixels: Sequence[Pixels], timeout_s: float
     ) -> Sequence[float]:
-        """See `ports.Scorer`."""
-        response = self._handles[model].score.remote(judge, pixels)
-        scores: Sequence[float] = await self._call(response, timeout_s)
+        """See `ports.Scorer`. A replica that dies meanwhile is replaced by another, once."""
+        try:
+            response = self._handles[model].score.remote(judge, pixels)
+            scores: Sequence[float] = await self._call(response, timeout_s)
+        except CensorUnavailable as error:
+            if not isinstance(error.__cause__, RayActorError):
+                raise
+            response = self._handles[model].score.remote(judge, pixels)
+            scores = await self._call(response, timeout_s)
         return scores
 
     async def ready(self) -> None:

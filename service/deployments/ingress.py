@@ -46,7 +46,13 @@ class Ingress:
             policies=pin(settings, loaded),
             keys=config.secrets(settings.auth, os.environ),
             routers={
-                name: Router(drawer, scorer, model.judge.timeout_s, self._metrics.draw)
+                name: Router(
+                    drawer,
+                    scorer,
+                    model.judge.timeout_s,
+                    self._metrics.draw,
+                    model.backbone.speculative_draws,
+                )
                 for name, model in settings.models.items()
             },
             drawer=drawer,

@@ -14,8 +14,8 @@ from models.method import Method
 from service.engine.admission import Pace
 from service.engine.batch import NONE, Batch
 from service.engine.runner import Runner
-from service.engine.scheduler import Draw, Scheduler, Ticket
-from service.errors import BackendUnavailable
+from service.engine.scheduler import Draw, Scheduler, Ticket, unwanted
+from service.errors import BackendUnavailable, Overloaded
 from service.ports import DrawKey, DrawResult, SamplingPlan
 
 WARM_UP_S = 300.0
@@ -72,10 +72,11 @@ class Engine:
         return self._runner.cost(plan.guide, len(program), program.guided)
 
     @property
-    def running_nfe(self) -> int:
-        """NFE that the running draws have left."""
-        rows = len(self.scheduler.running)
-        return int((self._batch.length[:rows] - self._batch.line[:rows]).sum())
+    def running_nfe(self) -> float:
+        """NFE that the running draws have left, expected redraws included."""
+        spent = self._batch.nfe.tolist()
+        running = enumerate(self.scheduler.running)
+        return sum(max(draw.reserved - spent[row], 0.0) for row, draw in running)
 
     def warm_up(self) -> None:
         """Make one short draw of every guide, so that the first request pays for no set-up.
@@ -117,9 +118,10 @@ class Engine:
 
     def fail(self, error: Exception) -> None:
         """Give every draw's caller this error and free all slots."""
-        draws = [*self.scheduler.running, *self.scheduler.waiting]
-        self.scheduler.running.clear()
-        self.scheduler.waiting.clear()
+        scheduler = self.scheduler
+        draws = [*scheduler.running, *scheduler.waiting, *scheduler.speculative]
+        for place in (scheduler.running, scheduler.waiting, scheduler.speculative):
+            place.clear()
         for ticket in {id(draw.ticket): draw.ticket for draw in draws}.values():
             if not ticket.cancelled:
                 ticket.deliver(error)
@@ -128,9 +130,25 @@ class Engine:
         for row in self.scheduler.unwanted_rows(now):
             self._release(row)
         self.scheduler.drop_unwanted(now)
+        for row in self.scheduler.rows_in_the_way():
+            self._turn_away(self.scheduler.running[row])
+            self._release(row)
         first = len(self.scheduler.running)
         for offset, draw in enumerate(self.scheduler.admit(now)):
             self._batch.put(first + offset, draw.plan, draw.key, self._networks(draw.plan))
+        for draw in self.scheduler.speculative:
+            if unwanted(draw, now):
+                continue
+            row = len(self.scheduler.running)
+            if row < self.scheduler.max_batch and self.pace.worthwhile(draw.chance, row):
+                self.scheduler.start(draw, now)
+                self._batch.put(row, draw.plan, draw.key, self._networks(draw.plan))
+            else:
+                self._turn_away(draw)
+        self.scheduler.speculative.clear()
+
+    def _turn_away(self, draw: Draw) -> None:
+        draw.ticket.deliver(Overloaded("there is no room for a speculative draw"))
 
     def _networks(self, plan: SamplingPlan) -> tuple[int, int, int]:
         """The places of a plan's guide, clean guide and probe. Raises BackendUnavailable."""

@@ -68,11 +68,11 @@ class EngineLoop:
         ticket = Ticket(deliver, deadline=time.monotonic() + timeout_s, tenant=tenant)
         self._engine.check([Draw(plan, key, ticket) for key in keys])
         nfe = self._engine.cost(plan)
-        draws = [Draw(plan, key, ticket, reserved_nfe(plan, nfe, key.fresh)) for key in keys]
+        draws = [Draw(plan, key, ticket, reserved_nfe(plan, nfe, key)) for key in keys]
         if not self._thread.is_alive():
             raise BackendUnavailable("the engine has stopped")
-        # Redraws of what was admitted are never refused.
-        if any(key.fresh for key in keys):
+        # Redraws of what was admitted are never refused, and the engine decides on speculation.
+        if any(key.fresh and not key.ahead for key in keys):
             self._admit(draws, timeout_s)
         self._submitted += len(draws)
         self._submitted_nfe += sum(draw.reserved for draw in draws)

@@ -47,9 +47,20 @@ class Draw:
         """When nobody wants it any more."""
         return self.ticket.deadline
 
+    @property
+    def speculative(self) -> bool:
+        """Whether it is made only while there is room."""
+        return self.key.ahead > 0
+
+    @property
+    def chance(self) -> float:
+        """How likely it is needed: that no draw between it and the needed one is accepted."""
+        return float((1 - self.plan.acceptance) ** self.key.ahead)
+
 
 class Scheduler:
-    """From a fair queue into `max_batch` slots.
+    """From a fair queue into `max_batch` slots. Speculative draws never wait: they stand in
+    `speculative` until the next tick gives them a slot or turns them away.
 
     Running draws always fill the rows 0..len(running)-1, so the batch is a slice, never a gather.
     """
@@ -57,24 +68,37 @@ class Scheduler:
     def __init__(self, max_batch: int) -> None:
         self.max_batch = max_batch
         self.waiting: FairQueue[Draw] = FairQueue()
+        self.speculative: list[Draw] = []
         self.running: list[Draw] = []
 
     def add(self, draws: Sequence[Draw]) -> None:
         """Queue new draws."""
         for draw in draws:
-            self.waiting.push(draw)
+            if draw.speculative:
+                self.speculative.append(draw)
+            else:
+                self.waiting.push(draw)
 
     def admit(self, now: float) -> list[Draw]:
         """Give free slots to waiting draws; those returned are the last rows of `running`."""
         admitted: list[Draw] = []
         while self.waiting and len(self.running) < self.max_batch:
             draw = self.waiting.pop()
-            if unwanted(draw, now):
-                continue
-            draw.started = now
-            self.running.append(draw)
-            admitted.append(draw)
+            if not unwanted(draw, now):
+                self.start(draw, now)
+                admitted.append(draw)
         return admitted
+
+    def start(self, draw: Draw, now: float) -> None:
+        """Give a draw the row after the last; there is one."""
+        draw.started = now
+        self.running.append(draw)
+
+    def rows_in_the_way(self) -> list[int]:
+        """Rows of speculative draws, as many as waiting draws lack slots, highest first."""
+        lacking = len(self.running) + len(self.waiting) - self.max_batch
+        rows = [row for row, draw in enumerate(self.running) if draw.speculative]
+        return rows[::-1][: max(lacking, 0)]
 
     def release(self, row: int) -> int:
         """Free a row by moving the last one into it; returns the row that moved."""

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from service.errors import BackendUnavailable, CensorUnavailable
+from service.errors import BackendUnavailable, CensorUnavailable, Overloaded
 from service.ports import DrawKey, DrawResult, FinishReason, Pixels, SamplingPlan, Verdict
 from service.router import Outcome, Router
 from tests.plans import FREE, JUDGED
@@ -119,9 +121,11 @@ def test_the_lowest_accepted_draw_wins() -> None:
     for image in outcome.images:
         key = DrawKey(image.index, image.seed, image.draws - 1)
         np.testing.assert_array_equal(image.pixels, _image(key))
-    # Each round asks only for images that have no accepted draw, and for their next one.
-    rounds = [[(key.seed, key.draw) for key in keys] for keys in backbone.asked]
-    assert rounds == [[(40, 0), (41, 0), (42, 0)], [(40, 1), (42, 1)], [(40, 2)]]
+    # First all images' first draws; then an image without an accepted one asks for its next at
+    # once, whatever the others do.
+    first, *redraws = [[(key.seed, key.draw) for key in keys] for keys in backbone.asked]
+    assert first == [(40, 0), (41, 0), (42, 0)]
+    assert sorted(key for keys in redraws for key in keys) == [(40, 1), (40, 2), (42, 1)]
     assert (outcome.draws, outcome.nfe, outcome.delivered) == (6, 60, 3)
 
 
@@ -397,3 +401,115 @@ def test_times_are_the_longest_of_each_round() -> None:
     outcome = _generate(Backbone(), _accept({40: 1}), n=2)
     assert outcome.queue_s == pytest.approx(0.2)  # two rounds of 0.1 s
     assert outcome.denoise_s == pytest.approx(0.4)
+
+
+@dataclass
+class Speculative(Backbone):
+    """Each draw of seed s takes `ticks[s, j]` turns of the event loop; `room` says which
+    speculative draws are made at all."""
+
+    ticks: dict[tuple[int, int], int] = field(default_factory=dict)
+    room: Callable[[DrawKey], bool] = lambda key: True
+    made: list[tuple[int, int]] = field(default_factory=list)
+
+    async def draw(
+        self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float, tenant: str = ""
+    ) -> AsyncGenerator[list[DrawResult], None]:
+        self.asked.append(list(keys))
+        try:
+            if any(key.ahead and not self.room(key) for key in keys):
+                raise Overloaded("no room")
+            for key in keys:
+                for _ in range(self.ticks.get((key.seed, key.draw), 1)):
+                    await asyncio.sleep(0)
+                self.made.append((key.seed, key.draw))
+                yield [_result(key, _image(key))]
+        finally:
+            self.closed += 1
+
+
+def _speculate(
+    backbone: Backbone, judge: Any, depth: int, n: int = 1, observe: Observed | None = None
+) -> Outcome:
+    router = Router(backbone, judge, 5.0, observe or Observed(), depth)
+    return asyncio.run(router.generate(JUDGED, n, 10.0))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    first=st.lists(st.integers(0, 5), min_size=1, max_size=3),
+    depth=st.integers(0, 4),
+    ticks=st.lists(st.integers(0, 9), min_size=12, max_size=12),
+    room=st.integers(0, 15),
+)
+def test_speculation_never_changes_the_answer(
+    first: list[int], depth: int, ticks: list[int], room: int
+) -> None:
+    """Draws take as long as they like, and the engine makes or refuses what it likes."""
+    n, seeds = len(first), range(40, 40 + len(first))
+    judge = _accept(dict(zip(seeds, first, strict=True)))
+    plain = _generate(Backbone(), judge, n=n)
+    backbone = Speculative(
+        ticks={(seed, draw): ticks[4 * (seed - 40) + draw] for seed in seeds for draw in range(4)},
+        room=lambda key: bool(room >> key.draw & 1),
+    )
+    observed = Observed()
+    outcome = _speculate(backbone, judge, depth, n, observed)
+    for one, other in zip(outcome.images, plain.images, strict=True):
+        assert (one.draws, one.finish_reason) == (other.draws, other.finish_reason)
+        assert one.score == other.score
+        if other.pixels is not None:
+            np.testing.assert_array_equal(one.pixels, other.pixels)
+    assert observed.count(Verdict.ACCEPTED) == plain.delivered
+    assert observed.count(Verdict.REJECTED) == plain.draws - plain.delivered
+    assert backbone.closed == len(backbone.asked)
+    assert max(key.draw for keys in backbone.asked for key in keys) < JUDGED.max_draws
+
+
+def test_losers_are_cancelled_and_their_calls_closed() -> None:
+    backbone = Speculative(ticks={(40, 1): 10_000})
+    observed = Observed()
+    outcome = _speculate(backbone, _accept({}), depth=1, observe=observed)
+    assert (outcome.images[0].draws, outcome.delivered) == (1, 1)
+    assert [verdict for verdict, _ in observed.seen] == [Verdict.ACCEPTED, Verdict.CANCELLED]
+    assert backbone.made == [(40, 0)]
+    assert backbone.closed == 2
+
+
+def test_a_loser_that_has_finished_is_cancelled_too_and_its_nfe_is_counted() -> None:
+    backbone = Speculative(ticks={(40, 0): 30})
+    observed = Observed()
+    outcome = _speculate(backbone, _accept({}), depth=1, observe=observed)
+    assert outcome.images[0].draws == 1
+    assert (outcome.draws, outcome.nfe) == (2, 20)
+    assert [verdict for verdict, _ in observed.seen] == [Verdict.ACCEPTED, Verdict.CANCELLED]
+    assert [one.verdict for one in outcome.judged] == [Verdict.ACCEPTED, Verdict.CANCELLED]
+
+
+def test_a_speculative_draw_saves_the_wait_for_a_redraw() -> None:
+    backbone = Speculative(ticks={(40, 0): 30, (40, 1): 30})
+    outcome = _speculate(backbone, _accept({40: 1}), depth=1)
+    assert outcome.images[0].draws == 2
+    asked = [(key.seed, key.draw, key.ahead) for keys in backbone.asked for key in keys]
+    assert asked[:2] == [(40, 0, 0), (40, 1, 1)]
+    assert (40, 1, 0) not in asked
+
+
+def test_at_the_deadline_the_lowest_accepted_draw_that_has_finished_wins() -> None:
+    async def slow(key: DrawKey) -> None:
+        await asyncio.sleep(60 if key.draw == 0 else 0)
+
+    router = Router(Backbone(before=slow), Judge(lambda seed, draw: 0.9), 5.0, Observed(), 2)
+    outcome = asyncio.run(router.generate(JUDGED, 1, 0.2))
+    (image,) = outcome.images
+    assert (image.finish_reason, image.draws) == (FinishReason.SUCCESS, 2)
+    np.testing.assert_array_equal(image.pixels, _image(DrawKey(0, 40, 1)))
+
+
+def test_an_unusable_score_of_an_early_draw_lets_nothing_out_at_the_deadline() -> None:
+    async def slow(key: DrawKey) -> None:
+        await asyncio.sleep(60 if key.draw == 0 else 0)
+
+    router = Router(Backbone(before=slow), Judge(lambda seed, draw: math.nan), 5.0, Observed(), 1)
+    with pytest.raises(CensorUnavailable):
+        asyncio.run(router.generate(JUDGED, 1, 0.2))

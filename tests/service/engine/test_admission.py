@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from service.engine.admission import Pace, reserved_nfe
+from service.ports import DrawKey
 from tests.engines import make_plan
 
 
@@ -53,6 +54,6 @@ def test_the_predicted_finish_is_that_of_a_simulated_queue(max_batch: int, draws
 
 def test_a_first_draw_reserves_the_redraws_to_expect_and_a_redraw_does_not() -> None:
     plan = make_plan(acceptance=0.25, max_draws=8)
-    assert reserved_nfe(plan, 50, fresh=True) == 200
-    assert reserved_nfe(plan, 50, fresh=False) == 50
-    assert reserved_nfe(make_plan(acceptance=0.01, max_draws=8), 50, fresh=True) == 400
+    assert reserved_nfe(plan, 50, DrawKey(0, 0, 0)) == 200
+    assert reserved_nfe(plan, 50, DrawKey(0, 0, 1, fresh=False)) == 50
+    assert reserved_nfe(make_plan(acceptance=0.01, max_draws=8), 50, DrawKey(0, 0, 0)) == 400

@@ -46,7 +46,8 @@ class Engine:
     @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
-        return not self.scheduler.waiting and not self.scheduler.running
+        scheduler = self.scheduler
+        return not (scheduler.waiting or scheduler.running or scheduler.speculative)
 
     def check(self, draws: Sequence[Draw]) -> None:
         """Refuse draws that this replica cannot make. Raises BackendUnavailable."""

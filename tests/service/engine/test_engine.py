@@ -16,7 +16,7 @@ from models.codec import Codec
 from models.guidance import CleanReward, ForwardGuide
 from models.noise import Purpose, normal
 from service.engine.engine import Engine
-from service.errors import BackendUnavailable
+from service.errors import BackendUnavailable, Overloaded
 from service.ports import DrawKey, SamplingPlan
 from tests.engines import (
     Collector,
@@ -115,7 +115,11 @@ plans = st.builds(
 ).map(lambda plan: vary(plan, eta=0.0) if plan.method.sampler != "ddim" else plan)
 plans |= st.builds(make_plan, num_inference_steps=st.just(1), eta=st.sampled_from([0.0, 1.0]))
 keys = st.builds(
-    DrawKey, index=st.just(0), seed=st.integers(0, 2**53 - 1), draw=st.integers(0, 1000)
+    DrawKey,
+    index=st.just(0),
+    seed=st.integers(0, 2**53 - 1),
+    draw=st.integers(0, 1000),
+    ahead=st.sampled_from([0, 0, 1]),
 )
 arrivals = st.lists(
     st.tuples(st.integers(0, 12), plans, keys, st.booleans()), min_size=1, max_size=12
@@ -141,7 +145,8 @@ def test_what_shares_the_batch_changes_no_bit_of_a_draw(
         engine.tick()
     run_to_end(engine)
     for plan, key, cancelled, collector in callers:
-        if cancelled and key not in collector.results:
+        if key not in collector.results:
+            assert cancelled or isinstance(collector.fault, Overloaded)
             continue
         lone_engine = _engine(1)
         alone = submit(lone_engine, plan, [key])
@@ -237,6 +242,60 @@ def test_a_queue_place_is_free_too_while_others_hold_all_slots() -> None:
     engine.tick()
     assert [draw.ticket for draw in engine.scheduler.running] == [holder.ticket]
     assert not engine.scheduler.waiting
+
+
+def _spare(seed: int = 0, ahead: int = 1) -> DrawKey:
+    return DrawKey(0, seed, ahead, ahead=ahead)
+
+
+def test_a_speculative_draw_takes_a_free_slot_and_never_waits_for_one() -> None:
+    engine = _engine(max_batch=2)
+    plan = make_plan(num_inference_steps=3, acceptance=0.5)
+    needed = submit(engine, plan, [DrawKey(0, 0, 0)])
+    first, second = submit(engine, plan, [_spare()]), submit(engine, plan, [_spare(ahead=2)])
+    engine.tick()
+    assert len(engine.scheduler.running) == 2
+    assert isinstance(second.fault, Overloaded)
+    run_to_end(engine)
+    assert len(needed.results) == len(first.results) == 1
+    assert first.fault is None
+
+
+def test_speculative_draws_make_room_at_once_for_those_that_are_needed() -> None:
+    engine = _engine(max_batch=3)
+    plan = make_plan(num_inference_steps=6, acceptance=0.5)
+    submit(engine, plan, [DrawKey(0, 0, 0)])
+    spares = [submit(engine, plan, [_spare(ahead=ahead)]) for ahead in (1, 2)]
+    engine.tick()
+    assert len(engine.scheduler.running) == 3
+    newcomer = submit(engine, plan, [DrawKey(0, 7, 0)])
+    engine.tick()
+    # One slot was wanted, so one speculative draw went, the one that came last.
+    assert [isinstance(spare.fault, Overloaded) for spare in spares] == [False, True]
+    run_to_end(engine)
+    (result,) = newcomer.results.values()
+    alone = draw_all(_engine(1), plan, [7])[0]
+    np.testing.assert_array_equal(floats(result), floats(alone))
+
+
+def test_no_speculation_where_a_row_costs_what_it_may_save() -> None:
+    plan = make_plan(num_inference_steps=3, acceptance=0.9)
+    for fixed_s, row_s, made in [(0.01, 0.0001, True), (0.0, 0.001, False)]:
+        engine = _engine(max_batch=4)
+        submit(engine, plan, [DrawKey(0, 0, 0)])
+        engine.tick()
+        for rows in (1, 2, 3, 4) * 500:
+            engine.pace.observe(rows, fixed_s + row_s * rows)
+        spare = submit(engine, plan, [_spare()])
+        engine.tick()
+        assert (spare.fault is None) == made
+
+
+def test_speculative_draws_are_nothing_to_wait_for() -> None:
+    engine = _engine(max_batch=2)
+    submit(engine, make_plan(num_inference_steps=5), [_spare()])
+    engine.tick()
+    assert engine.running_nfe == 0
 
 
 def test_an_unknown_guide_is_refused() -> None:

@@ -1,0 +1,107 @@
+"""Two replicas of each: one does what the other cannot, and nobody can tell which it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+import yaml
+
+from tests.integration.conftest import ADMIN_KEY, ROOT, Service, start, stop, wait_for
+
+pytestmark = pytest.mark.cluster
+
+STEPS = 500
+ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Two backbones with one slot and one waiting place each, and two judges."""
+    folder = tmp_path_factory.mktemp("pair")
+    file = yaml.safe_load((ROOT / "deploy/local.yaml").read_text())
+    args = file["applications"][0]["args"]
+    model = args["models"]["mnist-sevens"]
+    model["backbone"] |= {"max_batch": 1, "max_waiting": 1}
+    for part in ("backbone", "judge"):
+        model[part]["replicas"] = {"num_replicas": 2, "ray_actor_options": {"num_cpus": 0.1}}
+    args["policies"]["none"]["num_inference_steps"] = [STEPS, 50]
+    config = folder / "pair.yaml"
+    config.write_text(yaml.safe_dump(file))
+    running = start(config, folder / "log")
+    yield running
+    stop(running)
+
+
+def _free(pair: Service, n: int, steps: int, seed: int = 0) -> httpx.Response:
+    body = {"n": n, "seed": seed, "policy": "none", "num_inference_steps": steps}
+    return pair.client.post("/v1/images/generations", json=body, headers=ADMIN)
+
+
+def test_what_one_replica_refuses_another_takes(pair: Service) -> None:
+    """One replica is full with a call of two draws, the other has room beside a call of one.
+
+    Both have one call, so Serve tosses a coin for the third: without a second try, half of these
+    would be refused.
+    """
+    taken = 0
+    for _ in range(6):
+        with ThreadPoolExecutor() as pool:
+            full = pool.submit(_free, pair, 2, STEPS)
+            wait_for(lambda: pair.metric("winnow_draws_waiting") == 1)
+            half = pool.submit(_free, pair, 1, STEPS)
+            wait_for(lambda: pair.metric("winnow_slots_running") == 2)
+            third = _free(pair, 1, 50)
+            assert (full.result().status_code, half.result().status_code) == (200, 200)
+        taken += third.status_code == 200
+    assert taken == 6
+
+
+def test_what_all_refuse_is_a_429_with_a_wait(pair: Service) -> None:
+    with ThreadPoolExecutor() as pool:
+        held = [pool.submit(_free, pair, 2, STEPS) for _ in range(2)]
+        wait_for(lambda: pair.metric("winnow_draws_waiting") == 2)
+        refused = _free(pair, 1, 50)
+        assert [answer.result().status_code for answer in held] == [200, 200]
+    assert refused.status_code == 429
+    assert refused.json()["error"]["code"] == "overloaded"
+    assert 0 < float(refused.headers["retry-after"]) < 30
+
+
+def test_every_replica_draws_the_same_image_from_a_seed(pair: Service) -> None:
+    with ThreadPoolExecutor() as pool:
+        answers = list(pool.map(lambda _: _free(pair, 1, 50, seed=77), range(4)))
+    images = {answer.json()["data"][0]["b64_json"] for answer in answers}
+    assert len(images) == 1
+    drawn = pair.client.get("/metrics").text.splitlines()
+    nfe = [line for line in drawn if line.startswith("winnow_nfe_total") and "plain" in line]
+    assert len([line for line in nfe if not line.endswith(" 0.0")]) == 2, "both have drawn"
+
+
+def test_a_judge_that_dies_is_stood_in_for_by_the_other(pair: Service) -> None:
+    """No request notices: what a dead judge was asked, the other answers."""
+    codes: list[int] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            codes.append(pair.client.post("/v1/images/generations", json={}).status_code)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    wait_for(lambda: len(codes) > 3)
+    for pid in pair.replicas("RewardModel")[:1]:
+        os.kill(pid, signal.SIGKILL)
+    count = len(codes)
+    wait_for(lambda: len(codes) > count + 20)
+    done.set()
+    asking.join()
+    assert set(codes) == {200}
+    time.sleep(0.1)
+    wait_for(lambda: len(pair.replicas("RewardModel")) == 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -77,14 +78,15 @@ def _policy(context: Context, policy: Policy, caller: Caller) -> dict[str, Any]:
         "guide": policy.guide,
         "judge": policy.judge,
         "certified": False,
-        "censor_scale": spec.censor_scale,
-        "guide_interval": list(spec.guide_interval),
         "max_draws": spec.max_draws,
+        **asdict(spec.method(spec.num_inference_steps[0])),
         "num_inference_steps": spec.num_inference_steps,
-        "eta": spec.eta,
     }
     if caller.has("scores"):
         described["thresholds"] = {
             str(steps): here.threshold for steps, here in policy.operating.items()
+        }
+        described["probe_thresholds"] = {
+            str(steps): here.probe_thresholds for steps, here in policy.operating.items()
         }
     return described

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from dataclasses import fields
+
 import httpx
 
+from models.method import Method
 from tests.bundles import HEIGHT, THRESHOLD, WIDTH
 from tests.service.api.conftest import client
 from tests.service.api.server import Served
@@ -25,6 +28,8 @@ def test_policies_say_what_they_censor_and_who_may_use_them(http: httpx.Client) 
     assert bright["judge"].startswith("sha256:")
     assert bright["num_inference_steps"] == [50, 20]
     assert bright["thresholds"] == {str(steps): value for steps, value in THRESHOLD.items()}
+    method = {field.name for field in fields(Method)}
+    assert method <= bright.keys(), "all that a draw's law depends on"
     assert http.get("/v1/policies/bright").json() == bright
 
 

@@ -86,6 +86,9 @@ def test_every_replica_draws_the_same_image_from_a_seed(pair: Service) -> None:
 def test_a_judge_that_dies_is_stood_in_for_by_the_other(pair: Service) -> None:
     """What a dead judge was asked, the other answers: one is held until it has calls, then dies."""
     body: dict[str, object] = {"num_inference_steps": 20}
+    for seed in range(6):
+        # Serve knows both queues now, and sends the next calls without asking first.
+        assert pair.client.post("/v1/images/generations", json=body | {"seed": seed}).is_success
     victim = pair.replicas("RewardModel")[0]
     os.kill(victim, signal.SIGSTOP)
     with ThreadPoolExecutor(4) as pool:

@@ -476,6 +476,14 @@ def test_losers_are_cancelled_and_their_calls_closed() -> None:
     assert backbone.closed == 2
 
 
+def test_a_speculative_draw_that_had_no_room_has_no_verdict() -> None:
+    observed = Observed()
+    backbone = Speculative(ticks={(40, 0): 30}, room=lambda key: False)
+    outcome = _speculate(backbone, _accept({}), depth=2, observe=observed)
+    assert outcome.delivered == 1
+    assert [verdict for verdict, _ in observed.seen] == [Verdict.ACCEPTED]
+
+
 def test_a_loser_that_has_finished_is_cancelled_too_and_its_nfe_is_counted() -> None:
     backbone = Speculative(ticks={(40, 0): 30})
     observed = Observed()

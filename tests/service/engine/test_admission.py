@@ -56,4 +56,5 @@ def test_a_first_draw_reserves_the_redraws_to_expect_and_a_redraw_does_not() -> 
     plan = make_plan(acceptance=0.25, max_draws=8)
     assert reserved_nfe(plan, 50, DrawKey(0, 0, 0)) == 200
     assert reserved_nfe(plan, 50, DrawKey(0, 0, 1, fresh=False)) == 50
+    assert reserved_nfe(plan, 50, DrawKey(0, 0, 1, ahead=1)) == 0
     assert reserved_nfe(make_plan(acceptance=0.01, max_draws=8), 50, DrawKey(0, 0, 0)) == 400

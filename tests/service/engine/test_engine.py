@@ -16,6 +16,7 @@ from models.codec import Codec
 from models.guidance import CleanReward, ForwardGuide
 from models.noise import Purpose, normal
 from service.engine.engine import Engine
+from service.engine.scheduler import Draw
 from service.errors import BackendUnavailable, Overloaded
 from service.ports import DrawKey, SamplingPlan
 from tests.engines import (
@@ -291,11 +292,14 @@ def test_no_speculation_where_a_row_costs_what_it_may_save() -> None:
         assert (spare.fault is None) == made
 
 
-def test_speculative_draws_are_nothing_to_wait_for() -> None:
+def test_what_runs_stands_for_its_reservation_less_what_it_has_spent() -> None:
     engine = _engine(max_batch=2)
-    submit(engine, make_plan(num_inference_steps=5), [_spare()])
+    plan, caller = make_plan(num_inference_steps=5), Collector()
+    for reserved in (12.0, 0.0):
+        engine.scheduler.add([Draw(plan, DrawKey(0, 0, 0), caller.ticket, reserved)])
     engine.tick()
-    assert engine.running_nfe == 0
+    engine.tick()
+    assert engine.running_nfe == 10
 
 
 def test_an_unknown_guide_is_refused() -> None:

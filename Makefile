@@ -39,8 +39,8 @@ check: $(DEV) ## lint, format, types, direction of imports, configuration
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/winnow config check $(CONFIG)
 
-bench: $(DEV) ## the engine against a bare loop of the same denoiser: half a minute
-	$(BIN)/python -m loadtest.bench.engine
+bench: $(DEV) ## every promised figure beside its goal, and two peers: ten minutes
+	$(BIN)/python -m loadtest.bench
 
 fix: $(DEV) ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
@@ -57,6 +57,7 @@ zoo-pack: $(DEV) ## pack and calibrate the bundle, once you have looked at the s
 	$(BIN)/winnow train viewed --labels '$(VIEWED)'
 	$(BIN)/winnow train compare
 	$(BIN)/winnow train pack
+	$(BIN)/winnow train distil mnist-sevens
 	$(BIN)/winnow calibrate no-crossbar --target 0.0025 --n 3600
 	$(BIN)/winnow calibrate no-crossbar-guided only-crossbar --target 0.01
 	$(BIN)/winnow evaluate --record

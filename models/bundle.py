@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,13 +63,20 @@ class Labels(_Part):
 
 
 class Reward(_Part):
-    """One question, and the networks that learned its answer from separate labels."""
+    """One question, and the networks that learned its answer from separate labels.
+
+    `distilled` is the time-dependent guide in a cheaper form, `probe` the clean one as a graph;
+    `distillation` tells how they were made. Without them, no policy can ask for them.
+    """
 
     question: str
     malign: str
     guide: str
     clean_guide: str
     judge: str
+    distilled: str | None = None
+    probe: str | None = None
+    distillation: dict[str, Any] = {}
     guide_labels: Labels
     judge_labels: Labels
     training: dict[str, Any]
@@ -170,6 +178,13 @@ class Bundle:
         return self.sha256(f"{self.manifest.backbone.folder}/{SCHEDULER}")
 
     @property
+    def x_t_shape(self) -> tuple[int, int, int]:
+        """[C, H, W] of x_t in the backbone's space."""
+        backbone = self.manifest.backbone
+        factor = backbone.pixel_shuffle
+        return backbone.channels * factor**2, backbone.height // factor, backbone.width // factor
+
+    @property
     def num_train_timesteps(self) -> int:
         """T: no trajectory has more steps."""
         config = json.loads(self.path(f"{self.manifest.backbone.folder}/{SCHEDULER}").read_text())
@@ -264,6 +279,22 @@ def update_manifest(folder: Path, change: Callable[[Manifest], Manifest]) -> Non
     """
     now = read_manifest(folder)
     _replace(folder, change(now).model_copy(update={"files": now.files}))
+
+
+def add_files(
+    folder: Path, made: Mapping[str, Path], change: Callable[[Manifest], Manifest]
+) -> None:
+    """Put files into a verified bundle under these names, and vouch for them and no others."""
+    for name, source in made.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, folder / name)
+    now = read_manifest(folder)
+    fresh = {
+        name: File(sha256=_sha256(folder / name), bytes=(folder / name).stat().st_size)
+        for name in made
+    }
+    files = dict(sorted({**now.files, **fresh}.items()))
+    _replace(folder, change(now).model_copy(update={"files": files}))
 
 
 def _replace(folder: Path, manifest: Manifest) -> None:

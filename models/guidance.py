@@ -13,9 +13,7 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.codec import Codec
@@ -49,11 +47,6 @@ class CleanReward:
     def log_reward(self, x_0: Tensor) -> Tensor:
         """log r(x̂_0), [B], at most 0; differentiable in x_0 [B, C, H, W]."""
         return self._ensemble.log_reward(self._codec.decode(x_0))
-
-    def score(self, x_0: Tensor) -> NDArray[np.float64]:
-        """σ of the members' mean logit at x̂_0, float64 [B] in [0, 1]: what a probe compares."""
-        logits = self._ensemble.logits(self._codec.decode(x_0))
-        return torch.sigmoid(logits.double().mean(dim=1)).cpu().numpy()
 
     def gradient(self, x_0: Tensor) -> Tensor:
         """∇ log r(x̂_0), [B, C, H, W]."""

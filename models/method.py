@@ -14,9 +14,9 @@ from pydantic import ConfigDict
 
 SamplerName = Literal["ddim", "dpmsolver++"]
 Spacing = Literal["leading", "linspace", "trailing"]
-Guidance = Literal["time", "forward"]
-"""Whose gradient steers: the time-dependent ensemble's at x_t, or the clean ensemble's at x̂_0
-through the denoiser (universal guidance)."""
+Guidance = Literal["time", "distilled", "forward"]
+"""Whose gradient steers: the time-dependent ensemble's at x_t, its student's (`rewards.distil`), or
+the clean ensemble's at x̂_0 through the denoiser (universal guidance)."""
 
 
 @dataclass(frozen=True)

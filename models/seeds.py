@@ -19,6 +19,8 @@ CALIBRATION: Final = 4_000_000
 """Images whose labels choose thresholds."""
 EVALUATION: Final = 5_000_000
 """Images that the evaluation table is made from."""
+DISTILLATION: Final = 6_000_000
+"""Draws along which students watch their teachers; nobody labels them."""
 
 _PER_REWARD: Final = 100_000
 

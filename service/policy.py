@@ -10,7 +10,7 @@ from service.config import ConfigError, PolicySettings, Settings
 from service.errors import InvalidValue
 from service.ports import SamplingPlan
 
-GUIDES = {"time": "guide", "forward": "clean_guide"}
+GUIDES = {"time": "guide", "distilled": "distilled", "forward": "clean_guide"}
 """Which network of a reward each kind of guidance takes its gradient from."""
 
 
@@ -107,7 +107,7 @@ def pin(
             backbone=bundle.denoiser_sha256(denoiser.runtime),
             schedule=bundle.schedule_sha256,
             dtype=denoiser.dtype,
-            **_weights(spec, bundle, reward),
+            **_weights(name, spec, bundle, reward),
             operating={},
             question=reward.question if reward else None,
         )
@@ -175,16 +175,26 @@ def _threshold(policy: Policy, wanted: float | None, least: float, admin: bool) 
     return wanted
 
 
-def _weights(spec: PolicySettings, bundle: Bundle, reward: Reward | None) -> dict[str, str | None]:
+def _weights(
+    name: str, spec: PolicySettings, bundle: Bundle, reward: Reward | None
+) -> dict[str, str | None]:
     """The sha256 name of each network of the reward that this policy uses."""
 
     def sha256(part: str, wanted: bool) -> str | None:
-        return bundle.sha256(getattr(reward, part)) if reward and wanted else None
+        if reward is None or not wanted:
+            return None
+        file: str | None = getattr(reward, part)
+        if file is None:
+            raise ConfigError(
+                f"policies.{name}: bundle {bundle.manifest.name!r} has no `{part}` of reward "
+                f"{spec.reward!r}: run `winnow train distil {bundle.folder}`"
+            )
+        return bundle.sha256(file)
 
     return {
         "guide": sha256(GUIDES[spec.guidance], spec.censor_scale > 0),
         "clean_guide": sha256("clean_guide", spec.backward_steps > 0),
-        "probe": sha256("clean_guide", bool(spec.probes)),
+        "probe": sha256("probe", bool(spec.probes)),
         "judge": sha256("judge", True),
     }
 

@@ -13,6 +13,8 @@ from service.local import LocalService
 from service.ports import DrawKey, FinishReason, Pixels, Verdict
 
 TIMEOUT_S = 3600.0
+SCORE_TOLERANCE = 1e-5
+"""What shares the judge's batch moves a score by less."""
 
 
 class CannotReplay(ValueError):
@@ -44,7 +46,11 @@ class Replayed:
     @property
     def same(self) -> bool:
         """Identical; where no hash was kept, all that can be compared is the score."""
-        return self.score == self.score_then if self.identical is None else self.identical
+        if self.identical is not None:
+            return self.identical
+        if self.score is None or self.score_then is None:
+            return self.score is self.score_then
+        return abs(self.score - self.score_then) <= SCORE_TOLERANCE
 
 
 def check(record: Record, settings: Settings, bundles: Mapping[str, Bundle]) -> None:

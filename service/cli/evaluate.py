@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from service.evaluation.survey import Survey
 
 
+ROUND = 200
+
+
 def evaluate(
     config: ConfigFile = DEFAULT_CONFIG,
     policies: Annotated[
@@ -50,7 +53,7 @@ def evaluate(
     from models.evaluation.features import load_features
     from models.evaluation.referees import load_referee
     from service.evaluation import picture
-    from service.evaluation.survey import survey
+    from service.evaluation.survey import merge, survey
     from service.evaluation.table import Row, Yardstick, markdown, render
     from service.local import LocalService
 
@@ -69,12 +72,17 @@ def evaluate(
             evaluation = needed_evaluation(service.bundle.manifest.evaluation)
             features = load_features(service.bundle.path(evaluation.features)).features
 
-            def draws(name: str) -> Survey:
-                with bars() as start:
-                    first_seed, bar = seeds.first(seeds.EVALUATION), start(name, n)
-                    return survey(service, service.policies[name], n, first_seed, None, bar)
-
-            uncensored = draws(open_name)
+            # Turn and turn about, so that what else the machine does costs all the same.
+            parts: dict[str, list[Survey]] = {name: [] for name in [open_name, *chosen]}
+            with bars() as start:
+                advance = {name: start(name, n) for name in parts}
+                for done in range(0, n, ROUND):
+                    for name, bar in advance.items():
+                        first, size = seeds.first(seeds.EVALUATION) + done, min(ROUND, n - done)
+                        policy = service.policies[name]
+                        parts[name].append(survey(service, policy, size, first, None, bar))
+            found = {name: merge(surveys) for name, surveys in parts.items()}
+            uncensored = found[open_name]
 
             def yardstick(reward: str) -> Yardstick:
                 asked = question(reward)
@@ -90,12 +98,10 @@ def evaluate(
                 if reward is None:
                     rows += [stick.row(open_name, uncensored) for stick in sticks.values()]
                     continue
-                found = draws(name)
-                rows.append(sticks[reward].row(name, found))
-                before = picture.panel(
-                    f"{open_name}: malign ones framed", uncensored, sticks[reward].is_malign
-                )
-                after = picture.panel(f"{name}: the same seeds", found, sticks[reward].is_malign)
+                rows.append(sticks[reward].row(name, found[name]))
+                malign = sticks[reward].is_malign
+                before = picture.panel(f"{open_name}: malign ones framed", uncensored, malign)
+                after = picture.panel(f"{name}: the same seeds", found[name], malign)
                 picture.draw([before, after]).save(out / f"{name}.png")
         rows.sort(key=lambda row: (row.question, row.policy))
         (out / "table.json").write_text(

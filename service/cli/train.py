@@ -11,6 +11,7 @@ import typer
 
 from models.questions import QUESTIONS
 from service.cli.common import bars, console, faults
+from service.cli.distil import distil
 
 app = typer.Typer(
     help="Make the bundle mnist-sevens from real MNIST: run the commands in the order below.",
@@ -320,3 +321,6 @@ def pack(
     console.print(f"{out}: {len(manifest.files)} files, {size:.2f} MB")
     if not manifest.calibrations:
         console.print("No calibration rests on these weights: run `winnow calibrate`", markup=False)
+
+
+app.command()(distil)

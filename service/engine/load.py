@@ -9,6 +9,7 @@ from models.bundle import Bundle
 from models.codec import Codec
 from models.guidance import CleanReward, ForwardGuide, Guide
 from models.rewards.ensemble import Ensemble
+from models.rewards.graphs import DistilledGuide, Probe
 from models.schedule import NoiseSchedule, read_config
 from service.config import BackboneSettings
 from service.engine.batch import Batch
@@ -47,18 +48,23 @@ def load_engine(bundle: Bundle, settings: BackboneSettings, meter: Meter | None 
         )
         for reward in rewards
     }
+    threads, on = settings.threads, settings.device
+    guides |= {
+        bundle.sha256(reward.distilled): DistilledGuide(bundle.path(reward.distilled), threads, on)
+        for reward in rewards
+        if reward.distilled
+    }
+    probes = {
+        bundle.sha256(reward.probe): Probe(bundle.path(reward.probe), threads, on)
+        for reward in rewards
+        if reward.probe
+    }
     if settings.forward_guidance:
         unet = TorchDenoiser(folder, device, DTYPES[settings.dtype]).unet
         guides |= {name: ForwardGuide(unet, schedule, reward) for name, reward in clean.items()}
-    factor = manifest.pixel_shuffle
-    shape = (
-        manifest.channels * factor**2,
-        manifest.height // factor,
-        manifest.width // factor,
-    )
     return Engine(
-        Runner(bundle.denoiser_sha256(settings.runtime), denoiser, schedule, guides, clean, clean),
-        Batch(schedule, shape, settings.max_batch, device),
+        Runner(bundle.denoiser_sha256(settings.runtime), denoiser, schedule, guides, clean, probes),
+        Batch(schedule, bundle.x_t_shape, settings.max_batch, device),
         codec,
         settings.max_batch,
         meter,

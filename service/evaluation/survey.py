@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -57,6 +57,23 @@ def survey(
     overrides = Overrides(num_inference_steps=num_inference_steps)
     plan = resolve(policy, overrides, first_seed, admin=True)
     return asyncio.run(_survey(service, plan, n, on_images))
+
+
+def merge(surveys: Sequence[Survey]) -> Survey:
+    """Surveys one after another, as one."""
+    offsets = np.cumsum([0, *(len(part.pixels) for part in surveys)])
+    return Survey(
+        pixels=np.concatenate([part.pixels for part in surveys]),
+        delivered=[
+            None if index is None else index + int(offset)
+            for part, offset in zip(surveys, offsets, strict=False)
+            for index in part.delivered
+        ],
+        probe_scores=np.concatenate([part.probe_scores for part in surveys]),
+        draws=sum(part.draws for part in surveys),
+        nfe=sum(part.nfe for part in surveys),
+        cpu_s=sum(part.cpu_s for part in surveys),
+    )
 
 
 def raw_draws(

@@ -49,6 +49,17 @@ def test_a_guided_policy_names_the_guide(bundle: Bundle) -> None:
     assert policy.guide == bundle.sha256(bundle.manifest.rewards["bright"].guide)
 
 
+@pytest.mark.parametrize(
+    ("spec", "part"),
+    [({"censor_scale": 1.0, "guidance": "distilled"}, "distilled"), ({"probes": [0.5]}, "probe")],
+)
+def test_what_the_bundle_does_not_hold_is_named_with_the_command_that_makes_it(
+    bundle: Bundle, spec: dict[str, Any], part: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"no `{part}` of reward 'bright': run `winnow train dis"):
+        _pin(bundle, **spec)
+
+
 OTHER_SAMPLING: list[tuple[str, Any]] = [
     ("backbone", "sha256:other"),
     ("schedule", "sha256:other"),

@@ -51,6 +51,18 @@ class Backbone:
             error.refused_by = serve.get_replica_context().replica_id.unique_id
             raise
 
+    async def draw_one(
+        self,
+        plan: SamplingPlan,
+        key: DrawKey,
+        timeout_s: float,
+        tenant: str = "",
+        avoid: str | None = None,
+    ) -> list[DrawResult]:
+        """`draw` of a single draw, without a stream."""
+        async with aclosing(self.draw(plan, [key], timeout_s, tenant, avoid)) as groups:
+            return await anext(groups)
+
     async def ready(self) -> None:
         """Answer only if the engine is healthy."""
         self._loop.check_health()

@@ -1,21 +1,19 @@
-"""The step engine against a bare loop around the same denoiser, on one thread: `make bench`.
+"""The step engine against a bare loop around the same denoiser, and guided against unguided steps.
 
-Runs are interleaved, because machines are noisy; the ratio of the medians is what to look at.
+On one pinned core, saturated. Runs are interleaved, because machines are noisy; the ratio of the
+medians is what to look at. `python -m loadtest.bench.engine`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
+from loadtest.bench.report import save, show
 from models import bundle as bundles
 from models.backbones.runtime import OnnxDenoiser
 from service.config import BackboneSettings
@@ -24,8 +22,7 @@ from service.engine.load import load_engine
 from service.engine.scheduler import Draw, Ticket
 from service.ports import DrawKey, SamplingPlan
 
-ROWS, STEPS, ROUNDS = 16, 50, 5
-OUT = Path("build/bench/engine.json")
+ROWS, STEPS, ROUNDS = 16, 50, 9
 
 
 def bare(denoiser: OnnxDenoiser) -> float:
@@ -49,28 +46,41 @@ def engine_rate(engine: Engine, plan: SamplingPlan) -> float:
 
 def main() -> None:
     """Measure, print one table, and write JSON."""
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     bundle = bundles.load("mnist-sevens")
     denoiser = OnnxDenoiser(bundle.path(bundle.manifest.backbone.onnx))
     engine = load_engine(bundle, BackboneSettings(max_batch=ROWS))
-    guide = bundle.sha256(bundle.manifest.rewards["no-crossbar"].guide)
-    plain, guided = (
-        replace(plan, method=replace(plan.method, num_inference_steps=STEPS))
-        for plan in (canary_plan(), canary_plan(guide))
-    )
-    rates: dict[str, list[float]] = {"bare loop": [], "engine": [], "engine, every step guided": []}
+    reward = bundle.manifest.rewards["no-crossbar"]
+    assert reward.distilled is not None, "the shipped bundle has a distilled guide"
+    guides = {
+        "engine": None,
+        "engine, all guided (distilled)": bundle.sha256(reward.distilled),
+        "engine, all guided (ensemble, torch)": bundle.sha256(reward.guide),
+    }
+    plans = {
+        name: replace(plan, method=replace(plan.method, num_inference_steps=STEPS))
+        for name, plan in ((name, canary_plan(guide)) for name, guide in guides.items())
+    }
+    rates: dict[str, list[float]] = {name: [] for name in ("bare loop", *plans)}
     for _ in range(ROUNDS):
         rates["bare loop"].append(bare(denoiser))
-        rates["engine"].append(engine_rate(engine, plain))
-        rates["engine, every step guided"].append(engine_rate(engine, guided))
-    reference = statistics.median(rates["bare loop"])
-    table = Table("what", "NFE/s (median)", "÷ bare loop", title=f"{ROWS} rows, {STEPS} steps")
-    for what, found in rates.items():
-        median = statistics.median(found)
-        table.add_row(what, f"{median:.0f}", f"{median / reference:.3f}")
-    Console().print(table)
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps(rates, indent=2) + "\n")
+        for name, plan in plans.items():
+            rates[name].append(engine_rate(engine, plan))
+    medians = {name: statistics.median(found) for name, found in rates.items()}
+    show(
+        f"{ROWS} rows, {STEPS} steps, one core",
+        ["what", "NFE/s (median)", "÷ bare loop", "time of a step ÷ unguided"],
+        [
+            [
+                name,
+                f"{rate:.0f}",
+                f"{rate / medians['bare loop']:.3f}",
+                "" if name == "bare loop" else f"{medians['engine'] / rate:.3f}",
+            ]
+            for name, rate in medians.items()
+        ],
+    )
+    save("engine", {"rows": ROWS, "steps": STEPS, "rates": rates, "medians": medians})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,99 @@
+"""Servers under test: started as a user starts them, waited for, and stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+
+START_S = 180.0
+ADMIN_KEY = "a-key-for-benchmarks-alone"
+ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
+
+
+@dataclass(frozen=True)
+class Server:
+    """One that answers: its name, and how to ask it for one image."""
+
+    name: str
+    url: str
+    path: str
+    body: dict[str, Any]
+
+
+@contextmanager
+def winnow(config: Path = Path("deploy/local.yaml")) -> Iterator[Server]:
+    """Winnow under a configuration, with its store in a folder of its own."""
+    with TemporaryDirectory() as folder:
+        env = {"WINNOW_ADMIN_KEY": ADMIN_KEY, "XDG_STATE_HOME": folder}
+        command = [str(Path(sys.executable).with_name("winnow")), "serve", str(config)]
+        with _running(command, env, "/health/ready") as url:
+            body = {"policy": "no-crossbar", "num_inference_steps": 50}
+            yield Server("Winnow", url, "/v1/images/generations", body)
+
+
+@contextmanager
+def peer(name: str, module: str) -> Iterator[Server]:
+    """A peer from `loadtest.peers`."""
+    with _running([sys.executable, "-m", module], {}, "/docs") as url:
+        yield Server(name, url, "/images", {})
+
+
+@contextmanager
+def _running(command: list[str], env: dict[str, str], ready: str) -> Iterator[str]:
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}"
+    process = subprocess.Popen(
+        [*command, "--port", str(port)],
+        env=os.environ | FAST_RAY | env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + START_S
+        while not _answers(url + ready):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{' '.join(command)} did not start: run it by hand to see why")
+            time.sleep(0.2)
+        yield url
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+FAST_RAY = {
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.02",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "PYTHONPATH": os.getcwd(),
+}
+"""What `winnow serve` sets for itself, for the peer on Ray as well."""
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).is_success
+    except httpx.TransportError:
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

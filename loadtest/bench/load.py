@@ -77,10 +77,14 @@ async def capacity(server: Server, callers: int, duration_s: float) -> float:
             nonlocal done
             seed = 50_000_000 + number * 10_000
             while time.perf_counter() - started < duration_s:
-                done += await _ask(client, server, seed)
+                # Not `done += await …`: that reads `done` before it waits.
+                made = await _ask(client, server, seed)
+                done += made
                 seed += 1
 
         await asyncio.gather(*(caller(number) for number in range(callers)))
+        if not done:
+            raise RuntimeError(f"{server.name} made no image")
         return done / (time.perf_counter() - started)
 
 

@@ -5,8 +5,7 @@ what the judge rejects is drawn again before anyone gets an answer.
 `python -m loadtest.peers.batched --port 8002`.
 """
 
-from __future__ import annotations
-
+# No postponed annotations here: FastAPI reads the route's in another process.
 import argparse
 import asyncio
 import threading

@@ -25,13 +25,17 @@ EVALUATION = Path("build/evaluation/table.json")
 
 @dataclass(frozen=True)
 class Figure:
-    """One promise. `value` is None where it was not measured; at most or at least `goal`."""
+    """One promise. `value` is None where it was not measured; at most or at least `goal`.
+
+    `under` says whether the conditions hold under which the goal is to be reached.
+    """
 
     name: str
     value: float | None
     goal: float
     at_most: bool
     beside: str = ""
+    under: bool = True
 
     @property
     def met(self) -> str:
@@ -39,7 +43,7 @@ class Figure:
         if self.value is None:
             return "not measured"
         good = self.value <= self.goal if self.at_most else self.value >= self.goal
-        return "yes" if good else "no"
+        return "yes" if good and self.under else "no"
 
 
 def figures(found: dict[str, dict[str, Any]], table: list[dict[str, Any]]) -> list[Figure]:
@@ -51,19 +55,22 @@ def figures(found: dict[str, dict[str, Any]], table: list[dict[str, Any]]) -> li
 
     rows = {(row["question"], row["policy"]): row for row in table}
 
-    def cost(policy: str) -> tuple[float | None, str]:
+    def cost(policy: str, malign: float, fidelity: float) -> tuple[float | None, str, bool]:
+        """CPU against uncensored; and whether malign rate and Fréchet distance are as promised."""
         row, free = rows.get((policy, policy)), rows.get((policy, "none"))
         if row is None or free is None:
-            return None, ""
+            return None, "", True
         said = (
             f"{100 * row['malign_rate']:.2f} % malign "
             f"[{100 * row['malign_low']:.2f}, {100 * row['malign_high']:.2f}], "
             f"Fréchet {row['frechet']:.2f}, perfect filter {row['perfect']:.2f}"
         )
-        return row["cpu_s"] / free["cpu_s"], said
+        under = row["malign_rate"] <= malign and row["frechet"] <= fidelity * row["perfect"]
+        return row["cpu_s"] / free["cpu_s"], said, under
 
     service, peers = found["service"], found["peers"]
-    rejection, guided = cost("no-crossbar"), cost("only-crossbar")
+    rejection = cost("no-crossbar", 0.005, 1.3)
+    guided = cost("only-crossbar", 0.01, float("inf"))
     distilled = "engine, all guided (distilled)"
     return [
         Figure("engine NFE/s ÷ bare loop", rate("engine", "engine", "bare loop"), 0.95, False),
@@ -75,8 +82,8 @@ def figures(found: dict[str, dict[str, Any]], table: list[dict[str, Any]]) -> li
                peers.get(f"mean latency ÷ {PLAIN} at 70 % of its capacity"), 0.2, True),
         Figure(f"load held at equal p95 ÷ {PLAIN}",
                peers.get(f"load held at the p95 of {PLAIN} ÷ its load"), 3.0, False),
-        Figure("no-crossbar: CPU per image ÷ uncensored", rejection[0], 1.12, True, rejection[1]),
-        Figure("only-crossbar: CPU per image ÷ uncensored", guided[0], 2.5, True, guided[1]),
+        Figure("no-crossbar: CPU per image ÷ uncensored", rejection[0], 1.12, True, *rejection[1:]),
+        Figure("only-crossbar: CPU per image ÷ uncensored", guided[0], 2.5, True, *guided[1:]),
         Figure("guided step ÷ unguided step", rate("engine", "engine", distilled), 1.15, True),
         Figure("REST + router overhead, p50, ms", service.get("overhead_ms", {}).get("50"),
                10.0, True),

@@ -55,6 +55,14 @@ def test_each_promise_is_held_against_its_goal() -> None:
     assert met["slots in use after a disconnect"] == "yes"
 
 
+def test_a_cheap_policy_that_lets_too_much_through_meets_no_goal() -> None:
+    found, table = _found()
+    for field, value in (("malign_rate", 0.006), ("frechet", 0.3)):
+        worse = [row | {field: value} for row in table]
+        met = {figure.name: figure.met for figure in figures(found, worse)}
+        assert met["no-crossbar: CPU per image ÷ uncensored"] == "no"
+
+
 def test_what_was_not_measured_is_not_called_met() -> None:
     met = {figure.name: figure.met for figure in figures(*_found())}
     assert met["only-crossbar: CPU per image ÷ uncensored"] == "not measured"

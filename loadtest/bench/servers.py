@@ -17,6 +17,8 @@ from typing import Any
 
 import httpx
 
+from service.cli.serve import QUICK_START
+
 START_S = 180.0
 ADMIN_KEY = "a-key-for-benchmarks-alone"
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
@@ -56,7 +58,7 @@ def _running(command: list[str], env: dict[str, str], ready: str) -> Iterator[st
     url = f"http://127.0.0.1:{port}"
     process = subprocess.Popen(
         [*command, "--port", str(port)],
-        env=os.environ | FAST_RAY | env,
+        env=FAST_RAY | os.environ | env,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -76,13 +78,7 @@ def _running(command: list[str], env: dict[str, str], ready: str) -> Iterator[st
             os.killpg(process.pid, signal.SIGKILL)
 
 
-FAST_RAY = {
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.02",
-    "RAY_enable_metrics_collection": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AUTH_MODE": "disabled",
-    "PYTHONPATH": os.getcwd(),
-}
+FAST_RAY = QUICK_START | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": os.getcwd()}
 """What `winnow serve` sets for itself, for the peer on Ray as well."""
 
 

@@ -45,15 +45,24 @@ class Referee:
 
     def crossed(self, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Which of pixels uint8 [N, H, W, C] carry a crossbar, bool [N]."""
-        parts = [
-            self.ensemble.logits(from_uint8(pixels[i : i + 256])).mean(dim=1) < -PRIOR_LOGIT
-            for i in range(0, len(pixels), 256)
-        ]
-        return torch.cat(parts).numpy() if parts else np.empty(0, dtype=np.bool_)
+        return self._plain(pixels) < 0
 
     def malign(self, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Which of pixels uint8 [N, H, W, C] are malign to the question, bool [N]."""
         return self.question.is_malign(self.crossed(pixels))
+
+    def likeliest_malign(self, pixels: NDArray[np.uint8]) -> NDArray[np.intp]:
+        """The order in which a person should check pixels [N, H, W, C]: surest malign first."""
+        plain = self._plain(pixels)
+        return np.argsort(plain if self.question.crossed_is_malign else -plain)
+
+    def _plain(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The logit of "no crossbar", [N]."""
+        parts = [
+            self.ensemble.logits(from_uint8(pixels[i : i + 256])).mean(dim=1) + PRIOR_LOGIT
+            for i in range(0, len(pixels), 256)
+        ]
+        return torch.cat(parts).numpy() if parts else np.empty(0, dtype=np.float32)
 
 
 def load_referee(path: Path, question: Question = NO_CROSSBAR) -> Referee:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 
 ROUND = 200
+SHEET = 100
+"""Images on the sheet for a person: what the oracle trusts least of all that left."""
 
 
 def evaluate(
@@ -47,11 +49,13 @@ def evaluate(
     """Generate under each policy and print what leaves: malign rate, cost and fidelity.
 
     The bundle's oracle says what is malign; it was trained on labels that nothing else saw. Needs
-    a policy without a judge, for the images that nobody censored.
+    a policy without a judge, for the images that nobody censored. The oracle errs, too: for each
+    policy a sheet shows a person the 100 images that left and that it finds likeliest malign.
     """
     from models.data import sevens
     from models.evaluation.features import load_features
     from models.evaluation.referees import load_referee
+    from models.evaluation.viewed import grids
     from service.evaluation import picture
     from service.evaluation.survey import merge, survey
     from service.evaluation.table import Row, Yardstick, markdown, render
@@ -84,13 +88,17 @@ def evaluate(
             found = {name: merge(surveys) for name, surveys in parts.items()}
             uncensored = found[open_name]
 
-            def yardstick(reward: str) -> Yardstick:
-                asked = question(reward)
-                oracle = load_referee(service.bundle.path(evaluation.oracle), asked)
-                benign = ~asked.is_malign(data.labels == 1)
-                return Yardstick.of(reward, oracle.malign, benign, data, uncensored, features)
+            oracles = {
+                reward: load_referee(service.bundle.path(evaluation.oracle), question(reward))
+                for reward in service.bundle.manifest.rewards
+            }
 
-            sticks = {reward: yardstick(reward) for reward in service.bundle.manifest.rewards}
+            def yardstick(reward: str) -> Yardstick:
+                benign = ~question(reward).is_malign(data.labels == 1)
+                malign = oracles[reward].malign
+                return Yardstick.of(reward, malign, benign, data, uncensored, features)
+
+            sticks = {reward: yardstick(reward) for reward in oracles}
             rows: list[Row] = []
             out.mkdir(parents=True, exist_ok=True)
             for name in chosen:
@@ -103,6 +111,9 @@ def evaluate(
                 before = picture.panel(f"{open_name}: malign ones framed", uncensored, malign)
                 after = picture.panel(f"{name}: the same seeds", found[name], malign)
                 picture.draw([before, after]).save(out / f"{name}.png")
+                sent = found[name].pixels[found[name].sent]
+                suspects = sent[oracles[reward].likeliest_malign(sent)[:SHEET]]
+                grids(suspects)[0].save(out / f"{name}-suspects.png")
         rows.sort(key=lambda row: (row.question, row.policy))
         (out / "table.json").write_text(
             json.dumps([row.as_dict() for row in rows], indent=2) + "\n"

@@ -196,14 +196,18 @@ class Limits(_Part):
 
 
 class StoreSettings(_Part):
-    """Where decisions are recorded, and for how long.
+    """Where decisions, labels, rewards and policies are kept, and for how long.
 
     `url` is SQLAlchemy's; one with a password stands in the environment variable `url_env`.
+    `blobs_url` is fsspec's. `keep_days` is for decisions, `keep_images_days` for images that were
+    shown for labelling; labels stay.
     """
 
     url: str | None = None
     url_env: str | None = Field(None, pattern="^[A-Z][A-Z0-9_]*$")
+    blobs_url: str | None = None
     keep_days: int = Field(30, ge=1, le=36_500)
+    keep_images_days: int = Field(365, ge=1, le=36_500)
     keep_prompts: bool = False
 
     @model_validator(mode="after")
@@ -287,17 +291,19 @@ def secrets(auth: AuthSettings, environment: Mapping[str, str]) -> dict[str, Key
     return found
 
 
-def store_url(store: StoreSettings, environment: Mapping[str, str]) -> str:
-    """The URL of the decision store. Raises ConfigError if its variable is missing.
+def store_urls(store: StoreSettings, environment: Mapping[str, str]) -> tuple[str, str]:
+    """The URLs of the store's database and its blobs. Raises ConfigError for a missing variable.
 
-    The default is a file in the user's state folder: replicas do not share a working folder, and
-    a record must outlive a clone and its build.
+    The defaults lie in the user's state folder: replicas do not share a working folder, and what is
+    kept must outlive a clone and its build.
     """
-    if store.url is not None:
-        return store.url
-    if store.url_env is not None:
-        if url := environment.get(store.url_env):
-            return url
-        raise ConfigError(f"store.url_env: environment variable {store.url_env} must hold a URL")
     state = environment.get("XDG_STATE_HOME") or "~/.local/state"
-    return f"sqlite:///{Path(state).expanduser().absolute()}/winnow/decisions.sqlite"
+    folder = Path(state).expanduser().absolute() / "winnow"
+    url = store.url or f"sqlite:///{folder}/decisions.sqlite"
+    if store.url_env is not None:
+        url = environment.get(store.url_env, "")
+        if not url:
+            raise ConfigError(
+                f"store.url_env: environment variable {store.url_env} must hold a URL"
+            )
+    return url, store.blobs_url or str(folder / "blobs")

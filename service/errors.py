@@ -5,9 +5,14 @@ WinnowError
 ├── ModerationBlocked   400  moderation_blocked   every image was blocked: an outcome, not a fault
 ├── InvalidApiKey       401  invalid_api_key
 ├── PolicyNotAllowed    403  policy_not_allowed   the key lacks the scope
+├── PolicyDisabled      403  policy_disabled      somebody switched the policy off: no pixels leave
 ├── ModelNotFound       404  model_not_found
 ├── PolicyNotFound      404  policy_not_found
 ├── DecisionNotFound    404  decision_not_found
+├── DatasetNotFound     404  dataset_not_found
+├── RewardNotFound      404  reward_not_found
+├── CertificateNotFound 404  certificate_not_found
+├── Conflict            409  conflict             what was asked for no longer fits what there is
 ├── BodyTooLarge        413  body_too_large
 ├── Overloaded          429  overloaded           retry after `retry_after_s`
 ├── CensorUnavailable   503  censor_unavailable   the judge did not judge: no pixels leave
@@ -57,6 +62,10 @@ class PolicyNotAllowed(WinnowError):
     status, type, code = 403, "permission_error", "policy_not_allowed"
 
 
+class PolicyDisabled(WinnowError):
+    status, type, code = 403, "permission_error", "policy_disabled"
+
+
 class ModelNotFound(WinnowError):
     status, type, code = 404, "invalid_request_error", "model_not_found"
 
@@ -67,6 +76,22 @@ class PolicyNotFound(WinnowError):
 
 class DecisionNotFound(WinnowError):
     status, type, code = 404, "invalid_request_error", "decision_not_found"
+
+
+class DatasetNotFound(WinnowError):
+    status, type, code = 404, "invalid_request_error", "dataset_not_found"
+
+
+class RewardNotFound(WinnowError):
+    status, type, code = 404, "invalid_request_error", "reward_not_found"
+
+
+class CertificateNotFound(WinnowError):
+    status, type, code = 404, "invalid_request_error", "certificate_not_found"
+
+
+class Conflict(WinnowError):
+    status, type, code = 409, "invalid_request_error", "conflict"
 
 
 class BodyTooLarge(WinnowError):

@@ -14,8 +14,9 @@ from pathlib import Path
 from rich.console import Console
 
 from service.decisions import row
+from service.store.database import Database
+from service.store.decisions import Decisions
 from service.store.recorder import Recorder
-from service.store.store import Store
 from tests.records import make_decision, make_outcome
 
 WRITES = 2000
@@ -41,7 +42,7 @@ def main() -> None:
     console = Console(highlight=False)
     # On this disk: a temporary folder may be memory.
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
-        recorder = Recorder(Store(f"sqlite:///{folder}/decisions.sqlite"), 30)
+        recorder = Recorder(Decisions(Database(f"sqlite:///{folder}/decisions.sqlite")), 30)
         for at_once in (1, 8, 64):
             started = time.perf_counter()
             took = sorted(asyncio.run(_measure(recorder, at_once)))

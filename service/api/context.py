@@ -12,6 +12,7 @@ from service.policy import Policy
 from service.ports import Drawer, Scorer
 from service.router import Router
 from service.store.recorder import Recorder
+from service.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Context:
     routers: Mapping[str, Router]
     drawer: Drawer
     scorer: Scorer
+    store: Store
     recorder: Recorder
     metrics: IngressMetrics
     gather_metrics: Callable[[], Awaitable[str]]

@@ -24,7 +24,7 @@ def routes(context: Context) -> APIRouter:
         request.state.caller.require("approve")
         found = None
         if ID.fullmatch(decision_id):
-            found = context.recorder.store.read(decision_id)
+            found = context.store.decisions.read(decision_id)
         if found is None:
             raise DecisionNotFound(f"no decision {decision_id!r}: unknown, or past store.keep_days")
         return found

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service.cli.common import DEFAULT_CONFIG, ConfigFile, faults, read_settings
-from service.config import Settings, StoreSettings, store_url
+from service.config import Settings, StoreSettings, store_urls
 from service.decisions import RECORD_VERSION, Record
 from service.errors import DecisionNotFound
 from service.store.store import Store
@@ -59,7 +59,9 @@ def recent(
     with faults():
         store = _open(None if url else read_settings(config), url)
         try:
-            found = store.recent(limit, {k: v for k, v in having.items() if v is not None})
+            found = store.decisions.recent(
+                limit, {k: v for k, v in having.items() if v is not None}
+            )
         finally:
             store.close()
     table = Table("created", "id", "policy", "key", "outcome", "images", "draws", box=None)
@@ -76,7 +78,7 @@ def read(settings: Settings | None, decision_id: str, url: str | None = None) ->
     """The stored record. Raises ConfigError, StoreUnavailable or DecisionNotFound."""
     store = _open(settings, url)
     try:
-        document = store.read(decision_id)
+        document = store.decisions.read(decision_id)
     finally:
         store.close()
     if document is None:
@@ -98,7 +100,8 @@ def parse(document: dict[str, Any]) -> Record:
 
 def _open(settings: Settings | None, url: str | None) -> Store:
     store = settings.store if settings else StoreSettings()
-    return Store(url or store_url(store, os.environ), create=False)
+    found, blobs_url = store_urls(store, os.environ)
+    return Store(url or found, blobs_url, create=False)
 
 
 def _facts(record: Record) -> Table:

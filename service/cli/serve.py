@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from service.config import ConfigError, Settings, store_url
+from service.config import ConfigError, Settings, store_urls
 from service.config import secrets as read_secrets
 
 # Ray reads these when it is imported. A control loop every 20 ms halves the start; a laptop needs
@@ -69,7 +69,7 @@ def _run(config: Path, port: int | None) -> int:
     pin(file.settings, {name: bundle.load(models[name].bundle) for name in models})
     admin_key = _admin_key(file.settings)
     read_secrets(file.settings.auth, os.environ)
-    Store(store_url(file.settings.store, os.environ)).close()
+    Store(*store_urls(file.settings.store, os.environ)).close()
     _refuse_taken_port(host, port)
 
     stop = threading.Event()

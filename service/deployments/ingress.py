@@ -38,7 +38,7 @@ class Ingress:
         self._backbones, self._judges = backbones, judges
         self._metrics = IngressMetrics()
         loaded = {name: bundles.load(model.bundle) for name, model in settings.models.items()}
-        store = Store(config.store_url(settings.store, os.environ))
+        store = Store(*config.store_urls(settings.store, os.environ))
         drawer, scorer = HandleDrawer(backbones), HandleScorer(judges)
         self._context = Context(
             settings=settings,
@@ -57,7 +57,8 @@ class Ingress:
             },
             drawer=drawer,
             scorer=scorer,
-            recorder=Recorder(store, settings.store.keep_days),
+            store=store,
+            recorder=Recorder(store.decisions, settings.store.keep_days),
             metrics=self._metrics,
             gather_metrics=self._gather,
         )

@@ -1,5 +1,7 @@
-"""The decision store: what was decided, by which weights, kept so that it can be explained later.
+"""The store: what was decided, labelled, trained and put in force, kept through any restart.
 
-`schema` is the table, `database` the connection, `store` the queries, `recorder` the thread that
-writes while requests wait. Knows SQL and nothing of images, torch or Ray.
+`schema` is the tables and `migrations` how they came to be, `database` the connection, `blobs` what
+is too large for a table. One file for each thing that is kept: `decisions`, `policies`, `datasets`,
+`rewards`, `certificates`; `store` holds them together, and `recorder` writes decisions while
+requests wait. Knows SQL and nothing of torch or Ray.
 """

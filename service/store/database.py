@@ -3,23 +3,97 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from service.config import ConfigError
+from service.errors import StoreUnavailable
 
 BUSY_S = 2.0
 """How long SQLite waits for another process's write to end."""
 
+OPENING_TRIES = 40
+OPENING_WAIT_S = 0.1
 
-def connect(url: str, create: bool = True) -> Engine:
+
+class Database:
+    """The tables behind a URL, at the version that this code knows. Any thread may use it."""
+
+    def __init__(self, url: str, create: bool = True) -> None:
+        """Open it; with `create`, make what is missing and bring the tables up to date.
+
+        Raises ConfigError; its message never repeats the URL, which may hold a password.
+        """
+        self._engine = _connect(url, create)
+        try:
+            found, wanted = self._open(create)
+        except SQLAlchemyError as error:
+            cause = getattr(error, "orig", None) or type(error).__name__
+            raise ConfigError(f"store: the database cannot be opened: {cause}") from error
+        except CommandError:
+            raise ConfigError(
+                "store: its tables are of a newer version than this Winnow knows: upgrade Winnow"
+            ) from None
+        if found != wanted:
+            raise ConfigError(
+                f"store: its tables have version {found}, this Winnow needs {wanted}: start the "
+                "service once, which brings them up to date"
+            )
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """A connection whose changes are all made, or none. Raises StoreUnavailable."""
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise StoreUnavailable("the store failed; the log holds its cause") from error
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    def _open(self, create: bool) -> tuple[str | None, str | None]:
+        """The version of the tables, brought up to date first if asked to; and the newest."""
+        scripts = Config()
+        scripts.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        wanted = ScriptDirectory.from_config(scripts).get_current_head()
+        for tries_left in reversed(range(OPENING_TRIES)):
+            try:
+                with self._engine.begin() as connection:
+                    found = MigrationContext.configure(connection).get_current_revision()
+                    if create and found != wanted:
+                        scripts.attributes["connection"] = connection
+                        command.upgrade(scripts, "head")
+                        found = MigrationContext.configure(connection).get_current_revision()
+                    return found, wanted
+            except SQLAlchemyError:
+                # Another replica may be making the same tables this moment.
+                if not (create and tries_left):
+                    raise
+                time.sleep(OPENING_WAIT_S)
+        raise AssertionError("unreachable")
+
+    def tables(self) -> set[str]:
+        """The names of the tables that there are."""
+        return set(inspect(self._engine).get_table_names())
+
+
+def _connect(url: str, create: bool) -> Engine:
     """An engine for a database URL; nothing is sent yet.
 
     With `create`, a missing SQLite file is made, for its owner's eyes only.
-    Raises ConfigError; its message never repeats the URL, which may hold a password.
     """
     try:
         parsed = make_url(url)
@@ -59,6 +133,7 @@ def _sqlite(url: URL, create: bool) -> Engine:
         # Readers do not wait for writers, and a commit is an append without an fsync.
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA synchronous=NORMAL")
+        cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
 
     return engine

@@ -11,8 +11,8 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from service.errors import StoreUnavailable
+from service.store.decisions import Decisions
 from service.store.schema import Row
-from service.store.store import Store
 
 log = logging.getLogger("winnow.store")
 
@@ -28,13 +28,13 @@ Item = tuple[Row, "Future[None]"]
 
 
 class Recorder:
-    """The writing end of a store. Records that wait together are committed together.
+    """The writing end of the decisions. Records that wait together are committed together.
 
     A second thread deletes what is older than `keep_days`: at the start, then every hour.
     """
 
-    def __init__(self, store: Store, keep_days: int) -> None:
-        self.store = store
+    def __init__(self, decisions: Decisions, keep_days: int) -> None:
+        self._decisions = decisions
         self._keep = timedelta(days=keep_days)
         self._queue: queue.Queue[Item | None] = queue.Queue(MAX_WAITING)
         self._closing = threading.Event()
@@ -71,7 +71,6 @@ class Recorder:
         self._queue.put(None)
         for thread in self._threads:
             thread.join()
-        self.store.close()
 
     def _submit(self, row: Row) -> Future[None]:
         future: Future[None] = Future()
@@ -95,7 +94,7 @@ class Recorder:
 
     def _commit(self, batch: list[Item]) -> None:
         try:
-            self.store.insert([row for row, _ in batch])
+            self._decisions.insert([row for row, _ in batch])
         except Exception as error:  # whatever went wrong, nothing was written
             log.error("%d decisions were not recorded", len(batch), exc_info=error)
             fault = StoreUnavailable("the decision store failed; the log holds its cause")
@@ -108,7 +107,7 @@ class Recorder:
     def _purge(self) -> None:
         while not self._closing.is_set():
             try:
-                if gone := self.store.purge(datetime.now(UTC) - self._keep):
+                if gone := self._decisions.purge(datetime.now(UTC) - self._keep):
                     log.info("purged %d decisions", gone)
             except Exception as error:  # old records are no reason to end the service
                 log.warning("old decisions were not purged", exc_info=error)

@@ -19,8 +19,8 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.store.store import Store
 from tests.integration.conftest import ADMIN_KEY, ROOT, Service, wait_for
+from tests.stores import open_store
 
 pytestmark = pytest.mark.cluster
 
@@ -229,10 +229,10 @@ def test_a_caller_that_goes_away_is_recorded(service: Service) -> None:
     body = {"n": 16, "seed": 500, "censor": {"threshold": 1.0}}
     with pytest.raises(httpx.ReadTimeout):
         service.client.post("/v1/images/generations", json=body, timeout=0.3)
-    store = Store(service.store_url, create=False)
+    store = open_store(service.store_url, create=False)
 
     def recorded() -> bool:
-        found = store.recent(100, {"outcome": "cancelled"})
+        found = store.decisions.recent(100, {"outcome": "cancelled"})
         return any(record["plan"]["seed"] == 500 for record in found)
 
     wait_for(recorded)

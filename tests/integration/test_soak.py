@@ -19,8 +19,8 @@ from models import bundle as bundles
 from service.config import JudgeSettings
 from service.decisions import sha256
 from service.reward import load_judges
-from service.store.store import Store
 from tests.integration.conftest import ADMIN_KEY, Service, wait_for
+from tests.stores import open_store
 
 pytestmark = pytest.mark.cluster
 
@@ -46,12 +46,12 @@ def test_nothing_leaks_and_nothing_leaves_unjudged(service: Service) -> None:
     assert service.metric("winnow_draws_waiting") == 0
     # The first hundred fill caches and arenas.
     assert soak.memory[-1] - soak.memory[0] < 0.05 * soak.memory[0], soak.memory
-    store = Store(service.store_url, create=False)
+    store = open_store(service.store_url, create=False)
     bundle = bundles.load("mnist-sevens")
     judges = load_judges(bundle, JudgeSettings())
     delivered = 0
     for answer in soak.answers:
-        record = store.read(answer["id"])
+        record = store.decisions.read(answer["id"])
         assert record is not None
         for entry in answer["data"]:
             if entry["b64_json"] is None:

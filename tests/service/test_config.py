@@ -14,7 +14,7 @@ from service.config import (
     check_bind,
     is_loopback,
     secrets,
-    store_url,
+    store_urls,
 )
 from tests.bundles import settings
 
@@ -155,17 +155,19 @@ def test_a_secret_that_is_missing_short_or_duplicate_stops_the_start(
 
 
 def test_the_store_is_in_the_users_state_folder_unless_told_otherwise() -> None:
-    default = store_url(StoreSettings(), {"XDG_STATE_HOME": "/state"})
-    assert default == "sqlite:////state/winnow/decisions.sqlite"
-    assert store_url(StoreSettings(), {}).endswith("/.local/state/winnow/decisions.sqlite")
-    assert store_url(StoreSettings(url="sqlite:////x"), {}) == "sqlite:////x"
+    default = store_urls(StoreSettings(), {"XDG_STATE_HOME": "/state"})
+    assert default == ("sqlite:////state/winnow/decisions.sqlite", "/state/winnow/blobs")
+    assert store_urls(StoreSettings(), {})[0].endswith("/.local/state/winnow/decisions.sqlite")
+    told = StoreSettings(url="sqlite:////x", blobs_url="s3://bucket/winnow")
+    assert store_urls(told, {}) == ("sqlite:////x", "s3://bucket/winnow")
 
 
 def test_a_store_url_with_a_secret_comes_from_the_environment() -> None:
     store = StoreSettings(url_env="STORE_URL")
-    assert store_url(store, {"STORE_URL": "postgresql://u:p@h/d"}) == "postgresql://u:p@h/d"
+    found = store_urls(store, {"STORE_URL": "postgresql://u:p@h/d"})
+    assert found[0] == "postgresql://u:p@h/d"
     with pytest.raises(ConfigError, match="STORE_URL"):
-        store_url(store, {})
+        store_urls(store, {})
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from service.local import LocalService
 from service.policy import Overrides, resolve
 from service.replay import CannotReplay
 from service.serve_file import read
-from service.store.store import Store
+from tests.stores import open_store
 
 CONFIG = Path(__file__).parents[2] / "deploy/local.yaml"
 SEED = 200
@@ -60,14 +60,14 @@ def records(settings: Settings, loaded: dict[str, Bundle]) -> dict[str, Record]:
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     address = f"sqlite:///{tmp_path}/decisions.sqlite"
-    Store(address).close()
+    open_store(address).close()
     return address
 
 
 def _replay(url: str, record: Record, *options: str) -> Result:
     """`winnow replay` of a record that the store holds."""
-    store = Store(url)
-    store.insert([row(record)])
+    store = open_store(url)
+    store.decisions.insert([row(record)])
     store.close()
     arguments = ["replay", record.id, "--config", str(CONFIG), "--url", url, *options]
     answer = CliRunner().invoke(app, arguments)

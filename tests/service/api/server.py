@@ -33,6 +33,7 @@ from service.store.store import Store
 from tests.bundles import HEIGHT, WIDTH, settings
 from tests.engines import make_engine, make_schedule
 from tests.gaussian import Gaussian
+from tests.stores import open_store
 
 KEYS = {
     "PLAIN_KEY": "wn-plain-0123456789",
@@ -90,6 +91,7 @@ class Served:
     judge: Brightness
     backbone: Backbone
     backends: LocalBackends
+    store: Store
     recorder: Recorder
     paths: list[str] = field(default_factory=list)
 
@@ -127,7 +129,8 @@ def serve(
         return merge((name, render(registry)) for name, registry in registries.items())
 
     folder = tempfile.TemporaryDirectory()
-    recorder = Recorder(Store(f"sqlite:///{folder.name}/decisions.sqlite"), keep_days=30)
+    store = open_store(f"sqlite:///{folder.name}/decisions.sqlite")
+    recorder = Recorder(store.decisions, keep_days=30)
     context = Context(
         settings=config,
         manifests={"tiny": bundle.manifest},
@@ -136,17 +139,19 @@ def serve(
         routers={"tiny": Router(backends, backends, judge_timeout_s, metrics.draw)},
         drawer=backends,
         scorer=backends,
+        store=store,
         recorder=recorder,
         metrics=metrics,
         gather_metrics=gather_metrics,
     )
-    served = Served("", judge, backbone, backends, recorder)
+    served = Served("", judge, backbone, backends, store, recorder)
     with _listen(_counted(create_app(context), served.paths)) as served.url:
         try:
             yield served
         finally:
             loop.close()
             recorder.close()
+            store.close()
             folder.cleanup()
 
 

@@ -48,7 +48,7 @@ def _record(reviewer: httpx.Client, decision_id: str) -> Record:
 def _newest(served: Served, outcome: str) -> dict[str, Any]:
     """The newest record, which may still be on its way when nothing was delivered."""
     deadline = time.monotonic() + 10
-    while not (found := served.recorder.store.recent(1, {"outcome": outcome})):
+    while not (found := served.store.decisions.recent(1, {"outcome": outcome})):
         assert time.monotonic() < deadline, f"no record of {outcome}"
         time.sleep(0.01)
     return found[0]
@@ -63,7 +63,7 @@ def _refused(response: httpx.Response, status: int, code: str) -> None:
 @contextmanager
 def locked(served: Served) -> Iterator[None]:
     """Another process holds the write lock of the server's database, as a backup might."""
-    path = served.recorder.store._engine.url.database
+    path = served.store.database._engine.url.database
     assert path
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -148,14 +148,14 @@ def test_a_refusal_for_load_is_not_recorded(bundle: Bundle) -> None:
         served.backbone.delay_s = 0.0
         first.join()
         _newest(served, "ok")
-        assert len(served.recorder.store.recent(9)) == 1
+        assert len(served.store.decisions.recent(9)) == 1
 
 
 def test_a_locked_store_is_503_without_pixels(
     server: Served, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.store.recorder.WRITE_S", 0.3)
-    before = len(server.recorder.store.recent(1000))
+    before = len(server.store.decisions.recent(1000))
     with locked(server):
         response = _post(http, seed=0)
         _refused(response, 503, "store_unavailable")
@@ -165,7 +165,7 @@ def test_a_locked_store_is_503_without_pixels(
     deadline = time.monotonic() + 10
     while _post(http, seed=0).status_code != 200:
         assert time.monotonic() < deadline, "the store came back, the service did not"
-    assert len(server.recorder.store.recent(1000)) >= before + 1
+    assert len(server.store.decisions.recent(1000)) >= before + 1
 
 
 def test_a_store_that_fails_is_503_without_pixels_and_counts_no_delivery(
@@ -180,7 +180,7 @@ def test_a_store_that_fails_is_503_without_pixels_and_counts_no_delivery(
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
 
     before = delivered()
-    monkeypatch.setattr(server.recorder.store, "insert", broken)
+    monkeypatch.setattr(server.recorder._decisions, "insert", broken)
     response = _post(http, seed=0)
     _refused(response, 503, "store_unavailable")
     assert "/secret/path" not in response.text
@@ -213,7 +213,7 @@ def test_the_log_line_has_the_id_and_no_user(
         payload = _post(http, seed=0, user="jane@example.org").json()
     fields = [line.__dict__["fields"] for line in caplog.records if hasattr(line, "fields")]
     assert payload["id"] in [line["id"] for line in fields]
-    assert "jane" not in json.dumps(server.recorder.store.read(payload["id"]))
+    assert "jane" not in json.dumps(server.store.decisions.read(payload["id"]))
 
 
 @pytest.mark.parametrize("key", ["PLAIN_KEY", "SCORES_KEY", "LABEL_KEY"])
@@ -243,9 +243,9 @@ def test_the_busy_time_is_shorter_than_a_request_waits() -> None:
 
 def test_a_read_only_database_is_503(bundle: Bundle) -> None:
     with serve(bundle) as served, client(served) as http:
-        path = served.recorder.store._engine.url.database
+        path = served.store.database._engine.url.database
         assert path
-        served.recorder.store._engine.dispose()
+        served.store.database._engine.dispose()
         for file in Path(path).parent.iterdir():
             file.unlink()
         Path(path).mkdir()  # root may write any file, but nobody can open a folder as one

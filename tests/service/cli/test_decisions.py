@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from service.cli.main import app
-from service.store.store import Store
 from tests.records import make_decision, make_row
+from tests.stores import open_store
 
 BLOCKED = "moderation_blocked"
 
@@ -16,8 +16,8 @@ BLOCKED = "moderation_blocked"
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     address = f"sqlite:///{tmp_path}/decisions.sqlite"
-    store = Store(address)
-    store.insert([make_row(1), make_row(2, policy="other", outcome=BLOCKED)])
+    store = open_store(address)
+    store.decisions.insert([make_row(1), make_row(2, policy="other", outcome=BLOCKED)])
     store.close()
     return address
 
@@ -39,7 +39,7 @@ def test_show_tells_plan_weights_and_every_draw(url: str) -> None:
 
 def test_show_as_json_is_the_record(url: str) -> None:
     answer = _run("show", make_row(1).id, "--url", url, "--json")
-    assert json.loads(answer.stdout) == Store(url).read(make_row(1).id)
+    assert json.loads(answer.stdout) == open_store(url).decisions.read(make_row(1).id)
 
 
 def test_show_says_when_a_prompt_was_not_kept(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_show_says_when_a_prompt_was_not_kept(tmp_path: Path) -> None:
 
     url = f"sqlite:///{tmp_path}/decisions.sqlite"
     record = make_decision(prompt=None).record("backend_unavailable", 1.0, None)
-    Store(url).insert([row(record)])
+    open_store(url).decisions.insert([row(record)])
     assert "not kept" in _run("show", record.id, "--url", url).output
 
 
@@ -77,7 +77,7 @@ def test_no_store_is_one_line(tmp_path: Path) -> None:
 def test_a_record_of_another_winnow_is_one_line(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/decisions.sqlite"
     document = {**make_row(1).document, "record_version": 9, "moon": "full"}
-    Store(url).insert([make_row(1, document=document)])
+    open_store(url).decisions.insert([make_row(1, document=document)])
     answer = _run("show", make_row(1).id, "--url", url)
     assert (answer.exit_code, answer.output.count("\n")) == (1, 1)
     assert "version 9" in answer.output
@@ -88,8 +88,8 @@ def test_without_a_url_the_configuration_says_where(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    store = Store(f"sqlite:///{tmp_path}/winnow/decisions.sqlite")
-    store.insert([make_row(1)])
+    store = open_store(f"sqlite:///{tmp_path}/winnow/decisions.sqlite")
+    store.decisions.insert([make_row(1)])
     root = Path(__file__).parents[3]
     answer = _run("show", make_row(1).id, "--config", str(root / "deploy/local.yaml"))
     assert make_row(1).id in answer.output

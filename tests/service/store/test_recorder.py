@@ -12,17 +12,18 @@ import pytest
 
 from service.errors import StoreUnavailable
 from service.store import recorder as module
+from service.store.database import Database
+from service.store.decisions import Decisions
 from service.store.recorder import Recorder
 from service.store.schema import Row
-from service.store.store import Store
 from tests.records import make_row
 
 
-class Gated(Store):
-    """A store whose inserts wait for `gate`; it counts its transactions."""
+class Gated(Decisions):
+    """Decisions whose inserts wait for `gate`; it counts its transactions."""
 
     def __init__(self, url: str) -> None:
-        super().__init__(url)
+        super().__init__(Database(url))
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
@@ -57,7 +58,7 @@ def _until(condition: Callable[[], bool]) -> None:
 
 def test_when_write_returns_the_decision_is_committed(recorder: Recorder, tmp_path: Path) -> None:
     asyncio.run(recorder.write(make_row(1)))
-    other = Store(f"sqlite:///{tmp_path}/decisions.sqlite", create=False)
+    other = Decisions(Database(f"sqlite:///{tmp_path}/decisions.sqlite", create=False))
     assert other.read(make_row(1).id) is not None
 
 
@@ -163,7 +164,10 @@ def test_close_writes_what_waits(store: Gated, tmp_path: Path) -> None:
     for number in range(50):
         recorder.note(make_row(number))
     recorder.close()
-    assert len(Store(f"sqlite:///{tmp_path}/decisions.sqlite", create=False).recent(99)) == 50
+    assert (
+        len(Decisions(Database(f"sqlite:///{tmp_path}/decisions.sqlite", create=False)).recent(99))
+        == 50
+    )
 
 
 def test_old_decisions_are_purged_at_the_start_and_again(

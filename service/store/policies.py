@@ -1,0 +1,207 @@
+"""Policies in the store: immutable versions, and the pointer that says which one is in force."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, func, insert, select, update
+
+from service.errors import Conflict, PolicyNotFound
+from service.store.database import Database
+from service.store.schema import audit, policy_pointers, policy_versions
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """What is in force under a name: a version, perhaps switched off, perhaps with a shadow."""
+
+    name: str
+    version: int
+    disabled: bool
+    shadow: int | None
+
+
+@dataclass(frozen=True)
+class Version:
+    """One immutable version. `reward` is the id of the reward that it came with, if any."""
+
+    name: str
+    version: int
+    document: Mapping[str, Any]
+    reward: str | None
+    created: datetime
+    created_by: str
+
+
+class Policies:
+    """Versions are appended; pointers move, and each move is in the audit log beside it.
+
+    Methods block, and raise StoreUnavailable.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def seed(self, documents: Mapping[str, Mapping[str, Any]], by: str) -> list[str]:
+        """Put names that the store does not know in force, at version 1; returns them.
+
+        A name that is known keeps what the store says, whatever the configuration says now.
+        """
+        with self._database.transaction() as connection:
+            known = set(connection.scalars(select(policy_pointers.c.name)))
+            fresh = [name for name in documents if name not in known]
+            for name in fresh:
+                self._insert(connection, name, 1, documents[name], None, by)
+                connection.execute(
+                    insert(policy_pointers).values(
+                        name=name,
+                        version=1,
+                        disabled=False,
+                        shadow=None,
+                        changed=datetime.now(UTC),
+                        changed_by=by,
+                    )
+                )
+                log(connection, by, "policy.seed", name, {"version": 1})
+            return fresh
+
+    def pointers(self) -> dict[str, Pointer]:
+        """What is in force now, by name."""
+        with self._database.transaction() as connection:
+            return {row.name: _pointer(row) for row in connection.execute(select(policy_pointers))}
+
+    def read(self, name: str, version: int) -> Version:
+        """One version. Raises PolicyNotFound."""
+        query = select(policy_versions).where(
+            policy_versions.c.name == name, policy_versions.c.version == version
+        )
+        with self._database.transaction() as connection:
+            row = connection.execute(query).one_or_none()
+        if row is None:
+            raise PolicyNotFound(f"policy {name!r} has no version {version}", "version")
+        return _version(row)
+
+    def versions(self, name: str) -> list[Version]:
+        """All versions of a name, the newest first."""
+        query = (
+            select(policy_versions)
+            .where(policy_versions.c.name == name)
+            .order_by(policy_versions.c.version.desc())
+        )
+        with self._database.transaction() as connection:
+            return [_version(row) for row in connection.execute(query)]
+
+    def add(self, name: str, document: Mapping[str, Any], reward: str | None, by: str) -> int:
+        """Append a version, which is not in force yet; returns its number."""
+        with self._database.transaction() as connection:
+            last = connection.scalar(
+                select(func.max(policy_versions.c.version)).where(policy_versions.c.name == name)
+            )
+            version = (last or 0) + 1
+            self._insert(connection, name, version, document, reward, by)
+            log(connection, by, "policy.add", name, {"version": version, "reward": reward})
+            return version
+
+    def point(
+        self, name: str, before: Pointer | None, version: int, by: str, action: str
+    ) -> Pointer:
+        """Put a version in force, and switch the policy on.
+
+        `before` is the pointer that the caller saw, None where there was none: if somebody moved it
+        meanwhile, Conflict is raised and nothing changes.
+        """
+        return self._move(name, before, by, action, version=version, disabled=False)
+
+    def disable(self, name: str, by: str) -> Pointer:
+        """Stop a policy, whatever else is going on. Raises PolicyNotFound."""
+        before = self.pointers().get(name)
+        if before is None:
+            raise PolicyNotFound(f"no policy {name!r}", "policy")
+        return self._move(name, None, by, "policy.disable", forced=True, disabled=True)
+
+    def shadow(self, name: str, before: Pointer, version: int | None, by: str) -> Pointer:
+        """Score with another version beside the one in force; None ends it. Raises Conflict."""
+        return self._move(name, before, by, "policy.shadow", shadow=version)
+
+    def history(self, name: str, limit: int = 100) -> list[dict[str, Any]]:
+        """The audit log of a name, newest first."""
+        query = (
+            select(audit).where(audit.c.subject == name).order_by(audit.c.id.desc()).limit(limit)
+        )
+        with self._database.transaction() as connection:
+            return [dict(row._mapping) for row in connection.execute(query)]
+
+    def _move(
+        self,
+        name: str,
+        before: Pointer | None,
+        by: str,
+        action: str,
+        forced: bool = False,
+        **values: Any,
+    ) -> Pointer:
+        here = policy_pointers.c
+        changed = {"changed": datetime.now(UTC), "changed_by": by}
+        with self._database.transaction() as connection:
+            if before is None and not forced:
+                fresh = {"name": name, "shadow": None} | values | changed
+                if connection.scalar(select(here.name).where(here.name == name)):
+                    raise Conflict(f"policy {name!r} was changed meanwhile: look again")
+                connection.execute(insert(policy_pointers).values(**fresh))
+            else:
+                change = update(policy_pointers).where(here.name == name)
+                if before is not None:
+                    change = change.where(
+                        here.version == before.version, here.disabled == before.disabled
+                    )
+                if connection.execute(change.values(**values, **changed)).rowcount != 1:
+                    raise Conflict(f"policy {name!r} was changed meanwhile: look again")
+            log(connection, by, action, name, {"before": vars(before) if before else None} | values)
+            row = connection.execute(select(policy_pointers).where(here.name == name)).one()
+            return _pointer(row)
+
+    def _insert(
+        self,
+        connection: Connection,
+        name: str,
+        version: int,
+        document: Mapping[str, Any],
+        reward: str | None,
+        by: str,
+    ) -> None:
+        connection.execute(
+            insert(policy_versions).values(
+                name=name,
+                version=version,
+                document=dict(document),
+                reward=reward,
+                created=datetime.now(UTC),
+                created_by=by,
+            )
+        )
+
+
+def log(
+    connection: Connection, actor: str, action: str, subject: str, detail: Mapping[str, Any]
+) -> None:
+    """Append to the audit log, in the same transaction as what it tells of."""
+    connection.execute(
+        insert(audit).values(
+            created=datetime.now(UTC),
+            actor=actor,
+            action=action,
+            subject=subject,
+            detail=dict(detail),
+        )
+    )
+
+
+def _pointer(row: Any) -> Pointer:
+    return Pointer(row.name, row.version, row.disabled, row.shadow)
+
+
+def _version(row: Any) -> Version:
+    return Version(row.name, row.version, row.document, row.reward, row.created, row.created_by)

@@ -18,9 +18,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import matplotlib
 import numpy as np
 
-from loadtest.bench.report import save, show
+from loadtest.bench.report import OUT, save, show
 from models import bundle as bundles
 from models import seeds
 from models.backbones.runtime import OnnxDenoiser
@@ -119,6 +120,30 @@ def main() -> None:
         ],
     )  # fmt: skip
     save("methods", {"n": arguments.n, "methods": [asdict(one) for one in found]})
+    _plot(found)
+
+
+def _plot(found: list[Found]) -> None:
+    """Fidelity against cost, a panel a question; lower left is better."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    for axes, question in zip(panels, QUESTIONS, strict=True):
+        for one in found:
+            if one.question != question:
+                continue
+            axes.plot(one.cpu_s * 1000, one.frechet, "o", color="#1b7f5c")
+            axes.annotate(
+                one.method, (one.cpu_s * 1000, one.frechet), fontsize=7, xytext=(4, 3),
+                textcoords="offset points",
+            )  # fmt: skip
+        axes.set(xscale="log", yscale="log", title=question)
+        axes.set(xlabel="CPU ms per image that leaves", ylabel="Fréchet distance")
+        axes.grid(alpha=0.3, which="both")
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    figure.savefig(OUT / "methods.png", dpi=150)
 
 
 def _measure(

@@ -64,10 +64,9 @@ class Pace:
 
 
 def reserved_nfe(plan: SamplingPlan, nfe: int, key: DrawKey) -> float:
-    """What a draw of `nfe` is counted as: a first one with the redraws that are to be expected, a
-    speculative one as nothing, since it makes room."""
+    """What a draw of `nfe` is counted as: itself and the redraws that are to be expected, as many
+    after the fifth draw as after the first. A speculative one is nothing, since it makes room."""
     if key.ahead:
         return 0.0
-    if not key.fresh:
-        return float(nfe)
-    return nfe * min(1 / max(plan.acceptance, 1e-3), plan.max_draws)
+    left = max(plan.max_draws - key.draw, 1)
+    return nfe * min(1 / max(plan.acceptance, 1e-3), left)

@@ -13,12 +13,15 @@ QUANTUM = 100.0
 
 
 class Waiting(Protocol):
-    """What a queue asks of an entry: whose it is, until when, and the NFE it stands for."""
+    """What a queue asks of an entry: whose it is, until when, the NFE that its turn pays for, and
+    the NFE it stands for."""
 
     @property
     def tenant(self) -> str: ...
     @property
     def deadline(self) -> float: ...
+    @property
+    def cost(self) -> float: ...
     @property
     def reserved(self) -> float: ...
 
@@ -64,9 +67,9 @@ class FairQueue(Generic[Entry]):
         while self._turns:
             tenant = self._turns[0]
             heap = self._heaps[tenant]
-            if heap[0][2].reserved <= self._deficits[tenant]:
+            if heap[0][2].cost <= self._deficits[tenant]:
                 _, _, entry = heapq.heappop(heap)
-                self._deficits[tenant] -= entry.reserved
+                self._deficits[tenant] -= entry.cost
                 self._size -= 1
                 self.nfe -= entry.reserved
                 if not heap:

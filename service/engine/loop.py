@@ -68,7 +68,7 @@ class EngineLoop:
         ticket = Ticket(deliver, deadline=time.monotonic() + timeout_s, tenant=tenant)
         self._engine.check([Draw(plan, key, ticket) for key in keys])
         nfe = self._engine.cost(plan)
-        draws = [Draw(plan, key, ticket, reserved_nfe(plan, nfe, key)) for key in keys]
+        draws = [Draw(plan, key, ticket, reserved_nfe(plan, nfe, key), nfe) for key in keys]
         if not self._thread.is_alive():
             raise BackendUnavailable("the engine has stopped")
         # Redraws of what was admitted are never refused, and the engine decides on speculation.

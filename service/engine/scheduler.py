@@ -27,13 +27,15 @@ class Ticket:
 class Draw:
     """One trajectory, waiting or running. Times are `time.monotonic()` seconds.
 
-    `reserved` is the NFE that it stands for while it waits, expected redraws included.
+    `reserved` is the NFE that it stands for until it ends, expected redraws included; `cost` its
+    own NFE, which its tenant's turns pay for.
     """
 
     plan: SamplingPlan
     key: DrawKey
     ticket: Ticket
     reserved: float = 0.0
+    cost: float = 0.0
     submitted: float = field(default_factory=time.monotonic)
     started: float = 0.0
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from service.engine.loop import FAULTS_BEFORE_UNHEALTHY, EngineLoop
 from service.errors import BackendUnavailable, DeadlineExceeded, Overloaded
 from service.local import LocalBackends
-from service.ports import DrawKey, DrawResult
+from service.ports import DrawKey, DrawResult, SamplingPlan
 from service.reward import Judges
 from tests.engines import make_engine, make_plan, make_schedule
 
@@ -185,6 +185,34 @@ def test_three_faults_in_a_row_are_unhealthy() -> None:
                     await _all(loop.draw(SHORT, _keys(1), 30))
             with pytest.raises(BackendUnavailable, match="ticks failed"):
                 loop.check_health()
+
+    _run(scenario())
+
+
+def test_a_tenant_pays_for_a_draw_when_it_is_made_and_not_for_redraws_in_advance() -> None:
+    """One slot; a draw of either tenant costs half a turn, whatever redraws are to be expected."""
+
+    async def scenario() -> None:
+        gate = Gate()
+        with _loop(gate, max_batch=1, max_waiting=100) as loop:
+            choosy = make_plan(num_inference_steps=50, acceptance=0.1, max_draws=10)
+            plain = make_plan(num_inference_steps=50)
+            finished: list[str] = []
+
+            async def one(plan: SamplingPlan, tenant: str) -> None:
+                await _all(loop.draw(plan, _keys(1), 3600, tenant))
+                finished.append(tenant)
+
+            first = asyncio.ensure_future(one(SHORT, "first"))
+            await gate.tick_started()
+            names = ["choosy", "plain"] * 4
+            plans = {"choosy": choosy, "plain": plain}
+            others = [asyncio.ensure_future(one(plans[name], name)) for name in names]
+            await asyncio.sleep(0)
+            gate.open()
+            await asyncio.gather(first, *others)
+            turns = [*["choosy"] * 2, *["plain"] * 2]
+            assert finished == ["first", *turns, *turns]
 
     _run(scenario())
 

@@ -6,6 +6,9 @@ request would be admitted, instead of being let in and timing out.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from service.engine.fair_queue import QUANTUM
 from service.ports import DrawKey, SamplingPlan
 
 DECAY = 0.98
@@ -70,3 +73,9 @@ def reserved_nfe(plan: SamplingPlan, nfe: int, key: DrawKey) -> float:
         return 0.0
     left = max(plan.max_draws - key.draw, 1)
     return nfe * min(1 / max(plan.acceptance, 1e-3), left)
+
+
+def turns_nfe(nfe: float, others: Iterable[float]) -> float:
+    """The NFE that fair turns make until a tenant's `nfe` are made: its own, and of each other
+    tenant as much and a quantum, or what that one has waiting if it is less."""
+    return nfe + sum(min(other, nfe + QUANTUM) for other in others)

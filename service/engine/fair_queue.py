@@ -13,8 +13,7 @@ QUANTUM = 100.0
 
 
 class Waiting(Protocol):
-    """What a queue asks of an entry: whose it is, until when, the NFE that its turn pays for, and
-    the NFE it stands for."""
+    """What a queue asks of an entry: whose it is, until when, and the NFE its turn pays for."""
 
     @property
     def tenant(self) -> str: ...
@@ -22,8 +21,6 @@ class Waiting(Protocol):
     def deadline(self) -> float: ...
     @property
     def cost(self) -> float: ...
-    @property
-    def reserved(self) -> float: ...
 
 
 Entry = TypeVar("Entry", bound=Waiting)
@@ -43,7 +40,6 @@ class FairQueue(Generic[Entry]):
         self._deficits: dict[str, float] = {}
         self._arrivals = count()
         self._size = 0
-        self.nfe = 0.0
 
     def __len__(self) -> int:
         return self._size
@@ -60,7 +56,6 @@ class FairQueue(Generic[Entry]):
             self._deficits[entry.tenant] = 0.0
         heapq.heappush(self._heaps[entry.tenant], (entry.deadline, next(self._arrivals), entry))
         self._size += 1
-        self.nfe += entry.reserved
 
     def pop(self) -> Entry:
         """Take the next entry. Raises IndexError when there is none."""
@@ -71,7 +66,6 @@ class FairQueue(Generic[Entry]):
                 _, _, entry = heapq.heappop(heap)
                 self._deficits[tenant] -= entry.cost
                 self._size -= 1
-                self.nfe -= entry.reserved
                 if not heap:
                     # A tenant that waits for nothing saves nothing up.
                     self._forget(tenant)
@@ -92,7 +86,6 @@ class FairQueue(Generic[Entry]):
             if not kept:
                 self._forget(tenant)
         self._size = sum(len(heap) for heap in self._heaps.values())
-        self.nfe = sum(entry.reserved for entry in self)
 
     def clear(self) -> None:
         """Drop all entries."""

@@ -97,10 +97,13 @@ class Scheduler:
         self.running.append(draw)
 
     def rows_in_the_way(self) -> list[int]:
-        """Rows of speculative draws, as many as waiting draws lack slots, highest first."""
-        lacking = len(self.running) + len(self.waiting) - self.max_batch
-        rows = [row for row, draw in enumerate(self.running) if draw.speculative]
-        return rows[::-1][: max(lacking, 0)]
+        """Rows of speculative draws, as many as waiting draws lack slots: the least likely to be
+        needed, and of equals the newest. Highest first, safe to release so."""
+        running = self.running
+        lacking = len(running) + len(self.waiting) - self.max_batch
+        rows = [row for row, draw in enumerate(running) if draw.speculative]
+        rows.sort(key=lambda row: (running[row].chance, -running[row].started))
+        return sorted(rows[: max(lacking, 0)], reverse=True)
 
     def release(self, row: int) -> int:
         """Free a row by moving the last one into it; returns the row that moved."""

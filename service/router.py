@@ -128,9 +128,11 @@ class Router:
     ) -> Outcome:
         """Draw until every one of `n` images is accepted or out of budget, or time is up.
 
-        Raises CensorUnavailable as soon as a judge fails, and BackendUnavailable when nothing was
-        delivered by the deadline because no backbone answered. A dead backbone is otherwise asked
-        again: a draw is a function of its seed, so asking twice gives the same image.
+        Raises CensorUnavailable as soon as a judge fails. At the deadline a draw without a score
+        counts as unfinished; if nothing was delivered by then, raises CensorUnavailable where a
+        judge owes scores, and BackendUnavailable where no backbone answered. A dead backbone is
+        otherwise asked again: a draw is a function of its seed, so asking twice gives the same
+        image.
         """
         outcome = Outcome(plan, [ImageOutcome(i, plan.seed + i) for i in range(n)])
         calls = Calls(self._drawer, plan, time.monotonic() + deadline_s, tenant)
@@ -142,10 +144,10 @@ class Router:
         except TimeoutError:
             if not timer.expired():
                 raise
-            if outcome.judging:
-                raise CensorUnavailable("the judge did not answer before the deadline") from None
             for image in outcome.unfinished:
                 self._expire(outcome, image)
+            if outcome.judging and not outcome.delivered:
+                raise CensorUnavailable("the judge did not answer before the deadline") from None
             if calls.fault and not outcome.delivered:
                 raise calls.fault from None
         finally:
@@ -204,7 +206,7 @@ class Router:
             self._discard(outcome, image, len(unwanted))
 
     def _expire(self, outcome: Outcome, image: ImageOutcome) -> None:
-        """Time is up: of what has finished, the lowest accepted draw wins."""
+        """Time is up: of what has a score, the lowest accepted draw wins."""
         for draw in sorted(image.early):
             if image.finish_reason is None:
                 self._decide(outcome, image, draw)

@@ -263,18 +263,37 @@ def test_the_deadline_keeps_what_was_accepted() -> None:
     assert backbone.closed == 1
 
 
-def test_a_judge_that_is_still_busy_at_the_deadline_lets_nothing_out() -> None:
-    """Not even the image that it accepted before it hung."""
+@dataclass
+class Hangs(Judge):
+    """Answers its first `answers` calls, and never the next one."""
 
-    class Hangs(Judge):
-        async def score(
-            self, model: str, judge: str, pixels: Sequence[Pixels], timeout_s: float
-        ) -> Sequence[float]:
-            if self.calls:
-                await asyncio.sleep(60)
-            return await super().score(model, judge, pixels, timeout_s)
+    answers: int = 0
 
-    judge = Hangs(lambda seed, draw: 0.9 if seed == 40 else 0.1)
+    async def score(
+        self, model: str, judge: str, pixels: Sequence[Pixels], timeout_s: float
+    ) -> Sequence[float]:
+        if self.calls == self.answers:
+            await asyncio.sleep(60)
+        return await super().score(model, judge, pixels, timeout_s)
+
+
+def test_a_judge_that_is_still_busy_at_the_deadline_takes_back_nothing() -> None:
+    """What it accepted leaves; what it owes a score for does not, and counts as unfinished."""
+    observed = Observed()
+    judge = Hangs(lambda seed, draw: 0.9, answers=1)
+    outcome = _generate(Backbone(), judge, n=2, deadline_s=0.2, observe=observed)
+    reasons = [image.finish_reason for image in outcome.images]
+    assert reasons == [FinishReason.SUCCESS, FinishReason.DEADLINE]
+    assert [image.pixels is None for image in outcome.images] == [False, True]
+    assert [one.verdict for one in outcome.judged] == [Verdict.ACCEPTED]
+    assert [verdict for verdict, _ in observed.seen] == [Verdict.ACCEPTED, Verdict.CANCELLED]
+
+
+@pytest.mark.parametrize("answers", [0, 1])
+def test_a_judge_that_is_still_busy_at_the_deadline_is_a_fault_if_nothing_leaves(
+    answers: int,
+) -> None:
+    judge = Hangs(lambda seed, draw: 0.1, answers=answers)
     with pytest.raises(CensorUnavailable, match="deadline"):
         _generate(Backbone(), judge, n=2, deadline_s=0.2)
 

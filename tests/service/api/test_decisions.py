@@ -8,8 +8,9 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,13 @@ def test_a_fault_is_recorded_and_its_answer_has_the_id(server: Served, http: htt
     assert found["plan"]["seed"] == 5
 
 
+@dataclass
+class _Slow:
+    served: Served
+    entered: threading.Event
+    gate: threading.Event
+
+
 def _held_back(record: dict[str, Any]) -> None:
     """Image 0 was accepted and did not leave; what was settled of it is there."""
     first, *others = record["images"]
@@ -237,10 +245,54 @@ def test_a_locked_store_is_503_without_pixels(
     assert len(server.recorder.store.recent(1000)) >= before + 1
 
 
+@contextmanager
+def _slow_commits(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Iterator[_Slow]:
+    """A server whose commits begin, and end when `gate` opens."""
+    with _one_at_a_time(bundle) as served:
+        store = served.recorder.store
+        slow = _Slow(served, threading.Event(), threading.Event())
+        insert = store.insert
+
+        def wait(rows: Sequence[Row], final: Sequence[Row] = ()) -> None:
+            slow.entered.set()
+            assert slow.gate.wait(30)
+            insert(rows, final)
+
+        monkeypatch.setattr(store, "insert", wait)
+        try:
+            yield slow
+        finally:
+            slow.gate.set()
+
+
+def test_a_commit_that_ends_too_late_is_corrected(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.store.recorder.WRITE_S", 0.1)
+    with _slow_commits(bundle, monkeypatch) as slow, client(slow.served) as http:
+        response = _post(http, n=2, seed=5)
+        _refused(response, 503, "store_unavailable")
+        slow.gate.set()
+        record = _newest(slow.served, "store_unavailable")
+        _held_back(record)
+        assert record["id"] == response.json()["id"]
+        assert len(slow.served.recorder.store.recent(9)) == 1, "in place of the first one"
+
+
+def test_a_caller_that_leaves_during_the_commit_has_got_nothing(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _slow_commits(bundle, monkeypatch) as slow:
+        asyncio.run(_leave(slow.served, slow.entered.is_set, seed=5))
+        slow.gate.set()
+        _held_back(_newest(slow.served, "cancelled"))
+        assert len(slow.served.recorder.store.recent(9)) == 1
+
+
 def test_a_store_that_fails_is_503_without_pixels_and_counts_no_delivery(
     server: Served, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(rows: list[Row]) -> None:
+    def broken(rows: list[Row], final: list[Row]) -> None:
         raise StoreUnavailable("disk full at /secret/path")
 
     def delivered() -> float:

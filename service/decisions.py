@@ -21,6 +21,10 @@ from service.router import ImageOutcome, Outcome
 from service.store.schema import Row
 
 RECORD_VERSION = 1
+
+PACKAGES = ("winnow-serve", "torch", "onnxruntime", "numpy", "diffusers")
+"""What an image depends on; older records name the first three."""
+
 PARTS = ("backbone", "guide", "clean_guide", "probe", "judge")
 """The fields of a plan that name weights."""
 
@@ -167,7 +171,7 @@ def versions(model: ModelSettings, manifest: Manifest, policy: Policy) -> Versio
 @cache
 def packages() -> dict[str, str]:
     """The versions of what an image depends on. Read from metadata: nothing is imported."""
-    return {name: metadata.version(name) for name in ("winnow-serve", "torch", "onnxruntime")}
+    return {name: metadata.version(name) for name in PACKAGES}
 
 
 def sha256(pixels: Pixels) -> str:

@@ -81,7 +81,7 @@ def test_versions_name_all_weights_by_hash(bundle: Bundle) -> None:
         "judge": policy.judge,
         "schedule": bundle.schedule_sha256,
     }
-    assert set(found.packages) == {"winnow-serve", "torch", "onnxruntime"}
+    assert set(found.packages) == {"winnow-serve", "torch", "onnxruntime", "numpy", "diffusers"}
 
 
 def test_store_and_records_need_neither_torch_nor_ray() -> None:

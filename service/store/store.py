@@ -1,4 +1,4 @@
-"""Decisions in a database: written once, read, listed, and deleted when they are old."""
+"""Decisions in a database: written, read, listed, and deleted when they are old."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, bindparam, delete, insert, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.config import ConfigError
@@ -43,10 +43,15 @@ class Store:
                 f"store: its tables have version {version}, this Winnow knows {VERSION}"
             )
 
-    def insert(self, rows: Sequence[Row]) -> None:
-        """Write all of these decisions, or none."""
+    def insert(self, rows: Sequence[Row], final: Sequence[Row] = ()) -> None:
+        """Write all of these decisions, or none. `final` ones replace what has their id."""
+        gone = delete(decisions).where(decisions.c.id == bindparam("gone"))
         with self._transaction() as connection:
-            connection.execute(insert(decisions), [vars(row) for row in rows])
+            if rows:
+                connection.execute(insert(decisions), [vars(row) for row in rows])
+            if final:
+                connection.execute(gone, [{"gone": row.id} for row in final])
+                connection.execute(insert(decisions), [vars(row) for row in final])
 
     def read(self, decision_id: str) -> dict[str, Any] | None:
         """The record with this id."""

@@ -214,7 +214,8 @@ def _train_the_papers_for(bundle: Bundle, question: str) -> None:
     referee = load_referee(bundle.path(evaluation.annotator), QUESTIONS[question])
     labels = reward.guide_labels
     data = view(generator, referee, labels.first_seed, labels.viewed, lambda _: None)
-    for name, per_class in (("single", 10), ("union", min(50, labels.malign, labels.benign))):
+    rarer = min(int(data.benign.sum()), int((~data.benign).sum()))
+    for name, per_class in (("single", 10), ("union", min(50, rarer))):
         recipe = replace(TIME_GUIDE, members=1, per_class=per_class)
         noising = (generator.schedule, generator.codec)
         path = bundle.folder.parent / f"{question}-{name}.safetensors"

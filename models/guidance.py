@@ -2,7 +2,8 @@
 
 With the reward of x_t, r_t(x_t) = E[r(x_0) | x_t], the censored law p(x_0)·r(x_0) has the score
 ∇ log p_t + ∇ log r_t (Yoon et al. 2023, section 3). In terms of eps that is
-eps − √(1−ᾱ)·w·∇ log r_t, with w = 1 exact and other scales a choice.
+eps − √(1−ᾱ)·w·∇ log r_t, with w = 1 exact and other scales a choice; in terms of x̂_0, in which the
+engine works, x̂_0 + (1−ᾱ)/√ᾱ·w·∇ log r_t.
 
 Who gives the gradient: a time-dependent reward at x_t, or a clean one at x̂_0 (forward guidance,
 below). Backward guidance moves x̂_0 itself (Bansal et al. 2023, "Universal guidance").
@@ -32,9 +33,13 @@ class Guide(Protocol):
         ...
 
 
-def guided_eps(eps: Tensor, gradient: Tensor, alpha_bar: Tensor, censor_scale: Tensor) -> Tensor:
-    """eps under guidance; `alpha_bar` and `censor_scale` are per row."""
-    return eps - (1 - alpha_bar).sqrt() * censor_scale * gradient
+def guided_x0(x_0: Tensor, gradient: Tensor, alpha_bar: Tensor, censor_scale: Tensor) -> Tensor:
+    """x̂_0 under guidance, from x̂_0 before clipping; `alpha_bar` and `censor_scale` are per row.
+
+    Not by way of eps: there x̂_0 would be the difference of two large numbers, divided by √ᾱ, and at
+    the noisiest steps lose three digits of float32.
+    """
+    return x_0 + (1 - alpha_bar) / alpha_bar.sqrt() * censor_scale * gradient
 
 
 class CleanReward:

@@ -46,10 +46,5 @@ def add_noise(x_0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
 
 
 def x0_to_eps(x_t: Tensor, x_0: Tensor, alpha_bar: Tensor) -> Tensor:
-    """The eps that goes with x̂_0 at x_t; the inverse of `eps_to_x0`."""
+    """The eps that goes with x̂_0 at x_t."""
     return (x_t - alpha_bar.sqrt() * x_0) / (1 - alpha_bar).sqrt()
-
-
-def eps_to_x0(x_t: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
-    """x̂_0 after guidance has moved eps."""
-    return (x_t - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()

@@ -21,6 +21,10 @@ from service.router import ImageOutcome, Outcome
 from service.store.schema import Row
 
 RECORD_VERSION = 1
+
+PACKAGES = ("winnow-serve", "torch", "onnxruntime", "numpy", "diffusers")
+"""What an image depends on; older records name the first three."""
+
 PARTS = ("backbone", "guide", "clean_guide", "probe", "judge")
 """The fields of a plan that name weights."""
 
@@ -79,7 +83,9 @@ class Image(_Part):
 class Record(_Part):
     """The whole record. `outcome` is `ok` or the code of the error that the caller got.
 
-    `images` is empty where a fault ended the request before anything was settled.
+    A request that a fault ended, or its caller left, has what was settled until then, and nothing
+    was delivered: an image that was accepted by then is `cancelled`, and one that was still open
+    has no `finish_reason`. Older records of that kind have no `images`.
     """
 
     record_version: int = RECORD_VERSION
@@ -109,13 +115,11 @@ class Decision:
     id: str = field(default_factory=lambda: f"img_{uuid4().hex}")
     created: datetime = field(default_factory=lambda: datetime.now(UTC))
 
-    def record(self, code: str, seconds: float, outcome: Outcome | None) -> Record:
+    def record(self, code: str, seconds: float, outcome: Outcome) -> Record:
         """The record of a request that ended with `code` after `seconds`."""
-        usage, timings = {}, {"seconds": round(seconds, 4)}
-        if outcome is not None:
-            usage = {"delivered": outcome.delivered, "draws": outcome.draws, "nfe": outcome.nfe}
-            for name in ("queue_s", "denoise_s", "judge_s"):
-                timings[name] = round(getattr(outcome, name), 4)
+        timings = {"seconds": round(seconds, 4)}
+        for name in ("queue_s", "denoise_s", "judge_s"):
+            timings[name] = round(getattr(outcome, name), 4)
         return Record(
             id=self.id,
             created=self.created,
@@ -125,8 +129,8 @@ class Decision:
             request=self.request,
             plan=self.plan,
             versions=self.versions,
-            images=tuple(_image(image, outcome) for image in outcome.images) if outcome else (),
-            usage=usage,
+            images=tuple(_image(image, outcome) for image in outcome.images),
+            usage={"delivered": outcome.delivered, "draws": outcome.draws, "nfe": outcome.nfe},
             timings=timings,
         )
 
@@ -167,7 +171,7 @@ def versions(model: ModelSettings, manifest: Manifest, policy: Policy) -> Versio
 @cache
 def packages() -> dict[str, str]:
     """The versions of what an image depends on. Read from metadata: nothing is imported."""
-    return {name: metadata.version(name) for name in ("winnow-serve", "torch", "onnxruntime")}
+    return {name: metadata.version(name) for name in PACKAGES}
 
 
 def sha256(pixels: Pixels) -> str:

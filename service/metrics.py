@@ -96,7 +96,7 @@ class IngressMetrics:
         """Count one verdict; the router calls it as verdicts fall."""
         judge = short(plan.judge)
         self._draws.labels(plan.policy, judge, verdict.value).inc()
-        if score is not None:
+        if score is not None and 0 <= score <= 1:  # one NaN would make the sum NaN for good
             self._scores.labels(plan.policy, judge).observe(score)
 
     def outcome(self, outcome: Outcome) -> None:

@@ -66,8 +66,8 @@ class ImageOutcome:
 class Outcome:
     """What a request came to. Times in seconds; `nfe` includes draws that were rejected.
 
-    `judged` has every finished draw, in the order of the verdicts. `admitted` is true once a draw
-    came back, `judging` while a judge owes scores.
+    `judged` has every finished draw, in the order of the verdicts; one whose score is owed counts
+    as unfinished. `admitted` is true once a draw came back, `judging` while a judge owes scores.
     """
 
     plan: SamplingPlan
@@ -78,6 +78,17 @@ class Outcome:
     admitted: bool = False
     judging: bool = False
     judged: list[Judged] = field(default_factory=list)
+
+    @classmethod
+    def begin(cls, plan: SamplingPlan, n: int) -> Outcome:
+        """Of a request for `n` images, before anything is drawn."""
+        return cls(plan, [ImageOutcome(i, plan.seed + i) for i in range(n)])
+
+    def withhold(self) -> None:
+        """No image leaves after all: those that were accepted are held back."""
+        for image in self.images:
+            if image.pixels is not None:
+                image.pixels, image.finish_reason = None, FinishReason.CANCELLED
 
     @property
     def delivered(self) -> int:
@@ -126,14 +137,24 @@ class Router:
     async def generate(
         self, plan: SamplingPlan, n: int, deadline_s: float, tenant: str = ""
     ) -> Outcome:
-        """Draw until every one of `n` images is accepted or out of budget, or time is up.
+        """The outcome of a request for `n` images; see `fill`."""
+        outcome = Outcome.begin(plan, n)
+        await self.fill(outcome, deadline_s, tenant)
+        return outcome
 
-        Raises CensorUnavailable as soon as a judge fails, and BackendUnavailable when nothing was
-        delivered by the deadline because no backbone answered. A dead backbone is otherwise asked
-        again: a draw is a function of its seed, so asking twice gives the same image.
+    async def fill(self, outcome: Outcome, deadline_s: float, tenant: str = "") -> None:
+        """Draw until every image is accepted or out of budget, or time is up.
+
+        When this raises or is cancelled, `outcome` has what was settled until then; none of its
+        images may leave.
+
+        Raises CensorUnavailable as soon as a judge fails. At the deadline a draw without a score
+        counts as unfinished; if nothing was delivered by then, raises CensorUnavailable where a
+        judge owes scores, and BackendUnavailable where no backbone answered. A dead backbone is
+        otherwise asked again: a draw is a function of its seed, so asking twice gives the same
+        image.
         """
-        outcome = Outcome(plan, [ImageOutcome(i, plan.seed + i) for i in range(n)])
-        calls = Calls(self._drawer, plan, time.monotonic() + deadline_s, tenant)
+        calls = Calls(self._drawer, outcome.plan, time.monotonic() + deadline_s, tenant)
         try:
             async with asyncio.timeout(deadline_s) as timer:
                 while outcome.unfinished:
@@ -142,17 +163,18 @@ class Router:
         except TimeoutError:
             if not timer.expired():
                 raise
-            if outcome.judging:
-                raise CensorUnavailable("the judge did not answer before the deadline") from None
             for image in outcome.unfinished:
                 self._expire(outcome, image)
+            if outcome.judging and not outcome.delivered:
+                raise CensorUnavailable("the judge did not answer before the deadline") from None
             if calls.fault and not outcome.delivered:
                 raise calls.fault from None
         finally:
+            for image in outcome.images:
+                self._discard(outcome, image, 0)
             for _ in calls.in_flight:
-                self._observe(plan, Verdict.CANCELLED, None)
+                self._observe(outcome.plan, Verdict.CANCELLED, None)
             await calls.close()
-        return outcome
 
     def _ask(self, outcome: Outcome, calls: Calls) -> None:
         """Ask for the draws that images need now, and for some that they may need next."""
@@ -204,7 +226,7 @@ class Router:
             self._discard(outcome, image, len(unwanted))
 
     def _expire(self, outcome: Outcome, image: ImageOutcome) -> None:
-        """Time is up: of what has finished, the lowest accepted draw wins."""
+        """Time is up: of what has a score, the lowest accepted draw wins."""
         for draw in sorted(image.early):
             if image.finish_reason is None:
                 self._decide(outcome, image, draw)
@@ -213,8 +235,9 @@ class Router:
 
     def _decide(self, outcome: Outcome, image: ImageOutcome, draw: int) -> Verdict:
         """The verdict on a finished draw; an accepted one becomes the image."""
-        scored = image.early.pop(draw)
+        scored = image.early[draw]
         verdict = decide(outcome.plan, scored.result, scored.score)
+        del image.early[draw]
         self._note(outcome, scored, verdict)
         image.draws, image.score = draw + 1, scored.score
         if verdict is Verdict.ACCEPTED:
@@ -222,7 +245,7 @@ class Router:
         return verdict
 
     def _discard(self, outcome: Outcome, image: ImageOutcome, running: int) -> None:
-        """Draws that turned out not to be needed: those finished, and so many that run."""
+        """Draws without a verdict of their own: those finished, and so many that run."""
         for draw in sorted(image.early):
             self._note(outcome, image.early.pop(draw), Verdict.CANCELLED)
         for _ in range(running):

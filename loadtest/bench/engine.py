@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -23,6 +25,17 @@ from service.engine.scheduler import Draw, Ticket
 from service.ports import DrawKey, SamplingPlan
 
 ROWS, STEPS, ROUNDS = 16, 50, 9
+
+
+@contextmanager
+def pinned() -> Iterator[None]:
+    """This process on one core alone."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def bare(denoiser: OnnxDenoiser) -> float:
@@ -46,7 +59,11 @@ def engine_rate(engine: Engine, plan: SamplingPlan) -> float:
 
 def main() -> None:
     """Measure, print one table, and write JSON."""
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    with pinned():
+        _measure()
+
+
+def _measure() -> None:
     bundle = bundles.load("mnist-sevens")
     denoiser = OnnxDenoiser(bundle.path(bundle.manifest.backbone.onnx))
     engine = load_engine(bundle, BackboneSettings(max_batch=ROWS))

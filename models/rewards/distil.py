@@ -16,9 +16,9 @@ from torch import Tensor
 
 from models import noise
 from models.backbones.runtime import Denoiser
-from models.guidance import Guide, guided_eps
+from models.guidance import Guide, guided_x0
 from models.method import Method
-from models.parameterization import eps_to_x0, to_x0_eps, x0_to_eps
+from models.parameterization import to_x0_eps, x0_to_eps
 from models.rewards.student import Student, StudentConfig
 from models.samplers import linear_step, trajectory
 from models.schedule import NoiseSchedule
@@ -107,8 +107,8 @@ def _along(
         with torch.no_grad():
             x_0, eps = to_x0_eps(denoiser(x_t, timestep), x_t, alpha_bar, schedule.prediction_type)
             if scale:
-                eps = guided_eps(eps, gradient, alpha_bar, torch.tensor(scale))
-                x_0 = eps_to_x0(x_t, eps, alpha_bar).clamp(-limit, limit)
+                x_0 = guided_x0(x_0, gradient, alpha_bar, torch.tensor(scale))
+                x_0 = x_0.clamp(-limit, limit)
                 eps = x0_to_eps(x_t, x_0, alpha_bar)
             coefficients = c_x, c_0, c_e, torch.zeros(())
             x_t = linear_step(coefficients, x_t, x_0.clamp(-limit, limit), eps, x_0)

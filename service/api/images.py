@@ -25,7 +25,6 @@ from service.errors import (
     ModerationBlocked,
     Overloaded,
     PolicyNotFound,
-    StoreUnavailable,
     WinnowError,
 )
 from service.policy import Overrides, Policy, resolve
@@ -49,9 +48,9 @@ class Order:
 
 def routes(context: Context) -> APIRouter:
     """The generation route."""
-    router = APIRouter()
+    api = APIRouter()
 
-    @router.post("/v1/images/generations", summary="Generate images under a policy")
+    @api.post("/v1/images/generations", summary="Generate images under a policy")
     async def generate(body: schemas.GenerationRequest, request: Request) -> JSONResponse:
         caller: Caller = request.state.caller
         caller.require("generate")
@@ -59,25 +58,18 @@ def routes(context: Context) -> APIRouter:
         order = read(context, body, caller)
         decision = _decision(context, order, caller, request.state.request_id)
         started = time.monotonic()
-        code = "cancelled"
-        outcome = None
-        recorded = False
+        outcome = Outcome.begin(order.plan, order.n)
+        code, answered = "cancelled", False
         try:
-            outcome = await context.routers[order.plan.model].generate(
-                order.plan, order.n, order.deadline_s, caller.name
-            )
-            code, response = _answer(order, outcome, decision.id, caller.has("scores"))
-            recorded = True  # or nothing leaves
-            await context.recorder.write(
-                row(decision.record(code, time.monotonic() - started, outcome))
-            )
+            router = context.routers[order.plan.model]
+            await router.fill(outcome, order.deadline_s, caller.name)
+            ending, response = _answer(order, outcome, decision.id, caller.has("scores"))
+            seconds = time.monotonic() - started
+            await context.recorder.write(row(decision.record(ending, seconds, outcome)))
             context.metrics.outcome(outcome)
+            code, answered = ending, True
             return response
         except Overloaded as error:
-            # Nothing was drawn or decided, and to refuse must stay cheap.
-            code, recorded = error.code, True
-            raise
-        except StoreUnavailable as error:
             code = error.code
             raise
         except WinnowError as error:
@@ -87,14 +79,17 @@ def routes(context: Context) -> APIRouter:
             code = "internal_error"
             raise
         finally:
+            if not answered:
+                outcome.withhold()
             seconds = time.monotonic() - started
             context.metrics.request(order.plan.model, order.policy.name, code, seconds)
             _log(decision, order, code, seconds, outcome)
-            if not recorded:
+            # After a refusal nothing was drawn or decided, and to refuse must stay cheap.
+            if not answered and code != Overloaded.code:
                 # No image leaves, and whoever was cancelled cannot wait.
                 context.recorder.note(row(decision.record(code, seconds, outcome)))
 
-    return router
+    return api
 
 
 def read(context: Context, body: schemas.GenerationRequest, caller: Caller) -> Order:
@@ -160,9 +155,7 @@ def _withhold(order: Order, outcome: Outcome) -> bool:
     limit = {"error_if_any": 1, "error_if_all": order.n}.get(order.on_filtered)
     if limit is None or blocked < limit:
         return False
-    for image in outcome.images:
-        if image.pixels is not None:
-            image.pixels, image.finish_reason = None, FinishReason.CANCELLED
+    outcome.withhold()
     return True
 
 
@@ -203,9 +196,7 @@ def _decision(context: Context, order: Order, caller: Caller, request_id: str) -
     )
 
 
-def _log(
-    decision: Decision, order: Order, code: str, seconds: float, outcome: Outcome | None
-) -> None:
+def _log(decision: Decision, order: Order, code: str, seconds: float, outcome: Outcome) -> None:
     line = {
         "event": "generation",
         "id": decision.id,
@@ -218,14 +209,10 @@ def _log(
         "n": order.n,
         "code": code,
         "seconds": round(seconds, 4),
+        "draws": outcome.draws,
+        "nfe": outcome.nfe,
+        "finish_reasons": [
+            image.finish_reason.value if image.finish_reason else None for image in outcome.images
+        ],
     }
-    if outcome is not None:
-        line |= {
-            "draws": outcome.draws,
-            "nfe": outcome.nfe,
-            "finish_reasons": [
-                image.finish_reason.value if image.finish_reason else None
-                for image in outcome.images
-            ],
-        }
     log.info("generation", extra={"fields": line})

@@ -6,6 +6,9 @@ request would be admitted, instead of being let in and timing out.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from service.engine.fair_queue import QUANTUM
 from service.ports import DrawKey, SamplingPlan
 
 DECAY = 0.98
@@ -64,10 +67,15 @@ class Pace:
 
 
 def reserved_nfe(plan: SamplingPlan, nfe: int, key: DrawKey) -> float:
-    """What a draw of `nfe` is counted as: a first one with the redraws that are to be expected, a
-    speculative one as nothing, since it makes room."""
+    """What a draw of `nfe` is counted as: itself and the redraws that are to be expected, as many
+    after the fifth draw as after the first. A speculative one is nothing, since it makes room."""
     if key.ahead:
         return 0.0
-    if not key.fresh:
-        return float(nfe)
-    return nfe * min(1 / max(plan.acceptance, 1e-3), plan.max_draws)
+    left = max(plan.max_draws - key.draw, 1)
+    return nfe * min(1 / max(plan.acceptance, 1e-3), left)
+
+
+def turns_nfe(nfe: float, others: Iterable[float]) -> float:
+    """The NFE that fair turns make until a tenant's `nfe` are made: its own, and of each other
+    tenant as much and a quantum, or what that one has waiting if it is less."""
+    return nfe + sum(min(other, nfe + QUANTUM) for other in others)

@@ -100,6 +100,7 @@ class Engine:
             self.tick()
         if len(results) < len(plans) or any(result.pixels is None for result in results):
             raise BackendUnavailable("the backbone's canary draw made no valid image")
+        self.pace = Pace()  # these ticks did the set-up: they say nothing of those to come
 
     def tick(self) -> None:
         """Advance every running draw by one step; deliver what is finished."""

@@ -13,14 +13,14 @@ QUANTUM = 100.0
 
 
 class Waiting(Protocol):
-    """What a queue asks of an entry: whose it is, until when, and the NFE it stands for."""
+    """What a queue asks of an entry: whose it is, until when, and the NFE its turn pays for."""
 
     @property
     def tenant(self) -> str: ...
     @property
     def deadline(self) -> float: ...
     @property
-    def reserved(self) -> float: ...
+    def cost(self) -> float: ...
 
 
 Entry = TypeVar("Entry", bound=Waiting)
@@ -40,7 +40,6 @@ class FairQueue(Generic[Entry]):
         self._deficits: dict[str, float] = {}
         self._arrivals = count()
         self._size = 0
-        self.nfe = 0.0
 
     def __len__(self) -> int:
         return self._size
@@ -57,18 +56,16 @@ class FairQueue(Generic[Entry]):
             self._deficits[entry.tenant] = 0.0
         heapq.heappush(self._heaps[entry.tenant], (entry.deadline, next(self._arrivals), entry))
         self._size += 1
-        self.nfe += entry.reserved
 
     def pop(self) -> Entry:
         """Take the next entry. Raises IndexError when there is none."""
         while self._turns:
             tenant = self._turns[0]
             heap = self._heaps[tenant]
-            if heap[0][2].reserved <= self._deficits[tenant]:
+            if heap[0][2].cost <= self._deficits[tenant]:
                 _, _, entry = heapq.heappop(heap)
-                self._deficits[tenant] -= entry.reserved
+                self._deficits[tenant] -= entry.cost
                 self._size -= 1
-                self.nfe -= entry.reserved
                 if not heap:
                     # A tenant that waits for nothing saves nothing up.
                     self._forget(tenant)
@@ -89,7 +86,6 @@ class FairQueue(Generic[Entry]):
             if not kept:
                 self._forget(tenant)
         self._size = sum(len(heap) for heap in self._heaps.values())
-        self.nfe = sum(entry.reserved for entry in self)
 
     def clear(self) -> None:
         """Drop all entries."""

@@ -7,11 +7,12 @@ import logging
 import queue
 import threading
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 
-from service.engine.admission import reserved_nfe
+from service.engine.admission import reserved_nfe, turns_nfe
 from service.engine.engine import Engine
-from service.engine.scheduler import Draw, Ticket
+from service.engine.scheduler import Draw, Ticket, unwanted
 from service.errors import BackendUnavailable, DeadlineExceeded, Overloaded
 from service.ports import DrawKey, DrawResult, SamplingPlan
 
@@ -31,9 +32,8 @@ class EngineLoop:
         self._engine = engine
         self._max_waiting = max_waiting
         self._inbox: queue.SimpleQueue[list[Draw] | None] = queue.SimpleQueue()
-        # Draws put into the inbox, by callers, and taken out of it, by the engine's thread.
-        self._submitted = self._received = 0
-        self._submitted_nfe = self._received_nfe = 0.0
+        # Draws that a caller waits for, wherever they are: only callers add and remove them.
+        self._open: set[Draw] = set()
         self._faults = 0
         self._tick_started: float | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -42,7 +42,7 @@ class EngineLoop:
     @property
     def waiting(self) -> int:
         """Draws that have no slot yet."""
-        return len(self._engine.scheduler.waiting) + self._submitted - self._received
+        return sum(len(draws) for draws in self._waiting().values())
 
     @property
     def running(self) -> int:
@@ -54,8 +54,8 @@ class EngineLoop:
     ) -> AsyncGenerator[list[DrawResult], None]:
         """Make these draws; yields groups as they finish. Closing it frees their slots.
 
-        Raises Overloaded when too many draws wait already, BackendUnavailable when the engine
-        cannot make them.
+        Raises Overloaded when they would be late, or too many of this tenant wait already, and
+        BackendUnavailable when the engine cannot make them.
         """
         loop = asyncio.get_running_loop()
         results: asyncio.Queue[list[DrawResult] | Exception] = asyncio.Queue()
@@ -68,14 +68,13 @@ class EngineLoop:
         ticket = Ticket(deliver, deadline=time.monotonic() + timeout_s, tenant=tenant)
         self._engine.check([Draw(plan, key, ticket) for key in keys])
         nfe = self._engine.cost(plan)
-        draws = [Draw(plan, key, ticket, reserved_nfe(plan, nfe, key)) for key in keys]
+        draws = [Draw(plan, key, ticket, reserved_nfe(plan, nfe, key), nfe) for key in keys]
         if not self._thread.is_alive():
             raise BackendUnavailable("the engine has stopped")
         # Redraws of what was admitted are never refused, and the engine decides on speculation.
         if any(key.fresh and not key.ahead for key in keys):
             self._admit(draws, timeout_s)
-        self._submitted += len(draws)
-        self._submitted_nfe += sum(draw.reserved for draw in draws)
+        self._open.update(draws)
         self._inbox.put(draws)
         remaining = len(draws)
         try:
@@ -90,30 +89,48 @@ class EngineLoop:
             raise DeadlineExceeded("the draws were not finished in time") from None
         finally:
             ticket.cancelled = True
+            self._open.difference_update(draws)
+
+    def _waiting(self) -> dict[str, list[Draw]]:
+        """The draws that have no slot yet, by tenant, those in the inbox too."""
+        now = time.monotonic()
+        waiting = defaultdict(list)
+        for draw in list(self._open):
+            if not (draw.started or draw.speculative or unwanted(draw, now)):
+                waiting[draw.tenant].append(draw)
+        return waiting
 
     def _admit(self, draws: Sequence[Draw], timeout_s: float) -> None:
         """Refuse draws that would not be done in time. Raises Overloaded with a true wait."""
         engine, slots = self._engine, self._engine.scheduler.max_batch
-        queued = self.waiting - (slots - self.running)
-        waiting_nfe = engine.scheduler.waiting.nfe + self._submitted_nfe - self._received_nfe
-        ahead = engine.running_nfe + waiting_nfe
+        waiting, running = self._waiting(), self.running
+        count = sum(map(len, waiting.values())) + running + len(draws)
+        nfe = {tenant: sum(draw.reserved for draw in of) for tenant, of in waiting.items()}
+        mine = len(waiting.get(draws[0].tenant, ()))
+        mine_nfe = nfe.pop(draws[0].tenant, 0.0)
+        running_nfe = engine.running_nfe
         longest = max(draw.reserved for draw in draws)
         own = sum(draw.reserved for draw in draws)
-        count = self.waiting + self.running + len(draws)
+        ahead = running_nfe + turns_nfe(mine_nfe + own, nfe.values()) - own
         finish_s = engine.pace.finish_s(ahead + own, count, longest, slots)
         # What could not be done in time by an idle engine either is let in when it is idle: some
         # of its draws may be.
         if finish_s > timeout_s and ahead > 0:
-            drained_s = engine.pace.finish_s(ahead, count - len(draws), 0, slots)
+            # While others have more than their turns waiting, what is ahead does not shrink.
+            everything = running_nfe + mine_nfe + sum(nfe.values())
+            drained_s = engine.pace.finish_s(everything, count - len(draws), 0, slots)
+            all_s = engine.pace.finish_s(everything + own, count, longest, slots)
             raise Overloaded(
                 f"these draws would take {finish_s:.1f} s, and have {timeout_s:.1f} s",
-                retry_after_s=min(finish_s - timeout_s, drained_s),
+                retry_after_s=min(all_s - timeout_s, drained_s),
             )
+        queued = mine - (slots - running)
         if queued > 0 and queued + len(draws) > self._max_waiting:
-            excess = (queued + len(draws) - self._max_waiting) / max(1, self.waiting)
+            share = min((queued + len(draws) - self._max_waiting) / mine, 1.0)
+            first = turns_nfe(share * mine_nfe, nfe.values())
             raise Overloaded(
-                f"{queued} draws are waiting, the limit is {self._max_waiting}",
-                retry_after_s=engine.pace.finish_s(excess * waiting_nfe, count, 0, slots),
+                f"{queued} draws of this key are waiting, the limit is {self._max_waiting}",
+                retry_after_s=engine.pace.finish_s(first, count, 0, slots),
             )
 
     def check_health(self) -> None:
@@ -161,6 +178,4 @@ class EngineLoop:
             if draws is None:
                 return False
             self._engine.scheduler.add(draws)
-            self._received += len(draws)
-            self._received_nfe += sum(draw.reserved for draw in draws)
             block = False

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.guidance import CleanReward, Guide, backward_guidance, guided_eps
-from models.parameterization import eps_to_x0, to_x0_eps, x0_to_eps
+from models.guidance import CleanReward, Guide, backward_guidance, guided_x0
+from models.parameterization import to_x0_eps, x0_to_eps
 from models.samplers import linear_step
 from models.schedule import NoiseSchedule
 from service.engine.batch import NONE, Batch
@@ -87,7 +87,7 @@ class Runner:
         # A copy: guidance bends rows in place, and the denoiser's own tensor may be read-only.
         output = self._denoiser(x_t, timestep).to(torch.float32, copy=True)
         x_0, eps = to_x0_eps(output, x_t, line[ALPHA_BAR], self._schedule.prediction_type)
-        step = _Step(batch, lines, line, timestep, x_t, self._clip(x_0), eps)
+        step = _Step(batch, lines, line, timestep, x_t, x_0, self._clip(x_0), eps)
         guided, extra_nfe = self._steer(step)
         self._climb(step)
         abandoned = self._look(step)
@@ -118,8 +118,9 @@ class Runner:
             x_t, alpha_bar = step.x_t[members], step.line[ALPHA_BAR][members]
             gradient = guide.gradient(x_t, step.timestep[members])
             scale = step.line[CENSOR_SCALE][members]
-            bent = guided_eps(step.eps[members], gradient, alpha_bar, scale)
-            self._replace(step, members, eps_to_x0(x_t, bent, alpha_bar))
+            self._replace(
+                step, members, guided_x0(step.unclipped[members], gradient, alpha_bar, scale)
+            )
             nfe = getattr(guide, "nfe", 0)
             step.batch.nfe[members] += nfe
             extra_nfe += nfe * len(members)
@@ -168,7 +169,8 @@ class Runner:
 
 @dataclass(frozen=True)
 class _Step:
-    """The rows of one tick, halfway: `x_0` and `eps` are bent in place.
+    """The rows of one tick, halfway: `x_0` and `eps` are bent in place; `unclipped` is x̂_0 as the
+    denoiser has it.
 
     `lines` [B, 10] on the CPU says who needs what; `line` is the same as [10, B, 1, 1, 1] on the
     device.
@@ -179,6 +181,7 @@ class _Step:
     line: Tensor
     timestep: Tensor
     x_t: Tensor
+    unclipped: Tensor
     x_0: Tensor
     eps: Tensor
 

@@ -27,13 +27,15 @@ class Ticket:
 class Draw:
     """One trajectory, waiting or running. Times are `time.monotonic()` seconds.
 
-    `reserved` is the NFE that it stands for while it waits, expected redraws included.
+    `reserved` is the NFE that it stands for until it ends, expected redraws included; `cost` its
+    own NFE, which its tenant's turns pay for.
     """
 
     plan: SamplingPlan
     key: DrawKey
     ticket: Ticket
     reserved: float = 0.0
+    cost: float = 0.0
     submitted: float = field(default_factory=time.monotonic)
     started: float = 0.0
 
@@ -95,10 +97,13 @@ class Scheduler:
         self.running.append(draw)
 
     def rows_in_the_way(self) -> list[int]:
-        """Rows of speculative draws, as many as waiting draws lack slots, highest first."""
-        lacking = len(self.running) + len(self.waiting) - self.max_batch
-        rows = [row for row, draw in enumerate(self.running) if draw.speculative]
-        return rows[::-1][: max(lacking, 0)]
+        """Rows of speculative draws, as many as waiting draws lack slots: the least likely to be
+        needed, and of equals the newest. Highest first, safe to release so."""
+        running = self.running
+        lacking = len(running) + len(self.waiting) - self.max_batch
+        rows = [row for row, draw in enumerate(running) if draw.speculative]
+        rows.sort(key=lambda row: (running[row].chance, -running[row].started))
+        return sorted(rows[: max(lacking, 0)], reverse=True)
 
     def release(self, row: int) -> int:
         """Free a row by moving the last one into it; returns the row that moved."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import bindparam, delete, insert, select
 
 from service.store.database import Database
 from service.store.schema import Row, decisions
@@ -22,10 +22,15 @@ class Decisions:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def insert(self, rows: Sequence[Row]) -> None:
-        """Write all of these decisions, or none."""
+    def insert(self, rows: Sequence[Row], final: Sequence[Row] = ()) -> None:
+        """Write all of these decisions, or none. `final` ones replace what has their id."""
+        gone = delete(decisions).where(decisions.c.id == bindparam("gone"))
         with self._database.transaction() as connection:
-            connection.execute(insert(decisions), [vars(row) for row in rows])
+            if rows:
+                connection.execute(insert(decisions), [vars(row) for row in rows])
+            if final:
+                connection.execute(gone, [{"gone": row.id} for row in final])
+                connection.execute(insert(decisions), [vars(row) for row in final])
 
     def read(self, decision_id: str) -> dict[str, Any] | None:
         """The record with this id."""

@@ -8,6 +8,7 @@ import queue
 import threading
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from service.errors import StoreUnavailable
@@ -24,7 +25,14 @@ MAX_WAITING = 1024
 
 PURGE_EVERY_S = 3600.0
 
-Item = tuple[Row, "Future[None]"]
+
+@dataclass(frozen=True)
+class Item:
+    """A decision on its way to the store; a `final` one replaces what has its id."""
+
+    row: Row
+    final: bool
+    written: Future[None] = field(default_factory=Future)
 
 
 class Recorder:
@@ -48,9 +56,10 @@ class Recorder:
     async def write(self, row: Row) -> None:
         """Return once the decision is committed. Raises StoreUnavailable.
 
-        A caller that is cancelled meanwhile leaves its record to be written.
+        A commit that runs cannot be called back. So whoever gives up, or is cancelled, may leave
+        the record in the store: `note` then has the last word.
         """
-        future = self._submit(row)
+        future = self._submit(row, final=False)
         try:
             async with asyncio.timeout(WRITE_S):
                 await asyncio.shield(asyncio.wrap_future(future))
@@ -59,9 +68,12 @@ class Recorder:
             raise StoreUnavailable("the decision store did not answer in time") from None
 
     def note(self, row: Row) -> None:
-        """Write a decision when there is time; a failure is logged. For what delivers nothing."""
+        """Write a decision when there is time; a failure is logged. For what delivers nothing.
+
+        Replaces what `write` has written of the same decision, or may yet write.
+        """
         try:
-            self._submit(row)
+            self._submit(row, final=True)
         except StoreUnavailable as error:
             log.error("decision %s was not recorded: %s", row.id, error)
 
@@ -72,13 +84,13 @@ class Recorder:
         for thread in self._threads:
             thread.join()
 
-    def _submit(self, row: Row) -> Future[None]:
-        future: Future[None] = Future()
+    def _submit(self, row: Row, final: bool) -> Future[None]:
+        item = Item(row, final)
         try:
-            self._queue.put_nowait((row, future))
+            self._queue.put_nowait(item)
         except queue.Full:
             raise StoreUnavailable("too many records wait for the decision store") from None
-        return future
+        return item.written
 
     def _write(self) -> None:
         while (item := self._queue.get()) is not None:
@@ -88,21 +100,24 @@ class Recorder:
                     batch.append(further)
                 self._queue.put(None)  # closing: seen again after this batch
             # A request that gave up has answered 503: its record would tell of a delivery.
-            wanted = [one for one in batch if one[1].set_running_or_notify_cancel()]
+            wanted = [one for one in batch if one.written.set_running_or_notify_cancel()]
             if wanted:
                 self._commit(wanted)
 
     def _commit(self, batch: list[Item]) -> None:
         try:
-            self._decisions.insert([row for row, _ in batch])
+            self._decisions.insert(
+                [one.row for one in batch if not one.final],
+                [one.row for one in batch if one.final],
+            )
         except Exception as error:  # whatever went wrong, nothing was written
             log.error("%d decisions were not recorded", len(batch), exc_info=error)
             fault = StoreUnavailable("the decision store failed; the log holds its cause")
-            for _, future in batch:
-                future.set_exception(fault)
+            for one in batch:
+                one.written.set_exception(fault)
         else:
-            for _, future in batch:
-                future.set_result(None)
+            for one in batch:
+                one.written.set_result(None)
 
     def _purge(self) -> None:
         while not self._closing.is_set():

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.codec import Codec
-from models.guidance import guided_eps
+from models.guidance import guided_x0
 from models.parameterization import PREDICTION_TYPES, PredictionType
 from tests.engines import draw_all, floats, make_engine, make_plan, make_schedule
 from tests.gaussian import Gaussian, discrete_law, values
@@ -119,13 +119,18 @@ def test_a_gradient_of_zero_leaves_x0_where_it_was_even_at_the_noisiest_step() -
         floats(draw_all(engine, make_plan(guide="guide", censor_scale=scale), [5])[0])
         for scale in (0.0, 1.0)
     )
-    # At t = 999, √ᾱ is 5e-5: x̂_0 from eps loses three digits of float32, well below a grey level.
-    np.testing.assert_allclose(guided, free, rtol=0, atol=1e-3)
+    # At t = 999, √ᾱ is 5e-5: by way of eps, x̂_0 would lose three digits of float32.
+    np.testing.assert_allclose(guided, free, rtol=0, atol=1e-6)
 
 
-def test_guided_eps_is_the_formula() -> None:
-    eps, gradient = torch.full((2, 1, 1, 1), 0.5), torch.full((2, 1, 1, 1), 2.0)
-    alpha_bar = torch.tensor([0.75, 0.19]).view(-1, 1, 1, 1)
-    scale = torch.tensor([1.0, 3.0]).view(-1, 1, 1, 1)
-    moved = guided_eps(eps, gradient, alpha_bar, scale).flatten()
-    torch.testing.assert_close(moved, torch.tensor([0.5 - 0.5 * 2, 0.5 - 0.9 * 3 * 2]))
+@pytest.mark.parametrize("alpha_bar", [0.9999, 0.75, 0.19, 1e-4, 2.4e-9])
+def test_guided_x0_is_that_of_the_papers_eps_down_to_the_noisiest_step(alpha_bar: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x_0, noise, gradient = torch.randn(3, 4, 1, 8, 8, generator=generator).double()
+    bar, scale = torch.tensor(alpha_bar).double(), torch.tensor([1.0, 0.5, 3.0, 0.0]).double()
+    scale = scale.view(-1, 1, 1, 1)
+    x_t = bar.sqrt() * x_0 + (1 - bar).sqrt() * noise
+    eps = noise - (1 - bar).sqrt() * scale * gradient
+    wanted = (x_t - (1 - bar).sqrt() * eps) / bar.sqrt()
+    found = guided_x0(x_0.float(), gradient.float(), bar.float(), scale.float())
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=1e-6)

@@ -7,9 +7,9 @@ from models.parameterization import (
     PREDICTION_TYPES,
     PredictionType,
     add_noise,
-    eps_to_x0,
     to_x0_eps,
     training_target,
+    x0_to_eps,
 )
 from tests.engines import make_schedule
 
@@ -30,7 +30,7 @@ def test_a_perfect_output_gives_back_x0_and_eps(prediction_type: PredictionType)
     target = training_target(x_0, eps, alpha_bar, prediction_type)
     found = to_x0_eps(target, x_t, alpha_bar, prediction_type)
     torch.testing.assert_close(found, (x_0, eps), rtol=0, atol=2e-5)
-    torch.testing.assert_close(eps_to_x0(x_t, found[1], alpha_bar), x_0, rtol=0, atol=2e-5)
+    torch.testing.assert_close(x0_to_eps(x_t, x_0, alpha_bar), eps, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])

@@ -10,8 +10,9 @@ from models.bundle import Bundle
 from service.config import Settings
 from service.decisions import Record, kept, row, sha256, versions
 from service.policy import pin
+from service.ports import FinishReason, Verdict
 from tests.bundles import settings
-from tests.records import PIXELS, make_decision, make_record
+from tests.records import PIXELS, make_decision, make_outcome, make_record
 
 
 def test_a_record_comes_back_from_the_store_as_it_was() -> None:
@@ -44,9 +45,20 @@ def test_a_score_that_is_no_number_is_null() -> None:
     assert abandoned["probe_scores"] == [0.1, None]
 
 
-def test_a_fault_has_a_record_without_images() -> None:
-    record = make_decision().record("censor_unavailable", 0.1, None)
-    assert (record.outcome, record.images, record.usage) == ("censor_unavailable", (), {})
+def test_what_was_accepted_but_held_back_does_not_read_as_delivered() -> None:
+    outcome = make_outcome()
+    outcome.withhold()
+    record = make_decision().record("censor_unavailable", 0.1, outcome)
+    accepted, blocked = record.images
+    assert (accepted.finish_reason, accepted.pixels_sha256) == (FinishReason.CANCELLED, None)
+    assert accepted.judged[-1].verdict is Verdict.ACCEPTED
+    assert blocked.finish_reason is FinishReason.CONTENT_FILTERED
+    assert record.usage == {"delivered": 0, "draws": 3, "nfe": 24}
+
+
+def test_an_older_record_of_a_fault_without_images_is_still_read() -> None:
+    document = make_record().model_dump(mode="json") | {"images": [], "usage": {}}
+    assert Record.model_validate(document).images == ()
 
 
 @pytest.mark.parametrize(
@@ -69,7 +81,7 @@ def test_versions_name_all_weights_by_hash(bundle: Bundle) -> None:
         "judge": policy.judge,
         "schedule": bundle.schedule_sha256,
     }
-    assert set(found.packages) == {"winnow-serve", "torch", "onnxruntime"}
+    assert set(found.packages) == {"winnow-serve", "torch", "onnxruntime", "numpy", "diffusers"}
 
 
 def test_store_and_records_need_neither_torch_nor_ray() -> None:

@@ -13,7 +13,7 @@ def test_verdicts_and_outcomes_are_counted() -> None:
     metrics = IngressMetrics()
     for verdict, score in [(Verdict.REJECTED, 0.1), (Verdict.ACCEPTED, 0.9)]:
         metrics.draw(JUDGED, verdict, score)
-    metrics.draw(JUDGED, Verdict.CANCELLED, None)
+    metrics.draw(JUDGED, Verdict.CANCELLED, float("nan"))
     pixels = np.zeros((1, 1, 1), np.uint8)
     delivered = ImageOutcome(0, 40, FinishReason.SUCCESS, draws=2, pixels=pixels)
     blocked = ImageOutcome(1, 41, FinishReason.CONTENT_FILTERED, draws=4)
@@ -26,6 +26,7 @@ def test_verdicts_and_outcomes_are_counted() -> None:
     assert value(found, "winnow_draws_total", policy="bright", verdict="rejected") == 1
     assert value(found, "winnow_draws_total", policy="bright", verdict="cancelled") == 1
     assert value(found, "winnow_reward_score_count", policy="bright") == 2
+    assert value(found, "winnow_reward_score_sum", policy="bright") == 1.0
     assert value(found, "winnow_images_delivered_total", policy="bright", checked="true") == 1
     assert value(found, "winnow_images_delivered_total", policy="none", checked="false") == 1
     assert value(found, "winnow_images_censored_total", policy="bright") == 1

@@ -125,13 +125,26 @@ def test_what_was_held_back_is_made_again_only_when_asked_for(
     assert (tmp_path / "out/image-2-held-back.png").exists()
 
 
-def test_other_packages_are_named(records: dict[str, Record], url: str) -> None:
+def _with_packages(record: Record, packages: dict[str, str]) -> Record:
+    return _changed(record, versions=record.versions.model_copy(update={"packages": packages}))
+
+
+@pytest.mark.parametrize("name", ["torch", "numpy", "diffusers"])
+def test_other_packages_are_named(records: dict[str, Record], url: str, name: str) -> None:
     record = records["no-crossbar"]
-    then = record.versions.model_copy(
-        update={"packages": record.versions.packages | {"torch": "1.0"}}
-    )
-    answer = _replay(url, _changed(record, versions=then))
-    assert "torch 1.0 then" in answer.output
+    then = record.versions.packages | {name: "1.0"}
+    assert f"{name} 1.0 then" in _replay(url, _with_packages(record, then)).output
+
+
+def test_a_record_that_does_not_name_a_package_is_replayed(
+    records: dict[str, Record], url: str
+) -> None:
+    record = records["no-crossbar"]
+    older = ("winnow-serve", "torch", "onnxruntime")
+    then = {name: record.versions.packages[name] for name in older}
+    answer = _replay(url, _with_packages(record, then))
+    assert answer.exit_code == 0, answer.output
+    assert "may differ" not in answer.output
 
 
 CANNOT = [

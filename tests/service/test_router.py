@@ -263,18 +263,37 @@ def test_the_deadline_keeps_what_was_accepted() -> None:
     assert backbone.closed == 1
 
 
-def test_a_judge_that_is_still_busy_at_the_deadline_lets_nothing_out() -> None:
-    """Not even the image that it accepted before it hung."""
+@dataclass
+class Hangs(Judge):
+    """Answers its first `answers` calls, and never the next one."""
 
-    class Hangs(Judge):
-        async def score(
-            self, model: str, judge: str, pixels: Sequence[Pixels], timeout_s: float
-        ) -> Sequence[float]:
-            if self.calls:
-                await asyncio.sleep(60)
-            return await super().score(model, judge, pixels, timeout_s)
+    answers: int = 0
 
-    judge = Hangs(lambda seed, draw: 0.9 if seed == 40 else 0.1)
+    async def score(
+        self, model: str, judge: str, pixels: Sequence[Pixels], timeout_s: float
+    ) -> Sequence[float]:
+        if self.calls == self.answers:
+            await asyncio.sleep(60)
+        return await super().score(model, judge, pixels, timeout_s)
+
+
+def test_a_judge_that_is_still_busy_at_the_deadline_takes_back_nothing() -> None:
+    """What it accepted leaves; what it owes a score for does not, and counts as unfinished."""
+    observed = Observed()
+    judge = Hangs(lambda seed, draw: 0.9, answers=1)
+    outcome = _generate(Backbone(), judge, n=2, deadline_s=0.2, observe=observed)
+    reasons = [image.finish_reason for image in outcome.images]
+    assert reasons == [FinishReason.SUCCESS, FinishReason.DEADLINE]
+    assert [image.pixels is None for image in outcome.images] == [False, True]
+    assert [one.verdict for one in outcome.judged] == [Verdict.ACCEPTED]
+    assert [verdict for verdict, _ in observed.seen] == [Verdict.ACCEPTED, Verdict.CANCELLED]
+
+
+@pytest.mark.parametrize("answers", [0, 1])
+def test_a_judge_that_is_still_busy_at_the_deadline_is_a_fault_if_nothing_leaves(
+    answers: int,
+) -> None:
+    judge = Hangs(lambda seed, draw: 0.1, answers=answers)
     with pytest.raises(CensorUnavailable, match="deadline"):
         _generate(Backbone(), judge, n=2, deadline_s=0.2)
 
@@ -521,3 +540,54 @@ def test_an_unusable_score_of_an_early_draw_lets_nothing_out_at_the_deadline() -
     router = Router(Backbone(before=slow), Judge(lambda seed, draw: math.nan), 5.0, Observed(), 1)
     with pytest.raises(CensorUnavailable):
         asyncio.run(router.generate(JUDGED, 1, 0.2))
+
+
+def test_a_fault_leaves_what_was_settled_until_then() -> None:
+    """Draw 1 of image 0 was made early; the judge dies at image 1."""
+    judge = Judge(lambda seed, draw: 0.9 if seed == 40 else math.nan)
+    backbone = Speculative(ticks={(40, 0): 20, (41, 0): 90, (41, 1): 60})
+    observed, outcome = Observed(), Outcome.begin(JUDGED, 2)
+    with pytest.raises(CensorUnavailable):
+        asyncio.run(Router(backbone, judge, 5.0, observed, 1).fill(outcome, 10.0))
+    accepted, faulty = outcome.images
+    assert (accepted.finish_reason, accepted.score) == (FinishReason.SUCCESS, 0.9)
+    assert (faulty.finish_reason, faulty.pixels) == (None, None)
+    settled = {(one.key.seed, one.key.draw): one.verdict for one in outcome.judged}
+    assert settled == {
+        (40, 0): Verdict.ACCEPTED,
+        (40, 1): Verdict.CANCELLED,
+        (41, 0): Verdict.CANCELLED,
+        (41, 1): Verdict.CANCELLED,
+    }
+    assert (outcome.draws, outcome.nfe) == (4, 40)
+    assert len(observed.seen) == 4
+    outcome.withhold()
+    assert (accepted.finish_reason, accepted.pixels) == (FinishReason.CANCELLED, None)
+
+
+def test_a_cancelled_request_leaves_what_was_settled_until_then() -> None:
+    async def scenario() -> Outcome:
+        judging, outcome = asyncio.Event(), Outcome.begin(JUDGED, 2)
+
+        class Slow(Judge):
+            async def score(
+                self, model: str, judge: str, pixels: Sequence[Pixels], timeout_s: float
+            ) -> Sequence[float]:
+                if self.calls:
+                    judging.set()
+                    await asyncio.sleep(60)
+                return await super().score(model, judge, pixels, timeout_s)
+
+        router = Router(Backbone(), Slow(lambda seed, draw: 0.9), 5.0)
+        request = asyncio.ensure_future(router.fill(outcome, 30.0))
+        await judging.wait()
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+        return outcome
+
+    outcome = asyncio.run(scenario())
+    assert [one.verdict for one in outcome.judged] == [Verdict.ACCEPTED]
+    reasons = [image.finish_reason for image in outcome.images]
+    assert reasons == [FinishReason.SUCCESS, None]
+    assert (outcome.draws, outcome.nfe) == (1, 10)

@@ -56,15 +56,20 @@ AUTH = {
 
 @dataclass
 class Brightness:
-    """A judge whose reward is the brightness of the first pixel; a test may break it."""
+    """A judge whose reward is the brightness of the first pixel; a test may break it.
+
+    A `fault` comes after so many `good_calls`.
+    """
 
     fault: Exception | None = None
     answer: float | None = None
     delay_s: float = 0.0
+    good_calls: int = 0
 
     def score(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
         time.sleep(self.delay_s)
-        if self.fault:
+        self.good_calls -= 1
+        if self.fault and self.good_calls < 0:
             raise self.fault
         if self.answer is not None:
             return np.full(len(pixels), self.answer)
@@ -93,6 +98,7 @@ class Served:
     backends: LocalBackends
     store: Store
     recorder: Recorder
+    app: FastAPI
     paths: list[str] = field(default_factory=list)
 
 
@@ -144,8 +150,8 @@ def serve(
         metrics=metrics,
         gather_metrics=gather_metrics,
     )
-    served = Served("", judge, backbone, backends, store, recorder)
-    with _listen(_counted(create_app(context), served.paths)) as served.url:
+    served = Served("", judge, backbone, backends, store, recorder, create_app(context))
+    with _listen(_counted(served.app, served.paths)) as served.url:
         try:
             yield served
         finally:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,12 @@ from models.bundle import Bundle
 from service.decisions import Record, sha256
 from service.encode import from_data_url
 from service.errors import StoreUnavailable
+from service.ports import Pixels
 from service.store import database
 from service.store.schema import Row
 from tests.bundles import HEIGHT, WIDTH
 from tests.service.api.conftest import client
-from tests.service.api.server import Served, serve
+from tests.service.api.server import KEYS, Served, serve
 
 ROUTE = "/v1/images/generations"
 PNG = "iVBOR"
@@ -137,6 +140,80 @@ def test_a_fault_is_recorded_and_its_answer_has_the_id(server: Served, http: htt
     assert found["plan"]["seed"] == 5
 
 
+@dataclass
+class _Slow:
+    served: Served
+    entered: threading.Event
+    gate: threading.Event
+
+
+def _held_back(record: dict[str, Any]) -> None:
+    """Image 0 was accepted and did not leave; what was settled of it is there."""
+    first, *others = record["images"]
+    assert (first["finish_reason"], first["pixels_sha256"]) == ("cancelled", None)
+    assert [one["verdict"] for one in first["judged"]] == ["accepted"]
+    assert first["judged"][0]["score"] == first["score"] == 1.0
+    assert {one["pixels_sha256"] for one in others} <= {None}
+    assert record["usage"]["delivered"] == 0
+    assert record["usage"]["draws"] == sum(len(one["judged"]) for one in record["images"]) > 0
+    assert record["usage"]["nfe"] == sum(
+        draw["nfe"] for one in record["images"] for draw in one["judged"]
+    )
+
+
+@contextmanager
+def _one_at_a_time(bundle: Bundle) -> Iterator[Served]:
+    """A backbone with one slot and a judge that likes everything."""
+    with serve(bundle, max_batch=1) as served:
+        served.judge.answer = 1.0
+        yield served
+
+
+def test_a_fault_is_recorded_with_what_was_settled_before(bundle: Bundle) -> None:
+    with _one_at_a_time(bundle) as served, client(served) as http:
+        served.judge.fault, served.judge.good_calls = RuntimeError("no memory left"), 2
+        _refused(_post(http, n=4, seed=5), 503, "censor_unavailable")
+        record = _newest(served, "censor_unavailable")
+        _held_back(record)
+        reasons = [image["finish_reason"] for image in record["images"]]
+        assert reasons == ["cancelled", "cancelled", None, None]
+
+
+async def _leave(served: Served, when: Callable[[], bool], **body: Any) -> None:
+    """A caller that goes away at a moment: Serve's proxy then cancels the request."""
+    transport = httpx.ASGITransport(served.app)
+    headers = {"Authorization": f"Bearer {KEYS['SCORES_KEY']}"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://x", headers=headers) as http:
+        request = asyncio.ensure_future(http.post(ROUTE, json={"prompt": ""} | body))
+        while not when():
+            assert not request.done(), request.result().text
+            await asyncio.sleep(0.001)
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+
+
+def test_a_disconnect_is_recorded_with_what_was_settled_before(bundle: Bundle) -> None:
+    with _one_at_a_time(bundle) as served:
+        served.backbone.delay_s = 0.01
+        asyncio.run(_leave(served, lambda: served.judge.good_calls <= -3, n=5, seed=5))
+        record = _newest(served, "cancelled")
+        _held_back(record)
+        assert record["images"][-1]["finish_reason"] is None
+
+
+def test_an_answer_that_cannot_be_made_is_recorded_as_held_back(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(pixels: Pixels) -> str:
+        raise RuntimeError("no PNG today")
+
+    monkeypatch.setattr("service.api.schemas.to_b64_png", broken)
+    with _one_at_a_time(bundle) as served, client(served) as http:
+        _refused(_post(http, seed=5), 500, "internal_error")
+        _held_back(_newest(served, "internal_error"))
+
+
 def test_a_refusal_for_load_is_not_recorded(bundle: Bundle) -> None:
     with serve(bundle, max_batch=1, max_waiting=1) as served, client(served) as http:
         served.backbone.delay_s = 0.02
@@ -168,10 +245,54 @@ def test_a_locked_store_is_503_without_pixels(
     assert len(server.store.decisions.recent(1000)) >= before + 1
 
 
+@contextmanager
+def _slow_commits(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Iterator[_Slow]:
+    """A server whose commits begin, and end when `gate` opens."""
+    with _one_at_a_time(bundle) as served:
+        store = served.recorder.store
+        slow = _Slow(served, threading.Event(), threading.Event())
+        insert = store.insert
+
+        def wait(rows: Sequence[Row], final: Sequence[Row] = ()) -> None:
+            slow.entered.set()
+            assert slow.gate.wait(30)
+            insert(rows, final)
+
+        monkeypatch.setattr(store, "insert", wait)
+        try:
+            yield slow
+        finally:
+            slow.gate.set()
+
+
+def test_a_commit_that_ends_too_late_is_corrected(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.store.recorder.WRITE_S", 0.1)
+    with _slow_commits(bundle, monkeypatch) as slow, client(slow.served) as http:
+        response = _post(http, n=2, seed=5)
+        _refused(response, 503, "store_unavailable")
+        slow.gate.set()
+        record = _newest(slow.served, "store_unavailable")
+        _held_back(record)
+        assert record["id"] == response.json()["id"]
+        assert len(slow.served.store.decisions.recent(9)) == 1, "in place of the first one"
+
+
+def test_a_caller_that_leaves_during_the_commit_has_got_nothing(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _slow_commits(bundle, monkeypatch) as slow:
+        asyncio.run(_leave(slow.served, slow.entered.is_set, seed=5))
+        slow.gate.set()
+        _held_back(_newest(slow.served, "cancelled"))
+        assert len(slow.served.store.decisions.recent(9)) == 1
+
+
 def test_a_store_that_fails_is_503_without_pixels_and_counts_no_delivery(
     server: Served, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(rows: list[Row]) -> None:
+    def broken(rows: list[Row], final: list[Row]) -> None:
         raise StoreUnavailable("disk full at /secret/path")
 
     def delivered() -> float:

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from service.cli.main import app
-from tests.records import make_decision, make_row
+from tests.records import make_decision, make_outcome, make_row
 from tests.stores import open_store
 
 BLOCKED = "moderation_blocked"
@@ -46,7 +46,7 @@ def test_show_says_when_a_prompt_was_not_kept(tmp_path: Path) -> None:
     from service.decisions import row
 
     url = f"sqlite:///{tmp_path}/decisions.sqlite"
-    record = make_decision(prompt=None).record("backend_unavailable", 1.0, None)
+    record = make_decision(prompt=None).record("backend_unavailable", 1.0, make_outcome())
     open_store(url).decisions.insert([row(record)])
     assert "not kept" in _run("show", record.id, "--url", url).output
 

@@ -52,9 +52,12 @@ def test_the_predicted_finish_is_that_of_a_simulated_queue(max_batch: int, draws
     assert predicted == pytest.approx(clock, rel=0.25)
 
 
-def test_a_first_draw_reserves_the_redraws_to_expect_and_a_redraw_does_not() -> None:
+def test_every_draw_reserves_the_redraws_to_expect_within_what_is_left_of_the_budget() -> None:
     plan = make_plan(acceptance=0.25, max_draws=8)
     assert reserved_nfe(plan, 50, DrawKey(0, 0, 0)) == 200
-    assert reserved_nfe(plan, 50, DrawKey(0, 0, 1, fresh=False)) == 50
+    # The draws before it say nothing of those to come.
+    assert reserved_nfe(plan, 50, DrawKey(0, 0, 4, fresh=False)) == 200
+    assert reserved_nfe(plan, 50, DrawKey(0, 0, 6, fresh=False)) == 100
+    assert reserved_nfe(plan, 50, DrawKey(0, 0, 7, fresh=False)) == 50
     assert reserved_nfe(plan, 50, DrawKey(0, 0, 1, ahead=1)) == 0
     assert reserved_nfe(make_plan(acceptance=0.01, max_draws=8), 50, DrawKey(0, 0, 0)) == 400

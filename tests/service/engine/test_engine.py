@@ -245,6 +245,28 @@ def test_a_queue_place_is_free_too_while_others_hold_all_slots() -> None:
     assert not engine.scheduler.waiting
 
 
+def test_the_tick_after_a_caller_went_away_denoises_none_of_its_rows() -> None:
+    """It goes between two ticks, or while the denoiser works: the next call is without it."""
+    seen: list[list[int]] = []
+    leavers: list[Collector] = []
+
+    def recorder(x_t: Tensor, timestep: Tensor) -> Tensor:
+        seen.append(timestep.tolist())
+        if len(seen) == 3:
+            leavers[1].ticket.cancelled = True
+        return x_t
+
+    engine = make_engine(recorder, make_schedule(), max_batch=3)
+    leavers += [submit(engine, make_plan(num_inference_steps=10), [DrawKey(0, 0, 0)])]
+    submit(engine, make_plan(num_inference_steps=4), [DrawKey(0, 1, 0)])
+    leavers += [submit(engine, make_plan(num_inference_steps=8), [DrawKey(0, 2, 0)])]
+    engine.tick()
+    leavers[0].ticket.cancelled = True
+    run_to_end(engine)
+    # After 999 the first leaver's would be 899, and after 749 the second's 624.
+    assert [sorted(row) for row in seen] == [[999] * 3, [749, 874], [499, 749], [249]]
+
+
 def _spare(seed: int = 0, ahead: int = 1) -> DrawKey:
     return DrawKey(0, seed, ahead, ahead=ahead)
 
@@ -320,6 +342,13 @@ def test_a_backbone_that_cannot_draw_fails_its_canary() -> None:
 
     with pytest.raises(BackendUnavailable, match="canary"):
         make_engine(breaks, make_schedule(), codec=Codec()).warm_up()
+
+
+def test_what_warming_up_took_says_nothing_of_later_ticks() -> None:
+    """With torch.compile the first tick may take a minute: all requests would be refused."""
+    engine = make_engine(_denoiser, SCHEDULE, guides=GUIDES, codec=Codec())
+    engine.warm_up()
+    assert engine.pace.tick_s(1) == 0
 
 
 def test_the_meter_hears_of_every_tick() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from service.engine.loop import FAULTS_BEFORE_UNHEALTHY, EngineLoop
 from service.errors import BackendUnavailable, DeadlineExceeded, Overloaded
 from service.local import LocalBackends
-from service.ports import DrawKey, DrawResult
+from service.ports import DrawKey, DrawResult, SamplingPlan
 from service.reward import Judges
 from tests.engines import make_engine, make_plan, make_schedule
 
@@ -124,6 +124,7 @@ def test_slots_and_queue_places_are_free_at_the_tick_after_the_caller_left(
             assert loop.waiting == 0
             gate.open()
             assert len(await other) == 1
+            assert not loop._open
 
     _run(scenario())
 
@@ -189,6 +190,34 @@ def test_three_faults_in_a_row_are_unhealthy() -> None:
     _run(scenario())
 
 
+def test_a_tenant_pays_for_a_draw_when_it_is_made_and_not_for_redraws_in_advance() -> None:
+    """One slot; a draw of either tenant costs half a turn, whatever redraws are to be expected."""
+
+    async def scenario() -> None:
+        gate = Gate()
+        with _loop(gate, max_batch=1, max_waiting=100) as loop:
+            choosy = make_plan(num_inference_steps=50, acceptance=0.1, max_draws=10)
+            plain = make_plan(num_inference_steps=50)
+            finished: list[str] = []
+
+            async def one(plan: SamplingPlan, tenant: str) -> None:
+                await _all(loop.draw(plan, _keys(1), 3600, tenant))
+                finished.append(tenant)
+
+            first = asyncio.ensure_future(one(SHORT, "first"))
+            await gate.tick_started()
+            names = ["choosy", "plain"] * 4
+            plans = {"choosy": choosy, "plain": plain}
+            others = [asyncio.ensure_future(one(plans[name], name)) for name in names]
+            await asyncio.sleep(0)
+            gate.open()
+            await asyncio.gather(first, *others)
+            turns = [*["choosy"] * 2, *["plain"] * 2]
+            assert finished == ["first", *turns, *turns]
+
+    _run(scenario())
+
+
 def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
     async def scenario() -> None:
         gate = Gate()
@@ -211,6 +240,66 @@ def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
             gate.open()
             assert len(await first) == len(await redraw) == 1
             assert sum(len(results) for results in await asyncio.gather(*waiting)) == 3
+
+    _run(scenario())
+
+
+def test_a_full_queue_of_one_tenant_refuses_nobody_else() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        with _loop(gate, max_batch=16, max_waiting=256) as loop:
+            # One in the slots, sixteen that wait, some of them still on their way to the engine.
+            crowd = [asyncio.ensure_future(_all(loop.draw(SHORT, _keys(16), 3600, "crowd")))]
+            await gate.tick_started()
+            for _ in range(16):
+                crowd += [asyncio.ensure_future(_all(loop.draw(SHORT, _keys(16), 3600, "crowd")))]
+            await asyncio.sleep(0)
+            with pytest.raises(Overloaded, match="256 draws of this key are waiting"):
+                await _all(loop.draw(SHORT, _keys(1), 3600, "crowd"))
+            lone = asyncio.ensure_future(_all(loop.draw(SHORT, _keys(1), 3600, "lone")))
+            await asyncio.sleep(0)
+            gate.let_through()
+            await gate.tick_started()
+            # All have reached the engine, and the bound is the same.
+            assert loop.waiting == 241
+            with pytest.raises(Overloaded, match="240 draws of this key are waiting"):
+                await _all(loop.draw(SHORT, _keys(17), 3600, "crowd"))
+            gate.open()
+            assert len(await lone) == 1
+            await asyncio.gather(*crowd)
+
+    _run(scenario())
+
+
+def test_of_others_work_only_what_fair_turns_put_first_counts() -> None:
+    """One slot, a second a line, by the pace; 400 lines of the crowd wait, later 30 of a third."""
+
+    async def scenario() -> None:
+        gate = Gate()
+        with _loop(gate, max_batch=1, max_waiting=100) as loop:
+            ten, own = make_plan(num_inference_steps=10), make_plan(num_inference_steps=2)
+            others = [asyncio.ensure_future(_all(loop.draw(ten, _keys(1), 3600, "crowd")))]
+            await gate.tick_started()
+            for _ in range(10):
+                loop._engine.pace.observe(1, 1.0)
+            others += [asyncio.ensure_future(_all(loop.draw(ten, _keys(40), 3600, "crowd")))]
+            await asyncio.sleep(0)
+            # What runs, its own, and as much of the crowd's with a quantum: 10 + 2 + 102.
+            with pytest.raises(Overloaded, match=r"would take 114\.0 s") as refusal:
+                await _all(loop.draw(own, _keys(1), 113.0, "lone"))
+            # Not before nearly all of the crowd's work is done does it come to less.
+            assert refusal.value.retry_after_s == pytest.approx(10 + 400 + 2 - 113)
+            with pytest.raises(Overloaded, match=r"would take 412\.0 s"):
+                await _all(loop.draw(own, _keys(1), 113.0, "crowd"))
+            lone = asyncio.ensure_future(_all(loop.draw(own, _keys(1), 115.0, "lone")))
+            others += [asyncio.ensure_future(_all(loop.draw(ten, _keys(3), 3600, "third")))]
+            await asyncio.sleep(0)
+            # Its own draw that waits counts as well, and of the third no more than there is.
+            with pytest.raises(Overloaded, match=r"would take 148\.0 s"):
+                await _all(loop.draw(own, _keys(1), 147.0, "lone"))
+            gate.open()
+            assert len(await lone) == 1
+            await asyncio.gather(*others)
 
     _run(scenario())
 

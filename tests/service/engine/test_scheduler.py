@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from service.engine.scheduler import Draw, Scheduler, Ticket
 from service.ports import DrawKey
 from tests.engines import make_plan
@@ -55,3 +57,16 @@ def test_waiting_draws_that_nobody_wants_never_take_a_slot() -> None:
     assert [draw.ticket for draw in scheduler.waiting] == [wanted]
     scheduler.add(_draws(3, gone))
     assert [draw.ticket for draw in scheduler.admit(now=0.0)] == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("waiting", "rows"), [(0, []), (1, [2]), (2, [3, 2]), (3, [4, 3, 2]), (9, [4, 3, 2, 1])]
+)
+def test_the_least_likely_speculative_draw_makes_room_and_of_equals_the_newest(
+    waiting: int, rows: list[int]
+) -> None:
+    scheduler, plan, ticket = Scheduler(max_batch=5), make_plan(acceptance=0.5), _ticket()
+    for ahead, started in [(0, 6.0), (1, 3.0), (2, 1.0), (1, 5.0), (1, 4.0)]:
+        scheduler.start(Draw(plan, DrawKey(0, 0, 3, ahead=ahead), ticket), started)
+    scheduler.add(_draws(waiting, ticket))
+    assert scheduler.rows_in_the_way() == rows

@@ -42,6 +42,14 @@ def test_a_decision_is_written_once(store: Decisions) -> None:
     assert store.read(make_row(2).id) is None, "all rows or none"
 
 
+def test_a_final_decision_replaces_what_has_its_id(store: Decisions) -> None:
+    store.insert([make_row(1), make_row(2)])
+    store.insert([make_row(3)], [make_row(i, outcome="cancelled", document={}) for i in (1, 3, 4)])
+    assert [store.read(make_row(i).id) for i in (1, 3, 4)] == [{}] * 3
+    assert len(store.recent(9, {"outcome": "cancelled"})) == 3
+    assert len(store.recent(9)) == 4
+
+
 def test_recent_is_newest_first_and_filtered(store: Decisions) -> None:
     rows = [make_row(i, NOW + timedelta(seconds=i), outcome="ok") for i in (2, 0, 1)]
     store.insert([*rows, make_row(3, NOW, outcome="moderation_blocked", policy="other")])

@@ -29,11 +29,11 @@ class Gated(Decisions):
         self.entered = threading.Event()
         self.batches: list[int] = []
 
-    def insert(self, rows: Sequence[Row]) -> None:
+    def insert(self, rows: Sequence[Row], final: Sequence[Row] = ()) -> None:
         self.entered.set()
         assert self.gate.wait(30)
-        super().insert(rows)
-        self.batches.append(len(rows))
+        super().insert(rows, final)
+        self.batches.append(len(rows) + len(final))
 
 
 @pytest.fixture
@@ -138,6 +138,49 @@ def test_a_caller_that_is_cancelled_leaves_its_record(recorder: Recorder, store:
 
     asyncio.run(run())
     _until(lambda: store.read(make_row(1).id) is not None)
+
+
+def test_a_commit_that_ends_after_its_request_gave_up_is_corrected(
+    recorder: Recorder, store: Gated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WRITE_S", 0.05)
+    store.gate.clear()
+    delivered, held_back = make_row(0), make_row(0, outcome="store_unavailable", document={})
+
+    async def run() -> None:
+        first = asyncio.create_task(recorder.write(delivered))
+        await asyncio.to_thread(store.entered.wait, 10)
+        with pytest.raises(StoreUnavailable, match="in time"):
+            await first
+
+    asyncio.run(run())
+    recorder.note(held_back)
+    store.gate.set()
+    _until(lambda: store.batches == [1, 1])
+    assert store.read(delivered.id) == {}
+    assert store.recent(9, {"outcome": "ok"}) == []
+    assert store.recent(9, {"outcome": "store_unavailable"}) == [{}]
+
+
+def test_a_record_and_its_correction_may_be_committed_together(
+    recorder: Recorder, store: Gated
+) -> None:
+    store.gate.clear()
+    recorder.note(make_row(0))
+    assert store.entered.wait(10), "both have to wait for this one"
+
+    async def run() -> None:
+        write = asyncio.create_task(recorder.write(make_row(1)))
+        await asyncio.sleep(0)
+        write.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await write
+
+    asyncio.run(run())
+    recorder.note(make_row(1, outcome="cancelled", document={}))
+    store.gate.set()
+    _until(lambda: store.batches == [1, 2])
+    assert store.read(make_row(1).id) == {}
 
 
 def test_too_many_waiting_records_are_refused_at_once(

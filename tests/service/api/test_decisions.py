@@ -249,7 +249,7 @@ def test_a_locked_store_is_503_without_pixels(
 def _slow_commits(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Iterator[_Slow]:
     """A server whose commits begin, and end when `gate` opens."""
     with _one_at_a_time(bundle) as served:
-        store = served.recorder.store
+        store = served.store.decisions
         slow = _Slow(served, threading.Event(), threading.Event())
         insert = store.insert
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Request
+from fastapi.responses import RedirectResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from service.api import catalogue, decisions, faults, health, images, moderations
@@ -39,4 +40,9 @@ def create_app(context: Context, stamp_request_id: bool = True) -> FastAPI:
     for module in (images, moderations, catalogue, decisions):
         app.include_router(module.routes(context), dependencies=[Depends(authenticate)])
     app.include_router(health.routes(context))
+
+    @app.get("/", include_in_schema=False)
+    def root() -> RedirectResponse:
+        return RedirectResponse("/docs")
+
     return app

@@ -16,6 +16,9 @@ from service.errors import InvalidValue, WinnowError
 
 log = logging.getLogger("winnow.api")
 
+RETRY_MARGIN = 1.25
+"""A wait is a prediction: who comes back a moment too early would be refused again."""
+
 
 def install(app: FastAPI) -> None:
     """Make the app answer every error in this shape."""
@@ -51,7 +54,7 @@ def response(error: WinnowError, extra: Mapping[str, Any] | None = None) -> JSON
     """The response to a fault; `extra` stands beside `error` in the body."""
     headers = {}
     if error.retryable:
-        headers["Retry-After"] = str(math.ceil(error.retry_after_s or 1))
+        headers["Retry-After"] = str(math.ceil(RETRY_MARGIN * (error.retry_after_s or 0.1)))
     else:
         headers["x-should-retry"] = "false"
     message = error.message

@@ -31,14 +31,14 @@ def replay(
     Exit code 0 only if every image is identical to the byte. Of an image that was held back no
     hash is kept: there only the score is compared.
     """
-    from models import bundle as bundles
-    from service import replay as again
-    from service.local import LocalService
-
     console = Console(highlight=False, soft_wrap=True)
     with faults():
         settings = read_settings(config)
         record = parse(read(settings, decision_id, url))
+        from models import bundle as bundles
+        from service import replay as again
+        from service.local import LocalService
+
         loaded = {name: bundles.load(model.bundle) for name, model in settings.models.items()}
         again.check(record, settings, loaded)
         draws = again.chosen(record, rejected)

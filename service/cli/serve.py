@@ -121,6 +121,9 @@ def _run(config: Path, port: int | None) -> int:
             status.start()
             # Ray reports the controller that it has just been told to kill.
             with contextlib.redirect_stdout(io.StringIO()):
+                # First the application alone: the proxy stays until what runs has its answer.
+                if not failure and not starter.is_alive():
+                    serve.delete(file.application.name)
                 serve.shutdown()  # type: ignore[no-untyped-call]
                 ray.shutdown()
     console.print("Stopped.")
@@ -185,7 +188,8 @@ def _refuse_taken_port(host: str, port: int) -> None:
 
 
 def _log_folder() -> str:
-    return "/tmp/ray/session_latest/logs"
+    # Resolved now: the link moves when another Ray starts on this machine.
+    return str(Path("/tmp/ray/session_latest/logs").resolve())
 
 
 def _greet(url: str, seconds: float, settings: Settings, admin_key: str | None) -> None:

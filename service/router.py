@@ -31,6 +31,8 @@ from service.verdict import decide
 log = logging.getLogger("winnow.router")
 
 Observer = Callable[[SamplingPlan, Verdict, float | None], None]
+Witness = Callable[[Pixels, Verdict], None]
+"""Shown each image that the judge scored and that was accepted or rejected, malign ones too."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Outcome:
     judge_s: float = 0.0
     admitted: bool = False
     judging: bool = False
+    witness: Witness | None = None
     judged: list[Judged] = field(default_factory=list)
 
     @property
@@ -124,15 +127,23 @@ class Router:
         self._speculative_draws = speculative_draws
 
     async def generate(
-        self, plan: SamplingPlan, n: int, deadline_s: float, tenant: str = ""
+        self,
+        plan: SamplingPlan,
+        n: int,
+        deadline_s: float,
+        tenant: str = "",
+        witness: Witness | None = None,
     ) -> Outcome:
         """Draw until every one of `n` images is accepted or out of budget, or time is up.
+
+        `witness` is shown what is judged, and changes nothing.
 
         Raises CensorUnavailable as soon as a judge fails, and BackendUnavailable when nothing was
         delivered by the deadline because no backbone answered. A dead backbone is otherwise asked
         again: a draw is a function of its seed, so asking twice gives the same image.
         """
-        outcome = Outcome(plan, [ImageOutcome(i, plan.seed + i) for i in range(n)])
+        images = [ImageOutcome(i, plan.seed + i) for i in range(n)]
+        outcome = Outcome(plan, images, witness=witness)
         calls = Calls(self._drawer, plan, time.monotonic() + deadline_s, tenant)
         try:
             async with asyncio.timeout(deadline_s) as timer:
@@ -231,6 +242,9 @@ class Router:
     def _note(self, outcome: Outcome, scored: Scored, verdict: Verdict) -> None:
         result = scored.result
         self._observe(outcome.plan, verdict, scored.score)
+        settled = verdict in (Verdict.ACCEPTED, Verdict.REJECTED) and scored.score is not None
+        if outcome.witness is not None and settled and result.pixels is not None:
+            outcome.witness(result.pixels, verdict)
         outcome.judged.append(
             Judged(result.key, verdict, scored.score, result.probe_scores, result.nfe)
         )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from starlette.background import BackgroundTask
 
 from models.noise import MAX_SEED
 from service.api import faults, schemas
@@ -24,13 +25,13 @@ from service.errors import (
     ModelNotFound,
     ModerationBlocked,
     Overloaded,
-    PolicyNotFound,
     StoreUnavailable,
     WinnowError,
 )
 from service.policy import Overrides, Policy, resolve
 from service.ports import FinishReason, SamplingPlan
 from service.router import Outcome
+from service.shadow import Witness
 
 log = logging.getLogger("winnow.requests")
 
@@ -62,16 +63,25 @@ def routes(context: Context) -> APIRouter:
         code = "cancelled"
         outcome = None
         recorded = False
+        shadow = context.live.shadow(order.policy.name)
+        witness = None if shadow is None else Witness()
         try:
-            outcome = await context.routers[order.plan.model].generate(
-                order.plan, order.n, order.deadline_s, caller.name
+            work = context.routers[order.plan.model].generate(
+                order.plan, order.n, order.deadline_s, caller.name, witness
             )
+            # What is switched off meanwhile leaves nothing, whatever was accepted already.
+            outcome = await context.live.guard(order.policy, work)
             code, response = _answer(order, outcome, decision.id, caller.has("scores"))
             recorded = True  # or nothing leaves
             await context.recorder.write(
                 row(decision.record(code, time.monotonic() - started, outcome))
             )
             context.metrics.outcome(outcome)
+            if shadow is not None and witness is not None:
+                # Starlette runs this once the response has gone.
+                response.background = BackgroundTask(
+                    context.shadows.offer, shadow, order.plan, witness
+                )
             return response
         except Overloaded as error:
             # Nothing was drawn or decided, and to refuse must stay cheap.
@@ -102,10 +112,7 @@ def read(context: Context, body: schemas.GenerationRequest, caller: Caller) -> O
     settings = context.settings
     limits = settings.limits
     name = body.policy or settings.default_policy
-    policy = context.policies.get(name)
-    if policy is None:
-        known = ", ".join(context.policies)
-        raise PolicyNotFound(f"no policy {name!r} (there are {known})", "policy")
+    policy = context.live.get(name)
     model = body.model or policy.settings.model
     if model not in settings.models:
         known = ", ".join(settings.models)

@@ -23,11 +23,14 @@ from service.api.app import create_app
 from service.api.context import Context
 from service.config import Settings, secrets
 from service.engine.loop import EngineLoop
+from service.errors import WinnowError
+from service.live import Live
 from service.local import LocalBackends
 from service.metrics import BackboneMetrics, IngressMetrics, merge, render
-from service.policy import pin
+from service.policy import Policy, pin
 from service.reward import Judges
 from service.router import Router
+from service.shadow import Shadows
 from service.store.recorder import Recorder
 from service.store.store import Store
 from tests.bundles import HEIGHT, WIDTH, settings
@@ -85,7 +88,10 @@ class Backbone:
 
 @dataclass
 class Served:
-    """A running server, and the parts of it that a test may look at or break."""
+    """A running server, and the parts of it that a test may look at or break.
+
+    `warmed` are the policies whose networks were brought in; `cold` is why that fails.
+    """
 
     url: str
     judge: Brightness
@@ -93,6 +99,10 @@ class Served:
     backends: LocalBackends
     store: Store
     recorder: Recorder
+    live: Live
+    settings: Settings
+    warmed: list[Policy] = field(default_factory=list)
+    cold: WinnowError | None = None
     paths: list[str] = field(default_factory=list)
 
 
@@ -131,25 +141,35 @@ def serve(
     folder = tempfile.TemporaryDirectory()
     store = open_store(f"sqlite:///{folder.name}/decisions.sqlite")
     recorder = Recorder(store.decisions, keep_days=30)
+    live = Live(store, policies, poll_s=0.1)
+
+    async def warm(policy: Policy) -> None:
+        if served.cold is not None:
+            raise served.cold
+        served.warmed.append(policy)
+
     context = Context(
         settings=config,
         manifests={"tiny": bundle.manifest},
-        policies=policies,
+        live=live,
         keys=secrets(config.auth, KEYS),
         routers={"tiny": Router(backends, backends, judge_timeout_s, metrics.draw)},
         drawer=backends,
         scorer=backends,
+        warm=warm,
+        shadows=Shadows(backends, metrics.shadow, metrics.shadow_dropped),
         store=store,
         recorder=recorder,
         metrics=metrics,
         gather_metrics=gather_metrics,
     )
-    served = Served("", judge, backbone, backends, store, recorder)
+    served = Served("", judge, backbone, backends, store, recorder, live, config)
     with _listen(_counted(create_app(context), served.paths)) as served.url:
         try:
             yield served
         finally:
             loop.close()
+            live.close()
             recorder.close()
             store.close()
             folder.cleanup()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from service.router import Router
 from service.shadow import Shadows
 from service.store.recorder import Recorder
 from service.store.store import Store
+from service.weights import Weights
 from tests.bundles import HEIGHT, WIDTH, settings
 from tests.engines import make_engine, make_schedule
 from tests.gaussian import Gaussian
@@ -72,6 +74,17 @@ class Brightness:
         if self.answer is not None:
             return np.full(len(pixels), self.answer)
         return np.asarray(pixels[:, 0, 0, 0] / 255, dtype=np.float64)
+
+
+@dataclass
+class Dimmed:
+    """A judge from a file, which holds a number: so many times what another judge says."""
+
+    judge: Brightness
+    factor: float
+
+    def score(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+        return self.factor * self.judge.score(pixels)
 
 
 @dataclass
@@ -131,21 +144,28 @@ def serve(
     loop = EngineLoop(engine, max_waiting)
     judge_name = policies["bright"].judge
     assert judge_name is not None
-    backends = LocalBackends(loop, Judges({judge_name: judge}, (HEIGHT, WIDTH, 1)))
+    folder = tempfile.TemporaryDirectory()
+    store = open_store(f"sqlite:///{folder.name}/decisions.sqlite")
+    weights = Weights(bundle, f"{folder.name}/blobs")
+
+    def open_judge(path: Path) -> Dimmed:
+        return Dimmed(judge, float(path.read_text()))
+
+    judges = Judges({judge_name: judge}, (HEIGHT, WIDTH, 1), weights.find, open_judge)
+    backends = LocalBackends(loop, judges)
 
     async def gather_metrics() -> str:
         backbone_metrics.load(loop.running, loop.waiting)
         registries = {"ingress": metrics.registry, "backbone": backbone_metrics.registry}
         return merge((name, render(registry)) for name, registry in registries.items())
 
-    folder = tempfile.TemporaryDirectory()
-    store = open_store(f"sqlite:///{folder.name}/decisions.sqlite")
     recorder = Recorder(store.decisions, keep_days=30)
     live = Live(store, policies, poll_s=0.1)
 
     async def warm(policy: Policy) -> None:
         if served.cold is not None:
             raise served.cold
+        await backends.load(policy.settings.model, policy.networks)
         served.warmed.append(policy)
 
     context = Context(

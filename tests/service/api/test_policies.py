@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from models.bundle import Bundle
 from service.errors import BackendUnavailable, StoreUnavailable
 from service.live import STALE_S
+from service.policy import to_document
 from service.ports import DrawResult
 from tests.metrics import parse, value
 from tests.rewards import put_reward
@@ -197,6 +199,16 @@ def test_a_lower_threshold_needs_an_admin(served: Served, approve: httpx.Client)
     assert "from 0.6000 to 0.5900" in answer.json()["error"]["message"]
     with client(served, "ADMIN_KEY") as admin:
         assert admin.post("/v1/policies/bright/promote").status_code == 200
+
+
+def test_what_censors_nothing_replaces_no_censor(served: Served, approve: httpx.Client) -> None:
+    document = to_document(replace(served.live.seeds["none"], name="bright"))
+    served.store.policies.add("bright", document, None, "somebody")
+    refused(approve.post("/v1/policies/bright/promote"), 409, "conflict", "must censor")
+    add(served, name="other", reward=trained(served))
+    assert approve.post("/v1/policies/other/promote").status_code == 200
+    served.store.policies.add("other", document, None, "somebody")
+    refused(approve.post("/v1/policies/other/promote"), 409, "conflict", "censors nothing")
 
 
 def test_what_no_replica_can_load_is_not_promoted(served: Served, approve: httpx.Client) -> None:

@@ -10,8 +10,9 @@
 7. `encode` turns accepted pixels into PNG;
 8. `api` answers with n entries in order: an image, or a null and its reason.
 
-What was decided is recorded (`decisions`, `store`) before the answer leaves; `replay` makes it
-again.
+`live` says which policies are in force, and `weights` finds their networks; both ask the store.
+`shadow` lets another version score what was judged. What was decided is recorded (`decisions`,
+`store`) before the answer leaves; `replay` makes it again.
 
 `ports` holds what these say to each other, `deployments` wraps them for Ray Serve, and `app` binds
 them.

@@ -24,9 +24,9 @@ def build(args: Settings) -> Application:
         backbone = _deploy(Backbone, f"Backbone-{name}", model.backbone.replicas).options(
             request_router_config={"request_router_class": Elsewhere}
         )
-        backbones[name] = backbone.bind(name, model)
+        backbones[name] = backbone.bind(name, model, args.store)
         judges[name] = _deploy(RewardModel, f"RewardModel-{name}", model.judge.replicas).bind(
-            name, model
+            name, model, args.store
         )
     return _deploy(Ingress, "Ingress", args.ingress).bind(args, backbones, judges)
 

@@ -219,6 +219,15 @@ class StoreSettings(_Part):
         return self
 
 
+class FeedbackSettings(_Part):
+    """Labels, training and what comes of them.
+
+    `self_approval` lets the key that trained a reward promote it too: for a laptop.
+    """
+
+    self_approval: bool = False
+
+
 class Settings(_Part):
     """Everything that the service is told: the `args` of its application.
 
@@ -231,6 +240,7 @@ class Settings(_Part):
     auth: AuthSettings
     limits: Limits = Limits()
     store: StoreSettings = StoreSettings()
+    feedback: FeedbackSettings = FeedbackSettings()
     ingress_metrics: bool = False
     ingress: Replicas = Replicas(max_ongoing_requests=256)
 
@@ -297,13 +307,21 @@ def store_urls(store: StoreSettings, environment: Mapping[str, str]) -> tuple[st
     The defaults lie in the user's state folder: replicas do not share a working folder, and what is
     kept must outlive a clone and its build.
     """
-    state = environment.get("XDG_STATE_HOME") or "~/.local/state"
-    folder = Path(state).expanduser().absolute() / "winnow"
-    url = store.url or f"sqlite:///{folder}/decisions.sqlite"
+    url = store.url or f"sqlite:///{_state(environment)}/decisions.sqlite"
     if store.url_env is not None:
         url = environment.get(store.url_env, "")
         if not url:
             raise ConfigError(
                 f"store.url_env: environment variable {store.url_env} must hold a URL"
             )
-    return url, store.blobs_url or str(folder / "blobs")
+    return url, blobs_url(store, environment)
+
+
+def blobs_url(store: StoreSettings, environment: Mapping[str, str]) -> str:
+    """The URL of the store's blobs alone: backbones and judges need no database."""
+    return store.blobs_url or str(_state(environment) / "blobs")
+
+
+def _state(environment: Mapping[str, str]) -> Path:
+    state = environment.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(state).expanduser().absolute() / "winnow"

@@ -6,7 +6,7 @@ For evaluation and calibration, which make thousands of draws, and for tests.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
 
@@ -20,6 +20,7 @@ from service.policy import Policy, pin
 from service.ports import DrawKey, DrawResult, Pixels, SamplingPlan
 from service.reward import Judges, load_judges
 from service.router import Router
+from service.weights import Weights
 
 
 class LocalBackends:
@@ -53,11 +54,26 @@ class LocalBackends:
         """See `ports.Scorer`."""
         try:
             async with asyncio.timeout(timeout_s):
-                return await asyncio.to_thread(self.judges.score, judge, pixels)
+                return await asyncio.to_thread(self._score, judge, pixels)
         except WinnowError:
             raise
         except Exception as error:  # whatever went wrong, nothing was judged
             raise CensorUnavailable(f"the judge failed: {type(error).__name__}") from error
+
+    def _score(self, judge: str, pixels: Sequence[Pixels]) -> list[float]:
+        if not self.judges.has(judge):
+            self.judges.load(judge)
+        return self.judges.score(judge, pixels)
+
+    async def load(self, model: str, weights: Mapping[str, str]) -> None:
+        """Bring in networks, by part and sha256 name. Raises BackendUnavailable, CensorUnavailable.
+
+        What cannot be verified and tried stays out.
+        """
+        if networks := {part: name for part, name in weights.items() if part != "judge"}:
+            await self.loop.load(networks)
+        if "judge" in weights:
+            await asyncio.to_thread(self.judges.load, weights["judge"])
 
     async def ready(self) -> None:
         """See `ports.Drawer` and `ports.Scorer`."""
@@ -66,16 +82,27 @@ class LocalBackends:
 
 
 class LocalService:
-    """One model of a configuration, loaded in this process. Use it as a context manager."""
+    """One model of a configuration, loaded in this process. Use it as a context manager.
 
-    def __init__(self, settings: Settings, model: str, calibrated: bool = True) -> None:
+    With `blobs_url`, networks that the bundle lacks come from the store's blobs by hash.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: str,
+        calibrated: bool = True,
+        blobs_url: str | None = None,
+    ) -> None:
         spec = settings.models[model]
         bundles = {name: load_bundle(other.bundle) for name, other in settings.models.items()}
         self.bundle: Bundle = bundles[model]
         self.policies: dict[str, Policy] = pin(settings, bundles, calibrated)
-        engine = load_engine(self.bundle, spec.backbone)
+        self._weights = None if blobs_url is None else Weights(self.bundle, blobs_url)
+        find = None if self._weights is None else self._weights.find
+        engine = load_engine(self.bundle, spec.backbone, find=find)
         engine.warm_up()
-        judges = load_judges(self.bundle, spec.judge)
+        judges = load_judges(self.bundle, spec.judge, find)
         self.backends = LocalBackends(EngineLoop(engine, max_waiting=1_000_000), judges)
         self.router = Router(
             self.backends,

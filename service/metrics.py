@@ -91,6 +91,25 @@ class IngressMetrics:
             ["policy"],
             registry=self.registry,
         )
+        self._shadow_draws = Counter(
+            "winnow_shadow_draws",
+            "Judged draws that a shadow scored too, by its verdict and by the one that counted.",
+            ["policy", "judge", "verdict", "live_verdict"],
+            registry=self.registry,
+        )
+        self._shadow_scores = Histogram(
+            "winnow_shadow_score",
+            "The shadow's score of each draw that it scored.",
+            ["policy", "judge"],
+            buckets=SCORES,
+            registry=self.registry,
+        )
+        self._shadow_dropped = Counter(
+            "winnow_shadow_dropped",
+            "Draws that the shadow did not score: it was behind, or its judge failed.",
+            ["policy"],
+            registry=self.registry,
+        )
 
     def draw(self, plan: SamplingPlan, verdict: Verdict, score: float | None) -> None:
         """Count one verdict; the router calls it as verdicts fall."""
@@ -111,6 +130,18 @@ class IngressMetrics:
                 self._censored.labels(plan.policy, short(plan.judge), "judge").inc()
             if image.draws:
                 self._draws_per_image.labels(plan.policy).observe(image.draws)
+
+    def shadow(
+        self, policy: str, judge: str, score: float, verdict: Verdict, live_verdict: Verdict
+    ) -> None:
+        """Count what a shadow says of a draw, beside what was decided."""
+        judge = short(judge)
+        self._shadow_draws.labels(policy, judge, verdict.value, live_verdict.value).inc()
+        self._shadow_scores.labels(policy, judge).observe(score)
+
+    def shadow_dropped(self, policy: str, draws: int) -> None:
+        """Count draws that a shadow did not score."""
+        self._shadow_dropped.labels(policy).inc(draws)
 
     def request(self, model: str, policy: str, code: str, seconds: float) -> None:
         """Count one generation request that named a known model and policy."""

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from models.bundle import Bundle, Reward, Sampling
+from models.method import Guidance, Method
 from service.config import ConfigError, PolicySettings, Settings
 from service.errors import InvalidValue
-from service.ports import SamplingPlan
+from service.ports import LOADED_AS, SamplingPlan
 
-GUIDES = {"time": "guide", "distilled": "distilled", "forward": "clean_guide"}
+GUIDES: dict[Guidance, str] = {
+    "time": "guide",
+    "distilled": "distilled",
+    "forward": "clean_guide",
+}
 """Which network of a reward each kind of guidance takes its gradient from."""
+
+RUNS_ON = ("backbone", "schedule", "dtype")
+"""The fields of a policy that say what draws; with another, its thresholds mean nothing."""
 
 
 @dataclass(frozen=True)
 class Operating:
     """Where a policy stands at one step count: its thresholds, and the share of draws accepted."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     threshold: float
     probe_thresholds: tuple[float, ...] = ()
@@ -32,8 +45,11 @@ class Policy:
     """A policy with its weights pinned by hash.
 
     `operating` maps num_inference_steps to what was calibrated for it; empty when the policy has
-    no judge.
+    no judge. `version` is the store's number for what is in force. `reward` is the id of the
+    trained reward that the networks came with, None for one of the bundle.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     name: str
     settings: PolicySettings
@@ -46,11 +62,31 @@ class Policy:
     judge: str | None
     operating: Mapping[int, Operating]
     question: str | None
+    version: int = 1
+    reward: str | None = None
 
     @property
     def censors(self) -> bool:
         """Whether every image needs an ACCEPTED verdict to leave."""
         return self.judge is not None
+
+    @property
+    def networks(self) -> dict[str, str]:
+        """The sha256 name of each network beside the denoiser, by what it is loaded as.
+
+        Those are `guide`, `distilled` or `forward` by the kind of guidance, `clean_guide`, `probe`
+        and `judge`.
+        """
+        steers = {LOADED_AS[self.settings.guidance]: self.guide}
+        rest = {"clean_guide": self.clean_guide, "probe": self.probe, "judge": self.judge}
+        return {part: name for part, name in (steers | rest).items() if name is not None}
+
+    @property
+    def uncalibrated(self) -> list[int]:
+        """The step counts that callers may ask for and that have no threshold."""
+        if not self.censors:
+            return []
+        return [n for n in self.settings.num_inference_steps if n not in self.operating]
 
     def sampling(self, num_inference_steps: int) -> Sampling:
         """What this policy's draws depend on: the key that a calibration must match."""
@@ -110,6 +146,7 @@ def pin(
             **_weights(name, spec, bundle, reward),
             operating={},
             question=reward.question if reward else None,
+            version=spec.version,
         )
         if spec.guidance == "forward" and uncalibrated.guide and not denoiser.forward_guidance:
             raise ConfigError(
@@ -145,7 +182,7 @@ def resolve(policy: Policy, overrides: Overrides, seed: int, admin: bool) -> Sam
     return SamplingPlan(
         model=spec.model,
         policy=policy.name,
-        policy_version=spec.version,
+        policy_version=policy.version,
         backbone=policy.backbone,
         guide=policy.guide,
         clean_guide=policy.clean_guide,
@@ -158,6 +195,107 @@ def resolve(policy: Policy, overrides: Overrides, seed: int, admin: bool) -> Sam
         acceptance=here.acceptance,
         seed=seed,
     )
+
+
+class TrainedReward(Protocol):
+    """What `derive` needs of a reward that the store holds, `store.rewards.RewardVersion`."""
+
+    @property
+    def id(self) -> str:
+        """Its id in the store."""
+        ...
+
+    @property
+    def weights(self) -> Mapping[str, str] | None:
+        """The sha256 name of each of its networks, by part."""
+        ...
+
+    @property
+    def card(self) -> Mapping[str, Any] | None:
+        """What is known of it; `calibrations` by step count."""
+        ...
+
+
+def derive(policy: Policy, reward: TrainedReward) -> Policy:
+    """A policy with the networks of a trained reward, and the thresholds of that reward's card.
+
+    `operating` has the step counts for which the card was calibrated with exactly this sampling.
+    Raises InvalidValue where the policy needs a network that the reward does not have.
+    """
+    if not policy.censors:
+        raise InvalidValue(f"policy {policy.name!r} has no judge to replace", "based_on")
+    have, spec = reward.weights or {}, policy.settings
+
+    def sha256(part: str, wanted: bool) -> str | None:
+        if wanted and part not in have:
+            raise InvalidValue(
+                f"reward {reward.id!r} has no `{part}`, which policy {policy.name!r} uses: train "
+                "one that has",
+                "reward",
+            )
+        return have[part] if wanted else None
+
+    derived = replace(
+        policy,
+        # A threshold that was set by hand was set for another judge.
+        settings=spec.model_copy(update={"threshold": None}),
+        guide=sha256(GUIDES[spec.guidance], policy.guide is not None),
+        clean_guide=sha256("clean_guide", policy.clean_guide is not None),
+        probe=sha256("probe", policy.probe is not None),
+        judge=sha256("judge", True),
+        operating={},
+        reward=reward.id,
+    )
+    calibrations = (reward.card or {}).get("calibrations", {})
+    found = {steps: _calibrated(derived, steps, calibrations) for steps in spec.num_inference_steps}
+    return replace(derived, operating={k: here for k, here in found.items() if here is not None})
+
+
+def to_document(policy: Policy) -> dict[str, Any]:
+    """A policy as JSON, as the store keeps it."""
+    document: dict[str, Any] = _POLICY.dump_python(policy, mode="json")
+    return document
+
+
+def from_document(document: Mapping[str, Any]) -> Policy:
+    """What `to_document` wrote. Raises ValueError, naming what this Winnow cannot read."""
+    try:
+        return _POLICY.validate_python(dict(document))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise ValueError(f"{where}: {first['msg']}") from None
+
+
+_POLICY = TypeAdapter(Policy)
+
+
+class _Calibrated(BaseModel):
+    """What a card says of one step count; the rest of an entry is for people."""
+
+    method: Method
+    threshold: float = Field(gt=0, lt=1)
+    probe_thresholds: tuple[float, ...] = ()
+    acceptance: float = Field(1.0, gt=0, le=1)
+    # A card need not name what it ran on; one that does holds for that alone.
+    backbone: str | None = None
+    schedule: str | None = None
+    dtype: str | None = None
+
+
+def _calibrated(policy: Policy, steps: int, calibrations: Mapping[str, Any]) -> Operating | None:
+    """What a card says for a step count, if it was found with this policy's sampling."""
+    try:
+        entry = _Calibrated.model_validate(calibrations.get(str(steps)))
+    except ValidationError:
+        return None
+    if any(getattr(entry, name) not in (None, getattr(policy, name)) for name in RUNS_ON):
+        return None
+    if entry.method != policy.settings.method(steps):
+        return None
+    if len(entry.probe_thresholds) != len(policy.settings.probes):
+        return None
+    return Operating(entry.threshold, entry.probe_thresholds, entry.acceptance)
 
 
 def _threshold(policy: Policy, wanted: float | None, least: float, admin: bool) -> float | None:

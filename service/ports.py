@@ -6,18 +6,25 @@ in-process engine or a test stands behind them is not its business.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.method import Method
+from models.method import Guidance, Method
 
 Pixels = NDArray[np.uint8]
 """One image, [H, W, C] in 0..255: the very bytes that are judged are the ones delivered."""
+
+LOADED_AS: dict[Guidance, str] = {"time": "guide", "distilled": "distilled", "forward": "forward"}
+"""What the network of each kind of guidance is loaded as; `forward` puts the denoiser before it."""
+
+Find = Callable[[str, str], Path]
+"""The file of a sha256 name, verified, with a suffix that says its format. Raises WinnowError."""
 
 
 @dataclass(frozen=True)

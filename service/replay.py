@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -53,8 +53,16 @@ class Replayed:
         return abs(self.score - self.score_then) <= SCORE_TOLERANCE
 
 
-def check(record: Record, settings: Settings, bundles: Mapping[str, Bundle]) -> None:
-    """Raises CannotReplay unless this configuration draws with what the record names."""
+def check(
+    record: Record,
+    settings: Settings,
+    bundles: Mapping[str, Bundle],
+    kept: Callable[[str], bool] = lambda name: False,
+) -> None:
+    """Raises CannotReplay unless this configuration draws with what the record names.
+
+    `kept` says whether the store has a blob of a name: there lie the networks of trained rewards.
+    """
     plan, then = record.plan, record.versions
     if record.request.prompt is None:
         raise CannotReplay("the prompt was not kept (store.keep_prompts was off)")
@@ -72,12 +80,14 @@ def check(record: Record, settings: Settings, bundles: Mapping[str, Bundle]) -> 
     changed = [
         part
         for part, weights in then.weights.items()
-        if weights != used.get(part, weights) or weights not in here
+        if weights != used.get(part, weights)
+        or not (weights in here or (part not in used and kept(weights)))
     ]
     if changed:
         raise CannotReplay(
             f"the weights have changed: {', '.join(changed)} of bundle {then.bundle!r} are no "
-            f"longer those of the record (in {bundle.folder})"
+            f"longer those of the record (in {bundle.folder}), and the store's blobs do not hold "
+            "them"
         )
 
 

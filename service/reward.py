@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +15,9 @@ from models.bundle import Bundle
 from models.rewards.judge import OnnxJudge
 from service.config import JudgeSettings
 from service.errors import CensorUnavailable
-from service.ports import Pixels
+from service.ports import Find, Pixels
+
+log = logging.getLogger("winnow.reward")
 
 
 class Judge(Protocol):
@@ -24,11 +29,48 @@ class Judge(Protocol):
 
 
 class Judges:
-    """The judges of one model, by sha256 name; `shape` is [H, W, C] of what they score."""
+    """The judges of one model, by sha256 name; `shape` is [H, W, C] of what they score.
 
-    def __init__(self, judges: Mapping[str, Judge], shape: tuple[int, int, int]) -> None:
-        self._judges = judges
+    With `find` and `open_judge`, others come while it runs. Any thread may call it.
+    """
+
+    def __init__(
+        self,
+        judges: Mapping[str, Judge],
+        shape: tuple[int, int, int],
+        find: Find | None = None,
+        open_judge: Callable[[Path], Judge] | None = None,
+    ) -> None:
+        self._judges = dict(judges)
         self._shape = shape
+        self._find = find
+        self._open = open_judge
+        self._lock = threading.Lock()
+
+    def has(self, judge: str) -> bool:
+        """Whether this judge can score."""
+        return judge in self._judges
+
+    def load(self, judge: str) -> None:
+        """Load a judge that is not there yet, once it has scored its canary. Blocks.
+
+        Raises CensorUnavailable, and what could not be verified or tried stays out.
+        """
+        with self._lock:
+            if judge in self._judges:
+                return
+            if self._find is None or self._open is None:
+                raise CensorUnavailable(f"judge {judge} is not loaded on this replica")
+            try:
+                fresh = self._open(self._find(judge, ".onnx"))
+                self._try(judge, fresh)
+            except CensorUnavailable:
+                raise
+            except Exception as error:  # whatever is wrong with it, it does not judge
+                log.error("judge %s was refused", judge, exc_info=error)
+                raise CensorUnavailable(f"judge {judge} cannot be loaded: {error}") from error
+            # A new table, not a changed one: whoever is scoring has the old one.
+            self._judges = {**self._judges, judge: fresh}
 
     def check(self, judge: str, pixels: Sequence[Pixels]) -> None:
         """Raises CensorUnavailable unless this judge is loaded and the images fit it."""
@@ -45,22 +87,28 @@ class Judges:
 
     def canary(self) -> None:
         """Score an empty image with every judge. Raises CensorUnavailable if one cannot."""
-        empty = np.zeros(self._shape, dtype=np.uint8)
-        for judge in self._judges:
-            score = self.score(judge, [empty])[0]
-            if not 0 <= score <= 1:
-                raise CensorUnavailable(f"judge {judge} scored its canary {score}")
+        for name, judge in self._judges.items():
+            self._try(name, judge)
+
+    def _try(self, name: str, judge: Judge) -> None:
+        score = float(judge.score(np.zeros((1, *self._shape), dtype=np.uint8))[0])
+        if not 0 <= score <= 1:
+            raise CensorUnavailable(f"judge {name} scored its canary {score}")
 
 
-def load_judges(bundle: Bundle, settings: JudgeSettings) -> Judges:
-    """Every judge of a bundle."""
+def load_judges(bundle: Bundle, settings: JudgeSettings, find: Find | None = None) -> Judges:
+    """Every judge of a bundle; with `find`, others by hash when they are asked for."""
     backbone = bundle.manifest.backbone
+
+    def open_judge(path: Path) -> OnnxJudge:
+        return OnnxJudge(path, settings.threads, settings.device)
+
     return Judges(
         {
-            bundle.sha256(reward.judge): OnnxJudge(
-                bundle.path(reward.judge), settings.threads, settings.device
-            )
+            bundle.sha256(reward.judge): open_judge(bundle.path(reward.judge))
             for reward in bundle.manifest.rewards.values()
         },
         (backbone.height, backbone.width, backbone.channels),
+        find,
+        open_judge,
     )

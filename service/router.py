@@ -31,6 +31,8 @@ from service.verdict import decide
 log = logging.getLogger("winnow.router")
 
 Observer = Callable[[SamplingPlan, Verdict, float | None], None]
+Witness = Callable[[Pixels, Verdict], None]
+"""Shown each image that the judge scored and that was accepted or rejected, malign ones too."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,16 @@ class Outcome:
     judge_s: float = 0.0
     admitted: bool = False
     judging: bool = False
+    witness: Witness | None = None
     judged: list[Judged] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, plan: SamplingPlan, n: int) -> Outcome:
-        """Of a request for `n` images, before anything is drawn."""
-        return cls(plan, [ImageOutcome(i, plan.seed + i) for i in range(n)])
+    def begin(cls, plan: SamplingPlan, n: int, witness: Witness | None = None) -> Outcome:
+        """Of a request for `n` images, before anything is drawn.
+
+        `witness` is shown what is judged, and changes nothing.
+        """
+        return cls(plan, [ImageOutcome(i, plan.seed + i) for i in range(n)], witness=witness)
 
     def withhold(self) -> None:
         """No image leaves after all: those that were accepted are held back."""
@@ -254,6 +260,9 @@ class Router:
     def _note(self, outcome: Outcome, scored: Scored, verdict: Verdict) -> None:
         result = scored.result
         self._observe(outcome.plan, verdict, scored.score)
+        settled = verdict in (Verdict.ACCEPTED, Verdict.REJECTED) and scored.score is not None
+        if outcome.witness is not None and settled and result.pixels is not None:
+            outcome.witness(result.pixels, verdict)
         outcome.judged.append(
             Judged(result.key, verdict, scored.score, result.probe_scores, result.nfe)
         )

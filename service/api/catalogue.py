@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 
 from service.api.auth import Caller
 from service.api.context import Context
-from service.errors import ModelNotFound, PolicyNotFound
+from service.errors import ModelNotFound
 from service.policy import Policy
 
 
@@ -35,16 +35,14 @@ def routes(context: Context) -> APIRouter:
         caller.require("generate")
         return {
             "object": "list",
-            "data": [_policy(context, policy, caller) for policy in context.policies.values()],
+            "data": [_policy(context, policy, caller) for policy in context.live.policies.values()],
         }
 
     @router.get("/v1/policies/{name}", summary="One policy")
     def policy(name: str, request: Request) -> dict[str, Any]:
         caller: Caller = request.state.caller
         caller.require("generate")
-        if name not in context.policies:
-            raise PolicyNotFound(f"no policy {name!r}", "policy")
-        return _policy(context, context.policies[name], caller)
+        return _policy(context, context.live.get(name), caller)
 
     return router
 
@@ -60,7 +58,9 @@ def _model(context: Context, name: str) -> dict[str, Any]:
         "description": manifest.description,
         "sizes": [f"{backbone.width}x{backbone.height}"],
         "policies": [
-            policy.name for policy in context.policies.values() if policy.settings.model == name
+            policy.name
+            for policy in context.live.policies.values()
+            if policy.settings.model == name
         ],
     }
 
@@ -70,7 +70,7 @@ def _policy(context: Context, policy: Policy, caller: Caller) -> dict[str, Any]:
     described = {
         "id": policy.name,
         "object": "policy",
-        "version": spec.version,
+        "version": policy.version,
         "model": spec.model,
         "default": policy.name == context.settings.default_policy,
         "scope": "generate" if policy.censors else "admin",

@@ -7,25 +7,32 @@ from dataclasses import dataclass, field
 
 from models.bundle import Manifest
 from service.config import KeySettings, Settings
+from service.live import Live
 from service.metrics import IngressMetrics
 from service.policy import Policy
 from service.ports import Drawer, Scorer
 from service.router import Router
+from service.shadow import Shadows
 from service.store.recorder import Recorder
 from service.store.store import Store
 
 
 @dataclass(frozen=True)
 class Context:
-    """`keys` maps a secret to its key; `gather_metrics` gives the page of all replicas."""
+    """`keys` maps a secret to its key; `gather_metrics` gives the page of all replicas.
+
+    `warm` brings a policy's networks into every replica, or raises what stops it.
+    """
 
     settings: Settings
     manifests: Mapping[str, Manifest]
-    policies: Mapping[str, Policy]
+    live: Live
     keys: Mapping[str, KeySettings] = field(repr=False)
     routers: Mapping[str, Router]
     drawer: Drawer
     scorer: Scorer
+    warm: Callable[[Policy], Awaitable[None]]
+    shadows: Shadows
     store: Store
     recorder: Recorder
     metrics: IngressMetrics

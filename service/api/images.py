@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from starlette.background import BackgroundTask
 
 from models.noise import MAX_SEED
 from service.api import faults, schemas
@@ -24,12 +25,12 @@ from service.errors import (
     ModelNotFound,
     ModerationBlocked,
     Overloaded,
-    PolicyNotFound,
     WinnowError,
 )
 from service.policy import Overrides, Policy, resolve
 from service.ports import FinishReason, SamplingPlan
 from service.router import Outcome
+from service.shadow import Witness
 
 log = logging.getLogger("winnow.requests")
 
@@ -58,15 +59,25 @@ def routes(context: Context) -> APIRouter:
         order = read(context, body, caller)
         decision = _decision(context, order, caller, request.state.request_id)
         started = time.monotonic()
-        outcome = Outcome.begin(order.plan, order.n)
+        shadow = context.live.shadow(order.policy.name)
+        witness = None if shadow is None else Witness()
+        outcome = Outcome.begin(order.plan, order.n, witness)
         code, answered = "cancelled", False
         try:
             router = context.routers[order.plan.model]
-            await router.fill(outcome, order.deadline_s, caller.name)
+            # What is switched off meanwhile leaves nothing, whatever was accepted already.
+            await context.live.guard(
+                order.policy, router.fill(outcome, order.deadline_s, caller.name)
+            )
             ending, response = _answer(order, outcome, decision.id, caller.has("scores"))
             seconds = time.monotonic() - started
             await context.recorder.write(row(decision.record(ending, seconds, outcome)))
             context.metrics.outcome(outcome)
+            if shadow is not None and witness is not None:
+                # Starlette runs this once the response has gone.
+                response.background = BackgroundTask(
+                    context.shadows.offer, shadow, order.plan, witness
+                )
             code, answered = ending, True
             return response
         except Overloaded as error:
@@ -97,10 +108,7 @@ def read(context: Context, body: schemas.GenerationRequest, caller: Caller) -> O
     settings = context.settings
     limits = settings.limits
     name = body.policy or settings.default_policy
-    policy = context.policies.get(name)
-    if policy is None:
-        known = ", ".join(context.policies)
-        raise PolicyNotFound(f"no policy {name!r} (there are {known})", "policy")
+    policy = context.live.get(name)
     model = body.model or policy.settings.model
     if model not in settings.models:
         known = ", ".join(settings.models)

@@ -23,10 +23,10 @@ def routes(context: Context) -> APIRouter:
         request.state.caller.require("scores")
         settings = context.settings
         name = body.model or settings.default_policy
-        policy = context.policies.get(name)
-        if policy is None or policy.judge is None:
-            known = ", ".join(p.name for p in context.policies.values() if p.censors)
-            raise PolicyNotFound(f"no policy {name!r} with a judge (there are {known})", "model")
+        policy = context.live.get(name)
+        if policy.judge is None:
+            known = ", ".join(p.name for p in context.live.policies.values() if p.censors)
+            raise PolicyNotFound(f"policy {name!r} has no judge (there are {known})", "model")
         if len(body.input) > settings.limits.moderation_inputs:
             raise InvalidValue(
                 f"input: has {len(body.input)} images, the limit is "

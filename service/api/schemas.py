@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.noise import MAX_SEED
+from service.config import Name
 from service.encode import to_b64_png
 from service.policy import Policy
 from service.ports import FinishReason
@@ -64,6 +65,26 @@ class ModerationRequest(_Request):
 
     input: list[ModerationInput] = Field(min_length=1)
     model: str | None = None
+
+
+class PolicyRequest(_Request):
+    """`POST /v1/policies`: without a reward, what the configuration says of that name."""
+
+    name: Name
+    based_on: str
+    reward: str | None = None
+
+
+class PromoteRequest(_Request):
+    """`POST /v1/policies/{name}/promote`: the newest version, unless one is given."""
+
+    version: int | None = Field(None, ge=1)
+
+
+class ShadowRequest(_Request):
+    """`POST /v1/policies/{name}/shadow`: null ends it."""
+
+    version: int | None = Field(ge=1)
 
 
 def generation(decision_id: str, policy: Policy, outcome: Outcome, scores: bool) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from service.cli.common import DEFAULT_CONFIG, ConfigFile, faults, read_settings
 from service.cli.decisions import DecisionId, Url, parse, read
+from service.config import blobs_url
 
 if TYPE_CHECKING:
     from service.replay import Replayed
@@ -38,14 +40,18 @@ def replay(
         from models import bundle as bundles
         from service import replay as again
         from service.local import LocalService
+        from service.store.blobs import Blobs
 
         loaded = {name: bundles.load(model.bundle) for name, model in settings.models.items()}
-        again.check(record, settings, loaded)
+        blobs_at = blobs_url(settings.store, os.environ)
+        again.check(record, settings, loaded, Blobs(blobs_at).has)
         draws = again.chosen(record, rejected)
         for difference in again.other_packages(record):
             console.print(f"Images may differ: {difference}", style="yellow", markup=False)
         # The recorded plan holds its thresholds: today's calibrations do not matter.
-        with LocalService(settings, record.plan.model, calibrated=False) as service:
+        with LocalService(
+            settings, record.plan.model, calibrated=False, blobs_url=blobs_at
+        ) as service:
             found = asyncio.run(again.replay(service, record, draws))
         for one in found:
             console.print(_line(one), markup=False)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Sequence
+import os
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
 from ray import serve
 
 from models import bundle as bundles
 from service import logs
-from service.config import ModelSettings
+from service.config import ModelSettings, StoreSettings, blobs_url
 from service.errors import Overloaded
 from service.metrics import BackboneMetrics, render
 from service.ports import DrawKey, DrawResult, SamplingPlan
+from service.weights import Weights
 
 log = logging.getLogger("winnow.backbone")
 
@@ -21,7 +23,7 @@ log = logging.getLogger("winnow.backbone")
 class Backbone:
     """What Serve runs: an engine in its own thread, warm before the first request."""
 
-    def __init__(self, model: str, settings: ModelSettings) -> None:
+    def __init__(self, model: str, settings: ModelSettings, store: StoreSettings) -> None:
         # Here, not above: the process that deploys imports this file, and needs no torch.
         from service.engine.load import load_engine
         from service.engine.loop import EngineLoop
@@ -29,7 +31,8 @@ class Backbone:
         logs.set_up("backbone")
         self._metrics = BackboneMetrics(model, settings.backbone.max_batch)
         bundle = bundles.load(settings.bundle)
-        engine = load_engine(bundle, settings.backbone, self._metrics)
+        self._weights = Weights(bundle, blobs_url(store, os.environ))
+        engine = load_engine(bundle, settings.backbone, self._metrics, self._weights.find)
         engine.warm_up()
         self._loop = EngineLoop(engine, settings.backbone.max_waiting)
         log.info("backbone of %s is ready", model)
@@ -62,6 +65,13 @@ class Backbone:
         """`draw` of a single draw, without a stream."""
         async with aclosing(self.draw(plan, [key], timeout_s, tenant, avoid)) as groups:
             return await anext(groups)
+
+    async def load(self, weights: Mapping[str, str]) -> None:
+        """Bring networks into the running engine, by part and sha256 name, before they are used.
+
+        Raises BackendUnavailable when one cannot be had, verified or tried.
+        """
+        await self._loop.load(weights)
 
     async def ready(self) -> None:
         """Answer only if the engine is healthy."""

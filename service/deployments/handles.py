@@ -18,6 +18,7 @@ from service.ports import DrawKey, DrawResult, Pixels, SamplingPlan
 log = logging.getLogger("winnow.handles")
 
 READY_S = 5.0
+LOAD_S = 60.0
 
 
 class HandleDrawer:
@@ -85,6 +86,16 @@ class HandleDrawer:
             if not ended:
                 response.cancel()
 
+    async def load(self, model: str, weights: Mapping[str, str]) -> None:
+        """Bring networks into every replica of a model, by part and sha256 name.
+
+        Each verifies and tries them first. Raises BackendUnavailable if one of them cannot.
+        """
+        try:
+            await _everywhere(self._handles[model], weights)
+        except (RayError, RayServeException, TimeoutError) as error:
+            raise _cause(error) or BackendUnavailable(_say("the backbone", error)) from error
+
     async def ready(self) -> None:
         """See `ports.Drawer`."""
         for handle in self._handles.values():
@@ -114,6 +125,13 @@ class HandleScorer:
             scores = await self._call(response, timeout_s)
         return scores
 
+    async def load(self, model: str, weights: Mapping[str, str]) -> None:
+        """See `HandleDrawer.load`; of these, the judge. Raises CensorUnavailable."""
+        try:
+            await _everywhere(self._handles[model], weights)
+        except (RayError, RayServeException, TimeoutError) as error:
+            raise _cause(error) or CensorUnavailable(_say("the judge", error)) from error
+
     async def ready(self) -> None:
         """See `ports.Scorer`."""
         for handle in self._handles.values():
@@ -124,6 +142,11 @@ class HandleScorer:
             return await _within(response, timeout_s)
         except (RayError, RayServeException, TimeoutError) as error:
             raise _cause(error) or CensorUnavailable(_say("the judge", error)) from error
+
+
+async def _everywhere(handle: DeploymentHandle[Any], weights: Mapping[str, str]) -> None:
+    # Serve refuses the call when no replica runs: nothing would have been tried.
+    await handle.broadcast("load", dict(weights)).results_async(timeout_s=LOAD_S)
 
 
 async def _within(response: Any, timeout_s: float) -> Any:

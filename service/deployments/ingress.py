@@ -18,9 +18,11 @@ from service.api.app import create_app
 from service.api.context import Context
 from service.config import Settings
 from service.deployments.handles import HandleDrawer, HandleScorer
+from service.live import Live
 from service.metrics import IngressMetrics, merge, render
-from service.policy import pin
+from service.policy import Policy, pin
 from service.router import Router
+from service.shadow import Shadows
 from service.store.recorder import Recorder
 from service.store.store import Store
 
@@ -40,10 +42,16 @@ class Ingress:
         loaded = {name: bundles.load(model.bundle) for name, model in settings.models.items()}
         store = Store(*config.store_urls(settings.store, os.environ))
         drawer, scorer = HandleDrawer(backbones), HandleScorer(judges)
+
+        async def warm(policy: Policy) -> None:
+            model, networks = policy.settings.model, policy.networks
+            await drawer.load(model, networks)
+            await scorer.load(model, networks)
+
         self._context = Context(
             settings=settings,
             manifests={name: bundle.manifest for name, bundle in loaded.items()},
-            policies=pin(settings, loaded),
+            live=Live(store, pin(settings, loaded)),
             keys=config.secrets(settings.auth, os.environ),
             routers={
                 name: Router(
@@ -57,6 +65,8 @@ class Ingress:
             },
             drawer=drawer,
             scorer=scorer,
+            warm=warm,
+            shadows=Shadows(scorer, self._metrics.shadow, self._metrics.shadow_dropped),
             store=store,
             recorder=Recorder(store.decisions, settings.store.keep_days),
             metrics=self._metrics,

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ray import serve
 
 from models import bundle as bundles
 from service import logs
-from service.config import ModelSettings
+from service.config import ModelSettings, StoreSettings, blobs_url
 from service.metrics import JudgeMetrics, render
 from service.ports import Pixels
 from service.reward import load_judges
+from service.weights import Weights
 
 log = logging.getLogger("winnow.reward_model")
 
@@ -21,9 +24,11 @@ log = logging.getLogger("winnow.reward_model")
 class RewardModel:
     """What Serve runs: the judges, having scored a canary before the first request."""
 
-    def __init__(self, model: str, settings: ModelSettings) -> None:
+    def __init__(self, model: str, settings: ModelSettings, store: StoreSettings) -> None:
         logs.set_up("reward_model")
-        self._judges = load_judges(bundles.load(settings.bundle), settings.judge)
+        bundle = bundles.load(settings.bundle)
+        self._weights = Weights(bundle, blobs_url(store, os.environ))
+        self._judges = load_judges(bundle, settings.judge, self._weights.find)
         self._judges.canary()
         self._metrics = JudgeMetrics(model)
         self._batched.set_max_batch_size(settings.judge.max_batch)  # type: ignore[attr-defined]
@@ -31,6 +36,7 @@ class RewardModel:
 
     async def score(self, judge: str, pixels: Sequence[Pixels]) -> list[float]:
         """See `ports.Scorer`. What cannot be scored is refused here, before it joins a batch."""
+        await self.load({"judge": judge})
         self._judges.check(judge, pixels)
         scores: list[float] = await self._batched((judge, pixels))
         return scores
@@ -48,6 +54,15 @@ class RewardModel:
                 answers[i] = [next(scores) for _ in requests[i][1]]
         self._metrics.duration.observe(time.monotonic() - started)
         return answers
+
+    async def load(self, weights: Mapping[str, str]) -> None:
+        """Bring in the judge of these, by part and sha256 name, before it is used.
+
+        Raises CensorUnavailable when it cannot be had, verified or tried.
+        """
+        judge = weights.get("judge")
+        if judge is not None and not self._judges.has(judge):
+            await asyncio.to_thread(self._judges.load, judge)
 
     async def ready(self) -> None:
         """Answer only if every judge scores its canary."""

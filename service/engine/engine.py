@@ -13,6 +13,7 @@ from models.codec import Codec
 from models.method import Method
 from service.engine.admission import Pace
 from service.engine.batch import NONE, Batch
+from service.engine.loader import Loader
 from service.engine.runner import Runner
 from service.engine.scheduler import Draw, Scheduler, Ticket, unwanted
 from service.errors import BackendUnavailable, Overloaded
@@ -31,11 +32,21 @@ class Meter(Protocol):
 
 
 class Engine:
-    """Owns the slots. Not thread-safe: `loop.EngineLoop` calls it from one thread."""
+    """Owns the slots. Not thread-safe: `loop.EngineLoop` calls it from one thread.
+
+    Only its `loader`, which brings networks that it was not started with, may be called from any.
+    """
 
     def __init__(
-        self, runner: Runner, batch: Batch, codec: Codec, max_batch: int, meter: Meter | None = None
+        self,
+        runner: Runner,
+        batch: Batch,
+        codec: Codec,
+        max_batch: int,
+        meter: Meter | None = None,
+        loader: Loader | None = None,
     ) -> None:
+        self.loader = loader
         self.scheduler = Scheduler(max_batch)
         self.pace = Pace()
         self._runner = runner

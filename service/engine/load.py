@@ -7,20 +7,27 @@ import torch
 from models.backbones.runtime import DTYPES, TorchDenoiser, load_denoiser
 from models.bundle import Bundle
 from models.codec import Codec
-from models.guidance import CleanReward, ForwardGuide, Guide
-from models.rewards.ensemble import Ensemble
-from models.rewards.graphs import DistilledGuide, Probe
+from models.guidance import CleanReward, Guide
 from models.schedule import NoiseSchedule, read_config
 from service.config import BackboneSettings
 from service.engine.batch import Batch
 from service.engine.engine import Engine, Meter
+from service.engine.loader import Loader
+from service.engine.networks import Networks
 from service.engine.runner import Runner
+from service.ports import Find
 
 
-def load_engine(bundle: Bundle, settings: BackboneSettings, meter: Meter | None = None) -> Engine:
+def load_engine(
+    bundle: Bundle,
+    settings: BackboneSettings,
+    meter: Meter | None = None,
+    find: Find | None = None,
+) -> Engine:
     """The step engine for a bundle's backbone, with every guide that the bundle holds.
 
-    Sets the number of torch's threads for this process.
+    With `find` it can load others while it runs. Sets the number of torch's threads for this
+    process.
     """
     torch.set_num_threads(settings.threads)
     manifest = bundle.manifest.backbone
@@ -37,35 +44,33 @@ def load_engine(bundle: Bundle, settings: BackboneSettings, meter: Meter | None 
     )
     device = settings.device if torch.cuda.is_available() else "cpu"
     codec = Codec(manifest.pixel_shuffle)
-    rewards = bundle.manifest.rewards.values()
-    guides: dict[str, Guide] = {
-        bundle.sha256(reward.guide): Ensemble.load(bundle.path(reward.guide)).to(device)
-        for reward in rewards
-    }
-    clean = {
-        bundle.sha256(reward.clean_guide): CleanReward(
-            Ensemble.load(bundle.path(reward.clean_guide)).to(device), codec
-        )
-        for reward in rewards
-    }
-    threads, on = settings.threads, settings.device
-    guides |= {
-        bundle.sha256(reward.distilled): DistilledGuide(bundle.path(reward.distilled), threads, on)
-        for reward in rewards
-        if reward.distilled
-    }
-    probes = {
-        bundle.sha256(reward.probe): Probe(bundle.path(reward.probe), threads, on)
-        for reward in rewards
-        if reward.probe
-    }
+    unet = None
     if settings.forward_guidance:
         unet = TorchDenoiser(folder, device, DTYPES[settings.dtype]).unet
-        guides |= {name: ForwardGuide(unet, schedule, reward) for name, reward in clean.items()}
+    networks = Networks(codec, schedule, bundle.x_t_shape, settings.threads, settings.device, unet)
+    guides: dict[str, Guide] = {}
+    clean: dict[str, CleanReward] = {}
+    probes = {}
+    for reward in bundle.manifest.rewards.values():
+        files = {"guide": reward.guide, "distilled": reward.distilled}
+        if unet is not None:
+            files["forward"] = reward.clean_guide
+        for part, file in files.items():
+            if file is not None:
+                guides[bundle.sha256(file)] = networks.guide(part, bundle.path(file))
+        clean[bundle.sha256(reward.clean_guide)] = networks.clean_guide(
+            bundle.path(reward.clean_guide)
+        )
+        if reward.probe is not None:
+            probes[bundle.sha256(reward.probe)] = networks.probe(bundle.path(reward.probe))
+    runner = Runner(
+        bundle.denoiser_sha256(settings.runtime), denoiser, schedule, guides, clean, probes
+    )
     return Engine(
-        Runner(bundle.denoiser_sha256(settings.runtime), denoiser, schedule, guides, clean, probes),
+        runner,
         Batch(schedule, bundle.x_t_shape, settings.max_batch, device),
         codec,
         settings.max_batch,
         meter,
+        None if find is None else Loader(runner, networks, find),
     )

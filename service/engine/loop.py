@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from service.engine.admission import reserved_nfe, turns_nfe
 from service.engine.engine import Engine
@@ -39,6 +39,16 @@ class EngineLoop:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
+    async def load(self, weights: Mapping[str, str]) -> None:
+        """Bring networks into the running engine, by part and sha256 name.
+
+        Raises BackendUnavailable when one cannot be had, verified or tried.
+        """
+        loader = self._engine.loader
+        if loader is None:
+            raise BackendUnavailable("this engine has the networks that it was started with alone")
+        await asyncio.to_thread(loader.load, weights)
+
     @property
     def waiting(self) -> int:
         """Draws that have no slot yet."""
@@ -66,6 +76,9 @@ class EngineLoop:
                 loop.call_soon_threadsafe(results.put_nowait, item)
 
         ticket = Ticket(deliver, deadline=time.monotonic() + timeout_s, tenant=tenant)
+        loader = self._engine.loader
+        if loader is not None and (missing := loader.missing(plan)):
+            await self.load(missing)
         self._engine.check([Draw(plan, key, ticket) for key in keys])
         nfe = self._engine.cost(plan)
         draws = [Draw(plan, key, ticket, reserved_nfe(plan, nfe, key), nfe) for key in keys]

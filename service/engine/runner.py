@@ -72,6 +72,24 @@ class Runner:
         self._clean_guides = list(self.clean_guides.values())
         self._probes = list(self.probes.values())
 
+    # Networks may come while a tick runs. Their places never change, and a name is known only after
+    # its network has its place: so no thread sees one without the other.
+
+    def add_guide(self, name: str, guide: Guide) -> None:
+        """Know another guide from now on."""
+        self._guides.append(guide)
+        self.guides = {**self.guides, name: guide}
+
+    def add_clean_guide(self, name: str, reward: CleanReward) -> None:
+        """Know another clean guide from now on."""
+        self._clean_guides.append(reward)
+        self.clean_guides = {**self.clean_guides, name: reward}
+
+    def add_probe(self, name: str, probe: Probe) -> None:
+        """Know another probe from now on."""
+        self._probes.append(probe)
+        self.probes = {**self.probes, name: probe}
+
     @torch.no_grad()
     def advance(self, batch: Batch, count: int) -> Tick:
         """Advance the first `count` rows of the batch by one line, in place.

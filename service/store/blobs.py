@@ -66,6 +66,13 @@ class Blobs:
             raise StoreUnavailable(f"blob {name} is not what its name says: it was changed")
         return data
 
+    def has(self, name: str) -> bool:
+        """Whether there is a blob of this name. Raises StoreUnavailable."""
+        try:
+            return bool(NAME.fullmatch(name)) and bool(self._files.exists(self._path(name)))
+        except OSError as error:
+            raise StoreUnavailable("a blob could not be read; the log holds its cause") from error
+
     def fetch(self, name: str, folder: Path, suffix: str) -> Path:
         """The bytes of this name as a file in `folder`, for libraries that read files."""
         path = folder / (name.removeprefix("sha256:") + suffix)

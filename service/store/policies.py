@@ -46,7 +46,7 @@ class Policies:
         self._database = database
 
     def seed(self, documents: Mapping[str, Mapping[str, Any]], by: str) -> list[str]:
-        """Put names that the store does not know in force, at version 1; returns them.
+        """Put names that are not in force yet in force, at their next version; returns them.
 
         A name that is known keeps what the store says, whatever the configuration says now.
         """
@@ -54,18 +54,20 @@ class Policies:
             known = set(connection.scalars(select(policy_pointers.c.name)))
             fresh = [name for name in documents if name not in known]
             for name in fresh:
-                self._insert(connection, name, 1, documents[name], None, by)
+                # Versions may be there already that were never promoted.
+                version = self._next(connection, name)
+                self._insert(connection, name, version, documents[name], None, by)
                 connection.execute(
                     insert(policy_pointers).values(
                         name=name,
-                        version=1,
+                        version=version,
                         disabled=False,
                         shadow=None,
                         changed=datetime.now(UTC),
                         changed_by=by,
                     )
                 )
-                log(connection, by, "policy.seed", name, {"version": 1})
+                log(connection, by, "policy.seed", name, {"version": version})
             return fresh
 
     def pointers(self) -> dict[str, Pointer]:
@@ -97,10 +99,7 @@ class Policies:
     def add(self, name: str, document: Mapping[str, Any], reward: str | None, by: str) -> int:
         """Append a version, which is not in force yet; returns its number."""
         with self._database.transaction() as connection:
-            last = connection.scalar(
-                select(func.max(policy_versions.c.version)).where(policy_versions.c.name == name)
-            )
-            version = (last or 0) + 1
+            version = self._next(connection, name)
             self._insert(connection, name, version, document, reward, by)
             log(connection, by, "policy.add", name, {"version": version, "reward": reward})
             return version
@@ -133,6 +132,10 @@ class Policies:
         )
         with self._database.transaction() as connection:
             return [dict(row._mapping) for row in connection.execute(query)]
+
+    def _next(self, connection: Connection, name: str) -> int:
+        query = select(func.max(policy_versions.c.version)).where(policy_versions.c.name == name)
+        return (connection.scalar(query) or 0) + 1
 
     def _move(
         self,

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError
+import json
+from collections.abc import Mapping
+from dataclasses import FrozenInstanceError, asdict, dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -9,7 +11,16 @@ from models.bundle import Bundle, Calibration, Manifest
 from models.method import Method
 from service.config import ConfigError, Settings
 from service.errors import InvalidValue
-from service.policy import Overrides, Policy, pin, resolve
+from service.policy import (
+    Operating,
+    Overrides,
+    Policy,
+    derive,
+    from_document,
+    pin,
+    resolve,
+    to_document,
+)
 from tests.bundles import THRESHOLD, settings
 
 
@@ -187,3 +198,119 @@ def test_more_steps_than_the_schedule_has_stop_the_start(bundle: Bundle) -> None
     schedule.write_text('{"num_train_timesteps": 999}')
     with pytest.raises(ConfigError, match=r"policies\.none\.num_inference_steps: at most 999"):
         pin(Settings.model_validate(document), {"tiny": bundle})
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `derive` needs of a reward."""
+
+    id: str = "rw_1"
+    weights: Mapping[str, str] | None = field(
+        default_factory=lambda: {
+            part: f"sha256:{part}" for part in ("judge", "guide", "clean_guide", "probe")
+        }
+    )
+    card: Mapping[str, Any] | None = None
+
+
+def _card(policy: Policy, steps: int = 50, **changes: Any) -> dict[str, Any]:
+    entry = {
+        "method": asdict(policy.settings.method(steps)),
+        "threshold": 0.7,
+        "probe_thresholds": [0.1] * len(policy.settings.probes),
+        "acceptance": 0.8,
+        "labelled": 600,
+    }
+    return {"calibrations": {str(steps): entry | changes}}
+
+
+@pytest.mark.parametrize(
+    "spec", [{}, {"threshold": 0.5, "censor_scale": 1.0, "guide_interval": [0, 850]}]
+)
+def test_a_policy_comes_back_from_its_document(bundle: Bundle, spec: dict[str, Any]) -> None:
+    policy = replace(_pin(bundle, **spec), version=7, reward="rw_1")
+    text = json.dumps(to_document(policy))
+    assert from_document(json.loads(text)) == policy
+
+
+@pytest.mark.parametrize("place", [(), ("settings",), ("operating", "50")])
+def test_a_document_with_an_unknown_key_is_refused(bundle: Bundle, place: tuple[str, ...]) -> None:
+    document = to_document(_pin(bundle))
+    inner: dict[str, Any] = document
+    for key in place:
+        inner = inner[key]
+    inner["colour"] = "red"
+    with pytest.raises(ValueError, match="colour"):
+        from_document(document)
+
+
+def test_a_document_that_lacks_something_is_refused(bundle: Bundle) -> None:
+    document = to_document(_pin(bundle))
+    del document["judge"]
+    with pytest.raises(ValueError, match="judge"):
+        from_document(document)
+
+
+def test_the_version_is_the_policys_not_the_settings(bundle: Bundle) -> None:
+    policy = replace(_pin(bundle, version=3), version=7)
+    assert resolve(policy, Overrides(), 0, admin=False).policy_version == 7
+
+
+def test_a_trained_reward_brings_its_networks_and_its_thresholds(bundle: Bundle) -> None:
+    policy = _pin(bundle)
+    derived = derive(policy, Trained(card=_card(policy)))
+    assert derived.judge == "sha256:judge"
+    assert (derived.guide, derived.clean_guide, derived.probe) == (None, None, None)
+    assert derived.operating == {50: Operating(0.7, (), 0.8)}
+    assert derived.uncalibrated == [20]
+    assert derived.reward == "rw_1"
+    assert derived.networks == {"judge": "sha256:judge"}
+
+
+def test_a_guided_policy_takes_the_guide_that_it_steers_by(bundle: Bundle) -> None:
+    policy = _pin(bundle, censor_scale=1.0, threshold=0.5, num_inference_steps=[50])
+    derived = derive(policy, Trained(card=_card(policy)))
+    assert derived.guide == "sha256:guide"
+    assert derived.networks == {"guide": "sha256:guide", "judge": "sha256:judge"}
+    # Set by hand for another judge: it must not come along.
+    assert derived.settings.threshold is None
+    assert derived.operating[50].threshold == 0.7
+    distilled = replace(
+        policy, settings=policy.settings.model_copy(update={"guidance": "distilled"})
+    )
+    with pytest.raises(InvalidValue, match="no `distilled`"):
+        derive(distilled, Trained())
+    forward = replace(policy, settings=policy.settings.model_copy(update={"guidance": "forward"}))
+    assert derive(forward, Trained()).networks["forward"] == "sha256:clean_guide"
+
+
+OTHER_CALIBRATION: list[dict[str, Any]] = [
+    {"method": asdict(Method(num_inference_steps=50, eta=0.5))},
+    {"method": asdict(Method(num_inference_steps=49))},
+    {"method": {"num_inference_steps": 50, "colour": "red"}},
+    {"backbone": "sha256:another"},
+    {"schedule": "sha256:another"},
+    {"dtype": "bfloat16"},
+    {"probe_thresholds": [0.1]},
+    {"threshold": 0.0},
+    {"threshold": 1.0},
+    {"threshold": None},
+    {"acceptance": 0.0},
+]
+
+
+@pytest.mark.parametrize("change", OTHER_CALIBRATION)
+def test_a_calibration_of_another_sampling_is_none(bundle: Bundle, change: dict[str, Any]) -> None:
+    policy = _pin(bundle)
+    assert derive(policy, Trained(card=_card(policy, **change))).operating == {}
+    same = {name: getattr(policy, name) for name in ("backbone", "schedule", "dtype")}
+    assert derive(policy, Trained(card=_card(policy, **same))).operating
+
+
+def test_a_reward_without_a_judge_or_a_policy_without_one_gives_nothing(bundle: Bundle) -> None:
+    with pytest.raises(InvalidValue, match="no `judge`"):
+        derive(_pin(bundle), Trained(weights={"guide": "sha256:guide"}))
+    document = settings(str(bundle.folder))
+    none = pin(Settings.model_validate(document), {"tiny": bundle})["none"]
+    with pytest.raises(InvalidValue, match="no judge to replace"):
+        derive(none, Trained())

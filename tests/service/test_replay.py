@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
@@ -14,12 +17,13 @@ from models import bundle as bundles
 from models.bundle import Bundle
 from service import replay
 from service.cli.main import app
-from service.config import Settings
+from service.config import Settings, blobs_url
 from service.decisions import Decision, Record, Request, row, versions
 from service.local import LocalService
 from service.policy import Overrides, resolve
 from service.replay import CannotReplay
 from service.serve_file import read
+from service.store.blobs import Blobs
 from tests.stores import open_store
 
 CONFIG = Path(__file__).parents[2] / "deploy/local.yaml"
@@ -178,6 +182,43 @@ def test_a_backbone_that_only_lies_in_the_bundle_does_not_count(
     )
     with pytest.raises(CannotReplay, match="changed: backbone"):
         replay.check(_changed(record, versions=then), settings, loaded)
+
+
+def _another(shipped: Path, folder: Path) -> bytes:
+    """The shipped judge in other bytes."""
+    graph = onnx.load(shipped)
+    graph.producer_name = "another"
+    onnx.save(graph, folder / "judge.onnx")
+    return (folder / "judge.onnx").read_bytes()
+
+
+def test_a_decision_under_a_trained_reward_takes_its_networks_from_the_blobs(
+    settings: Settings,
+    loaded: dict[str, Bundle],
+    url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    blobs_at = blobs_url(settings.store, os.environ)
+    bundle, blobs = loaded["mnist-sevens"], Blobs(blobs_at)
+    judge = blobs.put(_another(bundle.path(bundle.manifest.rewards["no-crossbar"].judge), tmp_path))
+    with LocalService(settings, "mnist-sevens", blobs_url=blobs_at) as service:
+        policy = dataclasses.replace(service.policies["no-crossbar"], judge=judge, reward="rw_1")
+        plan = resolve(policy, Overrides(num_inference_steps=20), SEED, admin=False)
+        outcome = asyncio.run(service.router.generate(plan, 1, 120.0))
+    asked = Request(n=1, deadline_s=120.0, on_filtered="never", prompt="")
+    ran = versions(settings.models["mnist-sevens"], bundle.manifest, policy)
+    record = Decision("r", "k", asked, plan, ran).record("ok", 1.0, outcome)
+    answer = _replay(url, record)
+    assert answer.exit_code == 0, answer.output
+    assert "identical to what was delivered" in answer.output
+
+    blobs.delete(judge)
+    again = CliRunner().invoke(app, ["replay", record.id, "--config", str(CONFIG), "--url", url])
+    assert (again.exit_code, again.output.count("\n")) == (1, 1), again.output
+    assert "judge of bundle" in again.output
+    assert "the store's blobs do not hold them" in again.output
 
 
 def test_an_unknown_decision_is_one_line(url: str) -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.errors import CensorUnavailable
+from service.errors import CensorUnavailable, StoreUnavailable
 from service.reward import Judges
 
 SHAPE = (2, 3, 1)
@@ -58,3 +60,49 @@ def test_a_judge_with_an_unusable_canary_is_not_ready(answer: float) -> None:
 
 def test_nan_reaches_the_verdict_as_nan() -> None:
     assert math.isnan(Judges({"bad": Always(math.nan)}, SHAPE).score("bad", [_grey(0)])[0])
+
+
+class Files:
+    """Blobs and what opens them: a file holds what its judge always says."""
+
+    def __init__(self, folder: Path, **answers: str) -> None:
+        self.folder = folder
+        self.opened: list[str] = []
+        for name, answer in answers.items():
+            (folder / name).write_text(answer)
+
+    def find(self, name: str, suffix: str) -> Path:
+        if not (self.folder / name).exists():
+            raise StoreUnavailable(f"blob {name} is not in the store")
+        return self.folder / name
+
+    def open(self, path: Path) -> Always:
+        self.opened.append(path.name)
+        return Always(float(path.read_text()))
+
+
+def test_a_judge_is_loaded_by_its_name_once(tmp_path: Path) -> None:
+    files = Files(tmp_path, other="0.25")
+    judges = Judges({"mean": Mean()}, SHAPE, files.find, files.open)
+    assert not judges.has("other")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(judges.load, ["other"] * 8))
+    assert files.opened == ["other"]
+    assert judges.score("other", [_grey(1)]) == [0.25]
+    assert judges.score("mean", [_grey(255)]) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("nan", "canary nan"), ("1.5", "canary 1.5"), ("no judge", "cannot be loaded")],
+)
+def test_a_judge_that_fails_its_canary_never_judges(
+    tmp_path: Path, content: str, words: str
+) -> None:
+    files = Files(tmp_path, bad=content)
+    judges = Judges({"mean": Mean()}, SHAPE, files.find, files.open)
+    for name, expected in (("bad", words), ("missing", "not in the store")):
+        with pytest.raises(CensorUnavailable, match=expected):
+            judges.load(name)
+        assert not judges.has(name)
+    judges.canary()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,17 @@ from service.api.app import create_app
 from service.api.context import Context
 from service.config import Settings, secrets
 from service.engine.loop import EngineLoop
+from service.errors import WinnowError
+from service.live import Live
 from service.local import LocalBackends
 from service.metrics import BackboneMetrics, IngressMetrics, merge, render
-from service.policy import pin
+from service.policy import Policy, pin
 from service.reward import Judges
 from service.router import Router
+from service.shadow import Shadows
 from service.store.recorder import Recorder
 from service.store.store import Store
+from service.weights import Weights
 from tests.bundles import HEIGHT, WIDTH, settings
 from tests.engines import make_engine, make_schedule
 from tests.gaussian import Gaussian
@@ -77,6 +82,17 @@ class Brightness:
 
 
 @dataclass
+class Dimmed:
+    """A judge from a file, which holds a number: so many times what another judge says."""
+
+    judge: Brightness
+    factor: float
+
+    def score(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+        return self.factor * self.judge.score(pixels)
+
+
+@dataclass
 class Backbone:
     """A Gaussian world whose steps a test may slow down."""
 
@@ -90,7 +106,10 @@ class Backbone:
 
 @dataclass
 class Served:
-    """A running server, and the parts of it that a test may look at or break."""
+    """A running server, and the parts of it that a test may look at or break.
+
+    `warmed` are the policies whose networks were brought in; `cold` is why that fails.
+    """
 
     url: str
     judge: Brightness
@@ -98,7 +117,11 @@ class Served:
     backends: LocalBackends
     store: Store
     recorder: Recorder
+    live: Live
+    settings: Settings
     app: FastAPI
+    warmed: list[Policy] = field(default_factory=list)
+    cold: WinnowError | None = None
     paths: list[str] = field(default_factory=list)
 
 
@@ -127,35 +150,53 @@ def serve(
     loop = EngineLoop(engine, max_waiting)
     judge_name = policies["bright"].judge
     assert judge_name is not None
-    backends = LocalBackends(loop, Judges({judge_name: judge}, (HEIGHT, WIDTH, 1)))
+    folder = tempfile.TemporaryDirectory()
+    store = open_store(f"sqlite:///{folder.name}/decisions.sqlite")
+    weights = Weights(bundle, f"{folder.name}/blobs")
+
+    def open_judge(path: Path) -> Dimmed:
+        return Dimmed(judge, float(path.read_text()))
+
+    judges = Judges({judge_name: judge}, (HEIGHT, WIDTH, 1), weights.find, open_judge)
+    backends = LocalBackends(loop, judges)
 
     async def gather_metrics() -> str:
         backbone_metrics.load(loop.running, loop.waiting)
         registries = {"ingress": metrics.registry, "backbone": backbone_metrics.registry}
         return merge((name, render(registry)) for name, registry in registries.items())
 
-    folder = tempfile.TemporaryDirectory()
-    store = open_store(f"sqlite:///{folder.name}/decisions.sqlite")
     recorder = Recorder(store.decisions, keep_days=30)
+    live = Live(store, policies, poll_s=0.1)
+
+    async def warm(policy: Policy) -> None:
+        if served.cold is not None:
+            raise served.cold
+        await backends.load(policy.settings.model, policy.networks)
+        served.warmed.append(policy)
+
     context = Context(
         settings=config,
         manifests={"tiny": bundle.manifest},
-        policies=policies,
+        live=live,
         keys=secrets(config.auth, KEYS),
         routers={"tiny": Router(backends, backends, judge_timeout_s, metrics.draw)},
         drawer=backends,
         scorer=backends,
+        warm=warm,
+        shadows=Shadows(backends, metrics.shadow, metrics.shadow_dropped),
         store=store,
         recorder=recorder,
         metrics=metrics,
         gather_metrics=gather_metrics,
     )
-    served = Served("", judge, backbone, backends, store, recorder, create_app(context))
+    app = create_app(context)
+    served = Served("", judge, backbone, backends, store, recorder, live, config, app)
     with _listen(_counted(served.app, served.paths)) as served.url:
         try:
             yield served
         finally:
             loop.close()
+            live.close()
             recorder.close()
             store.close()
             folder.cleanup()

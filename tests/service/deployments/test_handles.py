@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import DeploymentUnavailableError
 
-from service.deployments.handles import HandleScorer
-from service.errors import CensorUnavailable
+from service.deployments.handles import HandleDrawer, HandleScorer
+from service.errors import BackendUnavailable, CensorUnavailable, WinnowError
 
 IMAGE = np.zeros((2, 2, 1), np.uint8)
 
@@ -65,3 +67,52 @@ def test_a_judge_that_refuses_or_fails_is_not_asked_again() -> None:
         found, asked = _score(fault, [0.9])
         assert isinstance(found, CensorUnavailable)
         assert asked == 1
+
+
+class Everywhere:
+    """A handle whose replicas all answer a broadcast, or fail it."""
+
+    def __init__(self, outcome: BaseException | None = None) -> None:
+        self.asked: list[tuple[str, Any]] = []
+        self._outcome = outcome
+
+    def options(self, **_: Any) -> Everywhere:
+        return self
+
+    def broadcast(self, method: str, *arguments: Any) -> Everywhere:
+        self.asked.append((method, *arguments))
+        return self
+
+    async def results_async(self, timeout_s: float) -> list[None]:
+        if self._outcome is not None:
+            raise self._outcome
+        return [None, None]
+
+
+WEIGHTS = {"judge": "sha256:judge", "probe": "sha256:probe"}
+
+
+@pytest.mark.parametrize("face", [HandleDrawer, HandleScorer])
+def test_every_replica_is_told_to_load(face: type[HandleDrawer | HandleScorer]) -> None:
+    handle = Everywhere()
+    asyncio.run(face({"tiny": handle}).load("tiny", WEIGHTS))  # type: ignore[dict-item]
+    assert handle.asked == [("load", WEIGHTS)]
+
+
+@pytest.mark.parametrize(
+    ("face", "fault"), [(HandleDrawer, BackendUnavailable), (HandleScorer, CensorUnavailable)]
+)
+def test_one_replica_that_cannot_load_is_a_fault(
+    face: type[HandleDrawer | HandleScorer], fault: type[WinnowError]
+) -> None:
+    refusal = RayTaskError("load", "trace", fault("its canary failed"))
+    gone = DeploymentUnavailableError(DeploymentID("Backbone-tiny"))
+    for outcome, words in (
+        (refusal, "its canary failed"),
+        (ActorDiedError(), "did not answer"),
+        (gone, "did not answer"),
+        (TimeoutError(), "did not answer"),
+    ):
+        handle = Everywhere(outcome)
+        with pytest.raises(fault, match=words):
+            asyncio.run(face({"tiny": handle}).load("tiny", WEIGHTS))  # type: ignore[dict-item]

@@ -1,0 +1,256 @@
+"""The policies in force, as the store says: read twice a second, and never believed for long."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from service.errors import BackendUnavailable, PolicyDisabled, PolicyNotFound, StoreUnavailable
+from service.policy import RUNS_ON, Policy, from_document, to_document
+from service.store.policies import Pointer, Version
+from service.store.store import Store
+
+log = logging.getLogger("winnow.live")
+
+STALE_S = 5.0
+"""A kill switch that could not be read for so long counts as pulled."""
+
+CHECK_S = 0.25
+"""How often a running request looks whether its policy has been switched off."""
+
+SEEDING_TRIES = 20
+SEEDING_WAIT_S = 0.1
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class _View:
+    """What one reading of the store found; `read_at` is when it began, `time.monotonic()`."""
+
+    read_at: float
+    pointers: Mapping[str, Pointer] = field(default_factory=dict)
+    policies: Mapping[str, Policy] = field(default_factory=dict)
+    shadows: Mapping[str, Policy] = field(default_factory=dict)
+
+
+class Live:
+    """The policies in force, and the switch of each. Any thread may ask; only reading blocks."""
+
+    def __init__(
+        self,
+        store: Store,
+        seeds: Mapping[str, Policy],
+        poll_s: float = 0.5,
+        stale_s: float = STALE_S,
+    ) -> None:
+        """`seeds` are the configuration's policies: names that the store lacks begin with them.
+
+        Raises StoreUnavailable.
+        """
+        self.seeds = seeds
+        self.stale_s = stale_s
+        self._store = store
+        self._poll_s = poll_s
+        # What a model's policies must have been made for, to mean what they say.
+        self._runs_on = {seed.settings.model: _runs_on(seed) for seed in seeds.values()}
+        self._versions: dict[tuple[str, int], Policy | None] = {}
+        self._reading = threading.Lock()
+        self._closing = threading.Event()
+        self._view = _View(time.monotonic())
+        _seed(store, seeds)
+        self.refresh()
+        self._say_what_differs()
+        self._thread = threading.Thread(target=self._poll, name="live", daemon=True)
+        self._thread.start()
+
+    @property
+    def pointers(self) -> Mapping[str, Pointer]:
+        """What the store last said is in force, by name."""
+        return self._view.pointers
+
+    @property
+    def policies(self) -> Mapping[str, Policy]:
+        """The policies in force; those that are switched off are left out."""
+        view = self._view
+        return {
+            name: policy
+            for name, policy in view.policies.items()
+            if not view.pointers[name].disabled
+        }
+
+    def get(self, name: str) -> Policy:
+        """The policy in force under a name.
+
+        Raises PolicyNotFound, PolicyDisabled, StoreUnavailable when the store has not been read for
+        too long, and BackendUnavailable when the policy was made for another backbone.
+        """
+        view = self._fresh()
+        if name not in view.pointers:
+            raise PolicyNotFound(
+                f"no policy {name!r} (there are {', '.join(self.policies)})", "policy"
+            )
+        _refuse_disabled(view.pointers[name])
+        policy = view.policies.get(name)
+        if policy is None:
+            raise StoreUnavailable(f"policy {name!r} cannot be read; the log holds its cause")
+        self.fits(policy)
+        return policy
+
+    def shadow(self, name: str) -> Policy | None:
+        """The version that scores beside the one in force, if there is one."""
+        return self._view.shadows.get(name)
+
+    def check(self, policy: Policy) -> None:
+        """Called right before images leave.
+
+        Raises PolicyDisabled if the policy was switched off since, whichever version it is, and
+        StoreUnavailable when nobody can tell.
+        """
+        pointer = self._fresh().pointers.get(policy.name)
+        if pointer is None:
+            raise PolicyDisabled(f"policy {policy.name!r} is gone from the store")
+        _refuse_disabled(pointer)
+
+    def fits(self, policy: Policy) -> None:
+        """Raises BackendUnavailable unless the policy was made for the backbone that runs."""
+        here = self._runs_on.get(policy.settings.model, {})
+        other = [name for name in RUNS_ON if getattr(policy, name) != here.get(name)]
+        if other:
+            raise BackendUnavailable(
+                f"policy {policy.name!r} version {policy.version} was made for another "
+                f"{' and '.join(other)} than model {policy.settings.model!r} runs on: promote a "
+                "version that was made for this one"
+            )
+
+    async def guard(self, policy: Policy, work: Coroutine[Any, Any, Result]) -> Result:
+        """The result of `work`, unless the policy is switched off meanwhile: then it is cancelled.
+
+        Raises PolicyDisabled, and StoreUnavailable as `check` does.
+        """
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done():
+                if pointer := self._view.pointers.get(policy.name):
+                    _refuse_disabled(pointer)
+                await asyncio.wait([task], timeout=CHECK_S)
+            result = await task
+            self.check(policy)
+            return result
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait([task])
+
+    def refresh(self) -> None:
+        """Read the store now. Raises StoreUnavailable."""
+        with self._reading:
+            read_at = time.monotonic()
+            found = self._store.policies.pointers()
+            # In the order of the configuration; what came later follows by name.
+            order = [*(name for name in self.seeds if name in found), *sorted(found)]
+            pointers = {name: found[name] for name in order}
+            in_force = {name: self._read(name, at.version) for name, at in pointers.items()}
+            shadows = {
+                name: self._read(name, at.shadow)
+                for name, at in pointers.items()
+                if at.shadow is not None and at.shadow != at.version
+            }
+            self._view = _View(read_at, pointers, _known(in_force), _known(shadows))
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._closing.set()
+        self._thread.join()
+
+    def _fresh(self) -> _View:
+        view = self._view
+        if time.monotonic() - view.read_at > self.stale_s:
+            raise StoreUnavailable(
+                f"the policies in force could not be read for {self.stale_s:g} s: nothing leaves "
+                "while nobody can tell what is switched off"
+            )
+        return view
+
+    def _read(self, name: str, number: int) -> Policy | None:
+        """A version, which never changes: read once. None where this Winnow cannot read it."""
+        key = name, number
+        if key not in self._versions:
+            policy = parse(self._store.policies.read(name, number))
+            self._versions[key] = policy
+            if policy is not None:
+                try:
+                    self.fits(policy)
+                except BackendUnavailable as error:
+                    log.error("%s", error)
+        return self._versions[key]
+
+    def _poll(self) -> None:
+        failing = False
+        while not self._closing.wait(self._poll_s):
+            try:
+                self.refresh()
+            except Exception as error:  # asked again; meanwhile `get` and `check` fail closed
+                if not failing:
+                    log.error("the policies in force cannot be read", exc_info=error)
+                failing = True
+            else:
+                if failing:
+                    log.info("the policies in force can be read again")
+                failing = False
+
+    def _say_what_differs(self) -> None:
+        in_force = self._view.policies
+        differ = [
+            f"{name} (version {self._view.pointers[name].version} is in force)"
+            for name, seed in self.seeds.items()
+            if name not in in_force or replace(in_force[name], version=seed.version) != seed
+        ]
+        if differ:
+            log.warning(
+                "the configuration says otherwise of %s: the store wins. To put what the "
+                "configuration says in force: `winnow policies add NAME` and `winnow policies "
+                "promote NAME`",
+                ", ".join(differ),
+            )
+
+
+def parse(version: Version) -> Policy | None:
+    """The policy of a stored version, by the store's name and number for it; None if unreadable."""
+    try:
+        policy = from_document(version.document)
+    except ValueError as error:
+        log.error("policy %r version %d: %s", version.name, version.version, error)
+        return None
+    return replace(policy, name=version.name, version=version.version, reward=version.reward)
+
+
+def _seed(store: Store, seeds: Mapping[str, Policy]) -> None:
+    documents = {name: to_document(policy) for name, policy in seeds.items()}
+    for tries_left in reversed(range(SEEDING_TRIES)):
+        try:
+            store.policies.seed(documents, "configuration")
+            return
+        except StoreUnavailable:
+            # Another replica may be putting the same names there this moment.
+            if not tries_left:
+                raise
+            time.sleep(SEEDING_WAIT_S)
+
+
+def _refuse_disabled(pointer: Pointer) -> None:
+    if pointer.disabled:
+        raise PolicyDisabled(f"policy {pointer.name!r} was switched off", "policy")
+
+
+def _runs_on(policy: Policy) -> dict[str, str]:
+    return {name: getattr(policy, name) for name in RUNS_ON}
+
+
+def _known(policies: Mapping[str, Policy | None]) -> dict[str, Policy]:
+    return {name: policy for name, policy in policies.items() if policy is not None}

@@ -1,0 +1,438 @@
+"""Versions, and which of them is in force: what is refused, what happens at once, what is told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+import httpx
+import pytest
+
+from models.bundle import Bundle
+from service.errors import BackendUnavailable, StoreUnavailable
+from service.live import STALE_S
+from service.policy import to_document
+from service.ports import DrawResult
+from tests.metrics import parse, value
+from tests.rewards import put_reward
+from tests.service.api.conftest import client
+from tests.service.api.server import Served, serve
+
+IMAGES = "/v1/images/generations"
+HIGHER = {50: 0.55, 20: 0.65}
+"""Thresholds above those of the bundle."""
+ids = count()
+
+
+@pytest.fixture
+def served(bundle: Bundle) -> Iterator[Served]:
+    """A server of one's own: what is in force is its state."""
+    with serve(bundle) as running:
+        yield running
+
+
+@pytest.fixture
+def approve(served: Served) -> Iterator[httpx.Client]:
+    with client(served, "APPROVE_KEY") as opened:
+        yield opened
+
+
+@pytest.fixture
+def http(served: Served) -> Iterator[httpx.Client]:
+    with client(served) as opened:
+        yield opened
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come about in time"
+        time.sleep(0.01)
+
+
+def trained(served: Served, factor: float = 0.95, **changes: Any) -> str:
+    """A reward whose judge says `factor` times the brightness; returns its id."""
+    reward_id = f"rw_{next(ids)}"
+    wanted: dict[str, Any] = {"thresholds": HIGHER} | changes
+    policy = served.live.seeds["bright"]
+    put_reward(served.store, reward_id, policy, {"judge": str(factor).encode()}, **wanted)
+    return reward_id
+
+
+def add(served: Served, key: str = "LABEL_KEY", **body: Any) -> httpx.Response:
+    """A version of `bright`, unless `body` says otherwise."""
+    with client(served, key) as http:
+        return http.post("/v1/policies", json={"name": "bright", "based_on": "bright"} | body)
+
+
+def refused(answer: httpx.Response, status: int, code: str, words: str) -> None:
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert error["code"] == code
+    assert words in error["message"], error["message"]
+
+
+def generate(http: httpx.Client, **body: Any) -> httpx.Response:
+    return http.post(IMAGES, json=body)
+
+
+def test_a_new_version_is_there_but_not_in_force(served: Served, http: httpx.Client) -> None:
+    reward_id = trained(served)
+    answer = add(served, reward=reward_id)
+    assert answer.status_code == 201
+    said = answer.json()
+    assert (said["version"], said["reward"], said["created_by"]) == (2, reward_id, "label")
+    assert said["thresholds"] == {"50": 0.55, "20": 0.65}
+    assert said["question"] == "Is it?"
+    assert generate(http, seed=1).json()["policy"]["version"] == 1
+
+
+def test_a_promoted_version_judges_by_the_judge_and_threshold_of_its_reward(
+    served: Served, http: httpx.Client, approve: httpx.Client
+) -> None:
+    judge = add(served, reward=trained(served, 0.9)).json()["networks"]["judge"]
+    answer = approve.post("/v1/policies/bright/promote", json={"version": 2})
+    assert answer.status_code == 200, answer.text
+    assert answer.json() == {
+        "id": "bright",
+        "object": "policy.pointer",
+        "version": 2,
+        "disabled": False,
+        "shadow": None,
+    }
+    assert [policy.version for policy in served.warmed] == [2], "warm before it is in force"
+    said = generate(http, n=4, seed=1).json()
+    assert (said["policy"]["version"], said["policy"]["judge"]) == (2, judge)
+    for entry in said["data"]:
+        verdict = entry["content_filter_results"]["bright"]
+        assert verdict["threshold"] == 0.55
+        assert 0.55 <= verdict["benign_score"] <= 0.9
+    listed = http.get("/v1/policies/bright").json()
+    assert (listed["version"], listed["judge"]) == (2, judge)
+    url = "data:image/png;base64," + said["data"][0]["b64_json"]
+    item = {"type": "image_url", "image_url": {"url": url}}
+    score = http.post("/v1/moderations", json={"input": [item]}).json()
+    assert score["judge"] == judge
+    with client(served, "APPROVE_KEY") as reader:
+        record = reader.get(f"/v1/decisions/{said['id']}").json()
+    assert record["plan"]["policy_version"] == 2
+    assert record["versions"]["weights"]["judge"] == judge
+
+
+def test_a_name_may_be_new(served: Served, http: httpx.Client, approve: httpx.Client) -> None:
+    assert add(served, name="brighter", reward=trained(served)).json()["version"] == 1
+    assert generate(http, policy="brighter").status_code == 404
+    assert approve.post("/v1/policies/brighter/promote").status_code == 200
+    said = generate(http, policy="brighter", seed=1).json()
+    assert said["policy"]["id"] == "brighter"
+    assert "brighter" in said["data"][0]["content_filter_results"]
+    refused(approve.post("/v1/policies/brighter/rollback"), 409, "conflict", "no version in force")
+
+
+@pytest.mark.parametrize("key", ["PLAIN_KEY", "SCORES_KEY"])
+def test_who_may_do_what(served: Served, key: str) -> None:
+    refused(add(served, key, reward="rw"), 403, "policy_not_allowed", "'approve' scope")
+    with client(served, "LABEL_KEY") as label, client(served, key) as other:
+        for http in (label, other):
+            for route in ("promote", "rollback", "disable", "shadow"):
+                answer = http.post(f"/v1/policies/bright/{route}", json={"version": 1})
+                refused(answer, 403, "policy_not_allowed", "'approve' scope")
+            for route in ("versions", "history"):
+                answer = http.get(f"/v1/policies/bright/{route}")
+                refused(answer, 403, "policy_not_allowed", "'approve' scope")
+    assert served.live.pointers["bright"].version == 1
+
+
+def test_what_cannot_become_a_version(served: Served) -> None:
+    for body, status, code, words in (
+        ({"name": "Bright!", "reward": "x"}, 400, "invalid_value", "name"),
+        ({"reward": "rw_none"}, 404, "reward_not_found", "rw_none"),
+        ({"based_on": "other", "reward": "x"}, 404, "policy_not_found", "other"),
+        ({"based_on": "none", "reward": trained(served)}, 400, "invalid_value", "no judge"),
+        ({"based_on": "none"}, 400, "invalid_value", "one of none, bright"),
+        ({"reward": trained(served, ready=False)}, 409, "conflict", "it is queued"),
+        ({"colour": "red"}, 400, "invalid_value", "no such field"),
+    ):
+        refused(add(served, **body), status, code, words)
+    policy = served.live.seeds["bright"]
+    put_reward(served.store, "rw_guide", policy, {"guide": b"1"}, {})
+    refused(add(served, reward="rw_guide"), 400, "invalid_value", "no `judge`")
+
+
+def test_a_step_count_without_a_threshold_is_not_promoted(
+    served: Served, approve: httpx.Client
+) -> None:
+    said = add(served, reward=trained(served, thresholds={50: 0.7})).json()
+    assert said["uncalibrated"] == [20]
+    answer = approve.post("/v1/policies/bright/promote")
+    refused(answer, 409, "conflict", "no calibrated threshold at 20 steps")
+    refused(
+        approve.post("/v1/policies/bright/shadow", json={"version": 2}), 409, "conflict", "at 20"
+    )
+    assert served.live.pointers["bright"].version == 1
+    assert not served.warmed
+
+
+@pytest.mark.parametrize("by", ["approve", "approve/ann"])
+def test_whoever_trained_does_not_approve(served: Served, approve: httpx.Client, by: str) -> None:
+    add(served, reward=trained(served, by=by))
+    refused(approve.post("/v1/policies/bright/promote"), 409, "conflict", "somebody else")
+    with client(served, "ADMIN_KEY") as admin:
+        assert admin.post("/v1/policies/bright/promote").status_code == 200
+
+
+def test_a_laptop_may_let_its_only_person_approve(bundle: Bundle) -> None:
+    with serve(bundle, feedback={"self_approval": True}) as served:
+        add(served, reward=trained(served, by="approve"))
+        with client(served, "APPROVE_KEY") as approve:
+            assert approve.post("/v1/policies/bright/promote").status_code == 200
+
+
+def test_a_lower_threshold_needs_an_admin(served: Served, approve: httpx.Client) -> None:
+    add(served, reward=trained(served, thresholds={50: 0.7, 20: 0.59}))
+    answer = approve.post("/v1/policies/bright/promote")
+    refused(answer, 409, "conflict", "at 20 steps")
+    assert "from 0.6000 to 0.5900" in answer.json()["error"]["message"]
+    with client(served, "ADMIN_KEY") as admin:
+        assert admin.post("/v1/policies/bright/promote").status_code == 200
+
+
+def test_what_censors_nothing_replaces_no_censor(served: Served, approve: httpx.Client) -> None:
+    document = to_document(replace(served.live.seeds["none"], name="bright"))
+    served.store.policies.add("bright", document, None, "somebody")
+    refused(approve.post("/v1/policies/bright/promote"), 409, "conflict", "must censor")
+    add(served, name="other", reward=trained(served))
+    assert approve.post("/v1/policies/other/promote").status_code == 200
+    served.store.policies.add("other", document, None, "somebody")
+    refused(approve.post("/v1/policies/other/promote"), 409, "conflict", "censors nothing")
+
+
+def test_what_no_replica_can_load_is_not_promoted(served: Served, approve: httpx.Client) -> None:
+    add(served, reward=trained(served))
+    served.cold = BackendUnavailable("a replica could not")
+    refused(approve.post("/v1/policies/bright/promote"), 503, "backend_unavailable", "could not")
+    served.cold = None
+    judge = served.store.policies.read("bright", 2).document["judge"]
+    served.store.blobs.delete(judge)
+    refused(approve.post("/v1/policies/bright/promote"), 503, "censor_unavailable", "not in the")
+    assert served.live.pointers["bright"].version == 1
+
+
+def test_of_two_that_promote_at_once_one_is_told(
+    served: Served, approve: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(served, reward=trained(served, 0.9))
+    add(served, reward=trained(served, 0.95))
+    point = served.store.policies.point
+
+    def overtaken(name: str, before: Any, *rest: Any) -> Any:
+        monkeypatch.undo()
+        point(name, before, 2, "another", "policy.promote")
+        return point(name, before, *rest)
+
+    monkeypatch.setattr(served.store.policies, "point", overtaken)
+    refused(approve.post("/v1/policies/bright/promote"), 409, "conflict", "changed meanwhile")
+    wait_for(lambda: served.live.pointers["bright"].version == 2)
+
+
+def test_a_rollback_undoes_promotions_one_by_one(served: Served, approve: httpx.Client) -> None:
+    refused(approve.post("/v1/policies/bright/rollback"), 409, "conflict", "no version in force")
+    for factor in (0.9, 0.95):
+        add(served, reward=trained(served, factor))
+        assert approve.post("/v1/policies/bright/promote").status_code == 200
+    went = [approve.post("/v1/policies/bright/rollback").json() for _ in range(2)]
+    assert [pointer["version"] for pointer in went] == [2, 1]
+    refused(approve.post("/v1/policies/bright/rollback"), 409, "conflict", "no version in force")
+    assert approve.post("/v1/policies/bright/promote", json={"version": 3}).status_code == 200
+    assert approve.post("/v1/policies/bright/rollback").json()["version"] == 1
+    told = approve.get("/v1/policies/bright/history").json()["data"]
+    assert [entry["action"] for entry in told] == [
+        "policy.rollback", "policy.promote", "policy.rollback", "policy.rollback",
+        "policy.promote", "policy.add", "policy.promote", "policy.add", "policy.seed",
+    ]  # fmt: skip
+    assert told[0]["actor"] == "approve"
+    versions = approve.get("/v1/policies/bright/versions").json()
+    assert versions["in_force"]["version"] == 1
+    assert [version["version"] for version in versions["data"]] == [3, 2, 1]
+
+
+def test_a_rollback_waits_for_no_replica(served: Served, approve: httpx.Client) -> None:
+    add(served, reward=trained(served))
+    approve.post("/v1/policies/bright/promote")
+    served.cold = BackendUnavailable("all of them crash")
+    assert approve.post("/v1/policies/bright/rollback").json()["version"] == 1
+
+
+def test_a_policy_that_is_switched_off_refuses_until_a_version_is_promoted(
+    served: Served, http: httpx.Client, approve: httpx.Client
+) -> None:
+    served.cold = BackendUnavailable("the backbone is down")
+    assert approve.post("/v1/policies/bright/disable").json()["disabled"] is True
+    refused(generate(http), 403, "policy_disabled", "'bright' was switched off")
+    refused(http.get("/v1/policies/bright"), 403, "policy_disabled", "switched off")
+    assert "bright" not in [one["id"] for one in http.get("/v1/policies").json()["data"]]
+    refused(approve.post("/v1/policies/other/disable"), 404, "policy_not_found", "other")
+    served.cold = None
+    # It can be repaired: a new reward, based on what was switched off.
+    assert add(served, reward=trained(served)).json()["version"] == 2
+    assert approve.post("/v1/policies/bright/promote").status_code == 200
+    assert generate(http, seed=1).status_code == 200
+
+
+@pytest.mark.parametrize("through", ["this replica", "another"])
+def test_what_runs_when_its_policy_is_switched_off_delivers_nothing(
+    served: Served, http: httpx.Client, approve: httpx.Client, through: str
+) -> None:
+    """The denoiser is slow: without the switch this takes ten seconds."""
+    served.backbone.delay_s = 0.2
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(generate, http, n=2, seed=1)
+        wait_for(lambda: served.backends.loop.running > 0)
+        started = time.monotonic()
+        if through == "this replica":
+            approve.post("/v1/policies/bright/disable")
+        else:
+            served.store.policies.disable("bright", "another")
+        answer = running.result()
+    assert time.monotonic() - started < 2
+    refused(answer, 403, "policy_disabled", "switched off")
+    assert "b64_json" not in answer.text
+    wait_for(lambda: served.backends.loop.running == 0)
+    wait_for(lambda: served.store.decisions.read(answer.json()["id"]) is not None)
+    record = served.store.decisions.read(answer.json()["id"])
+    assert record is not None
+    assert (record["outcome"], record["images"]) == ("policy_disabled", [])
+
+
+def test_images_that_are_done_do_not_leave_a_policy_that_was_just_switched_off(
+    served: Served, http: httpx.Client
+) -> None:
+    """Off between the last draw and the answer: nobody has looked in between."""
+
+    def off(results: list[DrawResult]) -> None:
+        served.store.policies.disable("bright", "another")
+        served.live.refresh()
+
+    served.backends.on_results = off
+    served.judge.answer = 0.9
+    refused(generate(http, seed=1), 403, "policy_disabled", "switched off")
+
+
+def test_pointers_that_cannot_be_read_count_as_pulled_switches(
+    served: Served, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert STALE_S == 5.0
+    served.live.stale_s = 0.5
+
+    def gone() -> None:
+        raise StoreUnavailable("the store failed")
+
+    served.backbone.delay_s = 0.02
+    with ThreadPoolExecutor() as pool:
+        monkeypatch.setattr(served.store.policies, "pointers", gone)
+        running = pool.submit(generate, http, n=1, seed=1)
+        refused(running.result(), 503, "store_unavailable", "switched off")
+    refused(generate(http), 503, "store_unavailable", "could not be read for 0.5 s")
+    refused(http.post("/v1/moderations", json={"input": [ITEM]}), 503, "store_unavailable", "0.5")
+    monkeypatch.undo()
+    served.backbone.delay_s = 0.0
+    wait_for(lambda: generate(http, seed=1).status_code == 200)
+
+
+ITEM = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
+
+
+def test_requests_that_run_keep_their_plan(
+    served: Served, http: httpx.Client, approve: httpx.Client
+) -> None:
+    add(served, reward=trained(served))
+    served.backbone.delay_s = 0.02
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(generate, http, seed=1)
+        wait_for(lambda: served.backends.loop.running > 0)
+        assert approve.post("/v1/policies/bright/promote").status_code == 200
+        served.backbone.delay_s = 0.0
+        first = running.result().json()
+    assert first["policy"]["version"] == 1
+    assert generate(http, seed=1).json()["policy"]["version"] == 2
+
+
+def test_a_policy_for_another_backbone_is_kept_and_answers_503(
+    served: Served, http: httpx.Client, approve: httpx.Client
+) -> None:
+    document = dict(served.store.policies.read("bright", 1).document)
+    for change in ({"backbone": "sha256:other"}, {"dtype": "bfloat16"}, {"schedule": "sha256:x"}):
+        number = served.store.policies.add("bright", document | change, None, "somebody")
+        before = served.live.pointers["bright"]
+        answer = approve.post("/v1/policies/bright/promote", json={"version": number})
+        refused(answer, 503, "backend_unavailable", f"another {next(iter(change))}")
+        served.store.policies.point("bright", before, number, "somebody", "policy.promote")
+        served.live.refresh()
+        refused(generate(http), 503, "backend_unavailable", f"another {next(iter(change))}")
+
+
+def test_what_the_configuration_says_comes_into_force_by_hand(
+    served: Served, http: httpx.Client, approve: httpx.Client
+) -> None:
+    add(served, reward=trained(served))
+    approve.post("/v1/policies/bright/promote")
+    assert add(served, "APPROVE_KEY").json()["version"] == 3
+    refused(approve.post("/v1/policies/bright/promote"), 409, "conflict", "needs the 'admin'")
+    with client(served, "ADMIN_KEY") as admin:
+        assert admin.post("/v1/policies/bright/promote").status_code == 200
+    said = generate(http, seed=1).json()
+    assert said["policy"]["version"] == 3
+    assert said["policy"]["judge"] == served.live.seeds["bright"].judge
+
+
+def test_a_shadow_scores_what_was_judged_and_decides_nothing(
+    served: Served, http: httpx.Client, approve: httpx.Client
+) -> None:
+    before = generate(http, n=4, seed=10).json()
+    judge = add(served, reward=trained(served, 0.5)).json()["networks"]["judge"]
+    answer = approve.post("/v1/policies/bright/shadow", json={"version": 2})
+    assert answer.json()["shadow"] == 2
+    after = generate(http, n=4, seed=10).json()
+    assert after["data"] == before["data"], "the same images by the same verdicts"
+    draws = after["usage"]["draws"]
+    rejected = draws - 4
+    assert rejected, "there is something for the shadow to see beside what was delivered"
+
+    def page() -> Any:
+        return parse(http.get("/metrics").text)
+
+    labels = {"policy": "bright", "judge": judge.removeprefix("sha256:")[:12]}
+    wait_for(lambda: value(page(), "winnow_shadow_draws_total", **labels) == draws)
+    # At half the brightness nothing reaches 0.55.
+    seen = {
+        live: value(
+            page(), "winnow_shadow_draws_total", verdict="rejected", live_verdict=live, **labels
+        )
+        for live in ("accepted", "rejected")
+    }
+    assert seen == {"accepted": 4, "rejected": rejected}
+    assert value(page(), "winnow_shadow_score_count", **labels) == draws
+    assert value(page(), "winnow_draws_total", policy="bright") == 2 * draws
+
+    # A shadow that fails is dropped, and nobody notices.
+    served.backends.judges._judges[judge].factor = float("nan")  # type: ignore[attr-defined]
+    assert generate(http, n=4, seed=10).json()["data"] == before["data"]
+    wait_for(lambda: value(page(), "winnow_shadow_dropped_total", policy="bright") == draws)
+
+    assert (
+        approve.post("/v1/policies/bright/shadow", json={"version": None}).json()["shadow"] is None
+    )
+    generate(http, n=4, seed=10)
+    assert value(page(), "winnow_shadow_draws_total", **labels) == draws
+
+
+def test_who_has_no_judge_casts_no_shadow(served: Served, approve: httpx.Client) -> None:
+    answer = approve.post("/v1/policies/none/shadow", json={"version": 1})
+    refused(answer, 400, "invalid_value", "no judge")
+    answer = approve.post("/v1/policies/bright/shadow", json={"version": 9})
+    refused(answer, 404, "policy_not_found", "no version 9")
+    refused(approve.post("/v1/policies/bright/shadow", json={}), 400, "invalid_value", "version")

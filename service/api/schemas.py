@@ -66,8 +66,13 @@ class ModerationRequest(_Request):
     model: str | None = None
 
 
-def generation(decision_id: str, policy: Policy, outcome: Outcome, scores: bool) -> dict[str, Any]:
-    """The body of a response; `scores` says whether the key may see scores and thresholds."""
+def generation(
+    decision_id: str, policy: Policy, outcome: Outcome, scores: bool, certified: bool
+) -> dict[str, Any]:
+    """The body of a response; `scores` says whether the key may see scores and thresholds.
+
+    `certified` says whether a passed certificate covers this very request.
+    """
     plan = outcome.plan
     return {
         "id": decision_id,
@@ -78,7 +83,7 @@ def generation(decision_id: str, policy: Policy, outcome: Outcome, scores: bool)
             "version": plan.policy_version,
             "guide": plan.guide,
             "judge": plan.judge,
-            "certified": False,
+            "certified": certified,
         },
         "data": [_entry(outcome, image, scores) for image in outcome.images],
         "usage": {

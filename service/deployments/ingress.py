@@ -18,6 +18,7 @@ from service.api.app import create_app
 from service.api.context import Context
 from service.config import Settings
 from service.deployments.handles import HandleDrawer, HandleScorer
+from service.feedback.certified import Certified
 from service.metrics import IngressMetrics, merge, render
 from service.policy import pin
 from service.router import Router
@@ -40,10 +41,12 @@ class Ingress:
         loaded = {name: bundles.load(model.bundle) for name, model in settings.models.items()}
         store = Store(*config.store_urls(settings.store, os.environ))
         drawer, scorer = HandleDrawer(backbones), HandleScorer(judges)
+        manifests = {name: bundle.manifest for name, bundle in loaded.items()}
+        policies = pin(settings, loaded)
         self._context = Context(
             settings=settings,
-            manifests={name: bundle.manifest for name, bundle in loaded.items()},
-            policies=pin(settings, loaded),
+            manifests=manifests,
+            policies=policies,
             keys=config.secrets(settings.auth, os.environ),
             routers={
                 name: Router(
@@ -60,6 +63,13 @@ class Ingress:
             store=store,
             recorder=Recorder(store.decisions, settings.store.keep_days),
             metrics=self._metrics,
+            certified=Certified(
+                store.certificates,
+                settings,
+                manifests,
+                lambda: policies,
+                self._metrics.certificates,
+            ),
             gather_metrics=self._gather,
         )
 

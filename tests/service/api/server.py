@@ -23,6 +23,7 @@ from service.api.app import create_app
 from service.api.context import Context
 from service.config import Settings, secrets
 from service.engine.loop import EngineLoop
+from service.feedback.certified import Certified
 from service.local import LocalBackends
 from service.metrics import BackboneMetrics, IngressMetrics, merge, render
 from service.policy import pin
@@ -93,6 +94,7 @@ class Served:
     backends: LocalBackends
     store: Store
     recorder: Recorder
+    certified: Certified
     paths: list[str] = field(default_factory=list)
 
 
@@ -131,6 +133,13 @@ def serve(
     folder = tempfile.TemporaryDirectory()
     store = open_store(f"sqlite:///{folder.name}/decisions.sqlite")
     recorder = Recorder(store.decisions, keep_days=30)
+    certified = Certified(
+        store.certificates,
+        config,
+        {"tiny": bundle.manifest},
+        lambda: policies,
+        metrics.certificates,
+    )
     context = Context(
         settings=config,
         manifests={"tiny": bundle.manifest},
@@ -142,15 +151,17 @@ def serve(
         store=store,
         recorder=recorder,
         metrics=metrics,
+        certified=certified,
         gather_metrics=gather_metrics,
     )
-    served = Served("", judge, backbone, backends, store, recorder)
+    served = Served("", judge, backbone, backends, store, recorder, certified)
     with _listen(_counted(create_app(context), served.paths)) as served.url:
         try:
             yield served
         finally:
             loop.close()
             recorder.close()
+            certified.close()
             store.close()
             folder.cleanup()
 

@@ -219,6 +219,16 @@ class StoreSettings(_Part):
         return self
 
 
+class CertificateSettings(_Part):
+    """Evidence of certificates: who signs it.
+
+    `signing_key_env` names the environment variable with 32 random bytes in base64. Without it the
+    key is a file that is made once beside the store.
+    """
+
+    signing_key_env: str | None = Field(None, pattern="^[A-Z][A-Z0-9_]*$")
+
+
 class Settings(_Part):
     """Everything that the service is told: the `args` of its application.
 
@@ -231,6 +241,7 @@ class Settings(_Part):
     auth: AuthSettings
     limits: Limits = Limits()
     store: StoreSettings = StoreSettings()
+    certificates: CertificateSettings = CertificateSettings()
     ingress_metrics: bool = False
     ingress: Replicas = Replicas(max_ongoing_requests=256)
 
@@ -297,8 +308,7 @@ def store_urls(store: StoreSettings, environment: Mapping[str, str]) -> tuple[st
     The defaults lie in the user's state folder: replicas do not share a working folder, and what is
     kept must outlive a clone and its build.
     """
-    state = environment.get("XDG_STATE_HOME") or "~/.local/state"
-    folder = Path(state).expanduser().absolute() / "winnow"
+    folder = state_folder(environment)
     url = store.url or f"sqlite:///{folder}/decisions.sqlite"
     if store.url_env is not None:
         url = environment.get(store.url_env, "")
@@ -307,3 +317,9 @@ def store_urls(store: StoreSettings, environment: Mapping[str, str]) -> tuple[st
                 f"store.url_env: environment variable {store.url_env} must hold a URL"
             )
     return url, store.blobs_url or str(folder / "blobs")
+
+
+def state_folder(environment: Mapping[str, str]) -> Path:
+    """Where this user's Winnow keeps what it must not lose."""
+    state = environment.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(state).expanduser().absolute() / "winnow"

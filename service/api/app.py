@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import Depends, FastAPI, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from service.api import catalogue, decisions, faults, health, images, moderations
+from service.api import catalogue, certificates, decisions, faults, health, images, moderations
 from service.api.auth import Authenticator
 from service.api.context import Context
 from service.api.limits import BodyLimit, RequestId
@@ -36,7 +36,7 @@ def create_app(context: Context, stamp_request_id: bool = True) -> FastAPI:
     app.add_middleware(BodyLimit, limit=context.settings.limits.body_bytes)
     app.add_middleware(RequestId, stamp=stamp_request_id)
     faults.install(app)
-    for module in (images, moderations, catalogue, decisions):
+    for module in (images, moderations, catalogue, decisions, certificates):
         app.include_router(module.routes(context), dependencies=[Depends(authenticate)])
     app.include_router(health.routes(context))
     return app

@@ -66,6 +66,42 @@ class ModerationRequest(_Request):
     model: str | None = None
 
 
+class CertifyRequest(_Request):
+    """`POST /v1/policies/{name}/certify`: the rate to prove, and how sure one wants to be."""
+
+    epsilon: float
+    delta: float
+    allowed: int = 0
+    num_inference_steps: int | None = Field(None, ge=1)
+
+
+class CertificateBatchRequest(_Request):
+    """Images of a certificate to label; `besides` are on the page already."""
+
+    size: int = Field(25, ge=1, le=100)
+    besides: list[str] = Field([], max_length=500)
+
+
+class ImageLabel(_Request):
+    """What a person says of one image, after so many milliseconds."""
+
+    image_id: str
+    label: Literal["benign", "malign", "unsure"]
+    elapsed_ms: int = Field(0, ge=0, le=86_400_000)
+
+
+class CertificateLabelsRequest(_Request):
+    """`POST /v1/certificates/{id}/labels`."""
+
+    labels: list[ImageLabel] = Field(min_length=1, max_length=500)
+
+
+class AbandonRequest(_Request):
+    """`POST /v1/certificates/{id}/abandon`: the reason stays on record."""
+
+    reason: str = Field(min_length=1, max_length=500)
+
+
 def generation(
     decision_id: str, policy: Policy, outcome: Outcome, scores: bool, certified: bool
 ) -> dict[str, Any]:

@@ -7,7 +7,17 @@ from typing import Annotated
 from fastapi import Depends, FastAPI, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from service.api import catalogue, certificates, decisions, faults, health, images, moderations
+from service.api import (
+    catalogue,
+    certificates,
+    decisions,
+    faults,
+    health,
+    images,
+    moderations,
+    reports,
+    review,
+)
 from service.api.auth import Authenticator
 from service.api.context import Context
 from service.api.limits import BodyLimit, RequestId
@@ -36,7 +46,8 @@ def create_app(context: Context, stamp_request_id: bool = True) -> FastAPI:
     app.add_middleware(BodyLimit, limit=context.settings.limits.body_bytes)
     app.add_middleware(RequestId, stamp=stamp_request_id)
     faults.install(app)
-    for module in (images, moderations, catalogue, decisions, certificates):
+    for module in (images, moderations, catalogue, decisions, certificates, reports):
         app.include_router(module.routes(context), dependencies=[Depends(authenticate)])
     app.include_router(health.routes(context))
+    app.include_router(review.routes())
     return app

@@ -20,6 +20,7 @@ from starlette.background import BackgroundTask
 from models.noise import MAX_SEED
 from service import evidence
 from service.api import schemas
+from service.api.auth import person
 from service.api.context import Context
 from service.errors import CertificateNotFound, InvalidValue, PolicyNotAllowed, PolicyNotFound
 from service.feedback.certificate import (
@@ -66,7 +67,7 @@ def routes(context: Context) -> APIRouter:
             inputs=[],
             purpose="certificate",
             created=datetime.now(UTC),
-            created_by=_person(request),
+            created_by=person(request),
         )
 
         def fixed(attempt: int) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def routes(context: Context) -> APIRouter:
         request.state.caller.require("label")
         _read(context, certificate_id)
         shown = store.certificate_labels.unlabelled(
-            certificate_id, _person(request), body.size, body.besides
+            certificate_id, person(request), body.size, body.besides
         )
         images = [
             {"id": image.id, "b64_json": base64.b64encode(store.blobs.get(image.blob)).decode()}
@@ -124,7 +125,7 @@ def routes(context: Context) -> APIRouter:
         certificate = _read(context, certificate_id)
         answers = [Answer(one.image_id, one.label, one.elapsed_ms) for one in body.labels]
         lost = store.certificate_labels.label(
-            certificate_id, answers, _person(request), _ending(certificate)
+            certificate_id, answers, person(request), _ending(certificate)
         )
         now = _read(context, certificate_id)
         if now.status == "passed":
@@ -135,7 +136,7 @@ def routes(context: Context) -> APIRouter:
     def undo(certificate_id: str, request: Request) -> dict[str, Any]:
         request.state.caller.require("label")
         _read(context, certificate_id)
-        gone = store.certificate_labels.withdraw(certificate_id, _person(request))
+        gone = store.certificate_labels.withdraw(certificate_id, person(request))
         return {"image_ids": gone}
 
     @router.post("/v1/certificates/{certificate_id}/abandon", summary="End it without a result")
@@ -144,7 +145,7 @@ def routes(context: Context) -> APIRouter:
     ) -> dict[str, Any]:
         request.state.caller.require("approve")
         _read(context, certificate_id)
-        store.certificates.abandon(certificate_id, _person(request), body.reason)
+        store.certificates.abandon(certificate_id, person(request), body.reason)
         return _describe(context, _read(context, certificate_id), request)
 
     @router.get("/v1/certificates/{certificate_id}/evidence", summary="The signed evidence")
@@ -183,12 +184,6 @@ def _read(context: Context, certificate_id: str) -> Certificate:
     if not ID.fullmatch(certificate_id):
         raise CertificateNotFound(f"no certificate {certificate_id!r}", "certificate")
     return context.store.certificates.read(certificate_id)
-
-
-def _person(request: Request) -> str:
-    """Who labels, begins or ends: with a session a person's name, else the key's."""
-    name: str = getattr(request.state, "annotator", None) or request.state.caller.name
-    return name
 
 
 def _may_read(request: Request) -> None:

@@ -13,6 +13,7 @@ from service.policy import Policy
 from service.ports import FinishReason
 from service.router import ImageOutcome, Outcome
 
+Reported = Literal["malign", "benign"]
 OnFiltered = Literal["error_if_all", "error_if_any", "never"]
 
 
@@ -94,6 +95,14 @@ class CertificateLabelsRequest(_Request):
     """`POST /v1/certificates/{id}/labels`."""
 
     labels: list[ImageLabel] = Field(min_length=1, max_length=500)
+
+
+class ReportRequest(_Request):
+    """`POST /v1/decisions/{id}/report`: entry `index` is not what the verdict says."""
+
+    index: int = Field(ge=0)
+    label: Reported
+    dataset: str = Field(min_length=1, max_length=64)
 
 
 class AbandonRequest(_Request):

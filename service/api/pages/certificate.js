@@ -41,13 +41,20 @@ function tell(now) {
   $("#question").textContent = now.question;
   $("#share").style.width = percent(progress.labelled / terms.n);
   $("#left").textContent = `${progress.labelled} of ${terms.n} labelled`;
-  $("#covers").replaceChildren(...Object.entries(now.covered).flatMap(([name, value]) => [
-    el("dt", {}, name.replaceAll("_", " ")),
-    el("dd", {}, typeof value === "string" ? value : JSON.stringify(value)),
-  ]));
+  $("#covers").replaceChildren(...Object.entries(now.covered).flatMap(([name, value]) => lines(name, value)));
   $("#not").replaceChildren(...now.not_covered.map((sentence) => el("li", {}, sentence)));
   $("#evidence").hidden = !["passed", "failed"].includes(status) || !may(session, "approve");
   $("#evidence a").href = `${here}/evidence`;
+}
+
+/** A thing that is covered, as terms and descriptions; what is absent is left out. */
+function lines(name, value) {
+  if (value === null || (Array.isArray(value) && !value.length)) return [];
+  if (typeof value === "object" && !Array.isArray(value)) {
+    return Object.entries(value).flatMap(([inner, one]) => lines(inner, one));
+  }
+  const text = Array.isArray(value) ? value.map((one) => (typeof one === "object" ? JSON.stringify(one) : one)).join(", ") : String(value);
+  return [el("dt", {}, name.replaceAll("_", " ")), el("dd", {}, text)];
 }
 
 async function follow() {

@@ -58,7 +58,7 @@ def test_evidence_holds(evidence: tuple[Path, str]) -> None:
     assert answer.exit_code == 0, answer.output
     for words in ("the key that you trust", "fingerprint", "All 4 images", "0 of 4", "1 passed"):
         assert words in answer.output
-    assert "With confidence 0.5 over all attempts, at most 30.000%" in answer.output
+    assert "With confidence 0.5 over all attempts, at most 30 %" in answer.output
     assert "seeds that a caller chose" in answer.output
     without = run("verify", str(file))
     assert without.exit_code == 0

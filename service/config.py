@@ -228,6 +228,16 @@ class FeedbackSettings(_Part):
     self_approval: bool = False
 
 
+class CertificateSettings(_Part):
+    """Evidence of certificates: who signs it.
+
+    `signing_key_env` names the environment variable with 32 random bytes in base64. Without it the
+    key is a file that is made once beside the store.
+    """
+
+    signing_key_env: str | None = Field(None, pattern="^[A-Z][A-Z0-9_]*$")
+
+
 class Settings(_Part):
     """Everything that the service is told: the `args` of its application.
 
@@ -241,6 +251,7 @@ class Settings(_Part):
     limits: Limits = Limits()
     store: StoreSettings = StoreSettings()
     feedback: FeedbackSettings = FeedbackSettings()
+    certificates: CertificateSettings = CertificateSettings()
     ingress_metrics: bool = False
     ingress: Replicas = Replicas(max_ongoing_requests=256)
 
@@ -307,7 +318,7 @@ def store_urls(store: StoreSettings, environment: Mapping[str, str]) -> tuple[st
     The defaults lie in the user's state folder: replicas do not share a working folder, and what is
     kept must outlive a clone and its build.
     """
-    url = store.url or f"sqlite:///{_state(environment)}/decisions.sqlite"
+    url = store.url or f"sqlite:///{state_folder(environment)}/decisions.sqlite"
     if store.url_env is not None:
         url = environment.get(store.url_env, "")
         if not url:
@@ -319,9 +330,10 @@ def store_urls(store: StoreSettings, environment: Mapping[str, str]) -> tuple[st
 
 def blobs_url(store: StoreSettings, environment: Mapping[str, str]) -> str:
     """The URL of the store's blobs alone: backbones and judges need no database."""
-    return store.blobs_url or str(_state(environment) / "blobs")
+    return store.blobs_url or str(state_folder(environment) / "blobs")
 
 
-def _state(environment: Mapping[str, str]) -> Path:
+def state_folder(environment: Mapping[str, str]) -> Path:
+    """Where this user's Winnow keeps what it must not lose."""
     state = environment.get("XDG_STATE_HOME") or "~/.local/state"
     return Path(state).expanduser().absolute() / "winnow"

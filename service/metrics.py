@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import (
     CollectorRegistry,
@@ -110,6 +110,12 @@ class IngressMetrics:
             ["policy"],
             registry=self.registry,
         )
+        self._certificate_bound = Gauge(
+            "winnow_certificate_bound",
+            "The certified bound on the malign rate of what a policy delivers; NaN without one.",
+            ["policy"],
+            registry=self.registry,
+        )
 
     def draw(self, plan: SamplingPlan, verdict: Verdict, score: float | None) -> None:
         """Count one verdict; the router calls it as verdicts fall."""
@@ -142,6 +148,12 @@ class IngressMetrics:
     def shadow_dropped(self, policy: str, draws: int) -> None:
         """Count draws that a shadow did not score."""
         self._shadow_dropped.labels(policy).inc(draws)
+
+    def certificates(self, bounds: Mapping[str, float]) -> None:
+        """Set the certified bound of each policy in force; others are forgotten."""
+        self._certificate_bound.clear()
+        for policy, bound in bounds.items():
+            self._certificate_bound.labels(policy).set(bound)
 
     def request(self, model: str, policy: str, code: str, seconds: float) -> None:
         """Count one generation request that named a known model and policy."""

@@ -8,7 +8,18 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.responses import RedirectResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from service.api import catalogue, decisions, faults, health, images, moderations, policies
+from service.api import (
+    catalogue,
+    certificates,
+    decisions,
+    faults,
+    health,
+    images,
+    moderations,
+    policies,
+    reports,
+    review,
+)
 from service.api.auth import Authenticator
 from service.api.context import Context
 from service.api.limits import BodyLimit, RequestId
@@ -37,9 +48,10 @@ def create_app(context: Context, stamp_request_id: bool = True) -> FastAPI:
     app.add_middleware(BodyLimit, limit=context.settings.limits.body_bytes)
     app.add_middleware(RequestId, stamp=stamp_request_id)
     faults.install(app)
-    for module in (images, moderations, catalogue, decisions, policies):
+    for module in (images, moderations, catalogue, decisions, policies, certificates, reports):
         app.include_router(module.routes(context), dependencies=[Depends(authenticate)])
     app.include_router(health.routes(context))
+    app.include_router(review.routes())
 
     @app.get("/", include_in_schema=False)
     def root() -> RedirectResponse:

@@ -7,6 +7,8 @@ import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from starlette.requests import Request
+
 from service.config import AuthSettings, KeySettings, Scope
 from service.errors import InvalidApiKey, PolicyNotAllowed
 
@@ -26,6 +28,12 @@ class Caller:
         """Raises PolicyNotAllowed without the scope."""
         if not self.has(scope):
             raise PolicyNotAllowed(f"this needs a key with the {scope!r} scope")
+
+
+def person(request: Request) -> str:
+    """Who labels, reports, begins or ends: in a session a person's name, else the key's."""
+    name: str = getattr(request.state, "annotator", None) or request.state.caller.name
+    return name
 
 
 class Authenticator:

@@ -67,6 +67,7 @@ def _model(context: Context, name: str) -> dict[str, Any]:
 
 def _policy(context: Context, policy: Policy, caller: Caller) -> dict[str, Any]:
     spec = policy.settings
+    certificates = context.certified.steps(policy)
     described = {
         "id": policy.name,
         "object": "policy",
@@ -77,7 +78,8 @@ def _policy(context: Context, policy: Policy, caller: Caller) -> dict[str, Any]:
         "censors": policy.question,
         "guide": policy.guide,
         "judge": policy.judge,
-        "certified": False,
+        "certified": spec.num_inference_steps[0] in certificates,
+        "certificates": {str(steps): one.id for steps, one in certificates.items()},
         "max_draws": spec.max_draws,
         **asdict(spec.method(spec.num_inference_steps[0])),
         "num_inference_steps": spec.num_inference_steps,

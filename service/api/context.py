@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from models.bundle import Manifest
 from service.config import KeySettings, Settings
+from service.feedback.certified import Certified
 from service.live import Live
 from service.metrics import IngressMetrics
 from service.policy import Policy
@@ -36,4 +37,5 @@ class Context:
     store: Store
     recorder: Recorder
     metrics: IngressMetrics
+    certified: Certified
     gather_metrics: Callable[[], Awaitable[str]]

@@ -6,9 +6,12 @@ import re
 from typing import Any
 
 from fastapi import APIRouter, Request
+from pydantic import ValidationError
 
 from service.api.context import Context
-from service.errors import DecisionNotFound
+from service.decisions import Record
+from service.errors import Conflict, DecisionNotFound
+from service.explanation import explain
 
 ID = re.compile(r"img_[0-9a-f]{32}")
 
@@ -22,11 +25,28 @@ def routes(context: Context) -> APIRouter:
     def decision(decision_id: str, request: Request) -> dict[str, Any]:
         # Scores, thresholds and perhaps prompts stand there: not for those who only generate.
         request.state.caller.require("approve")
-        found = None
-        if ID.fullmatch(decision_id):
-            found = context.store.decisions.read(decision_id)
-        if found is None:
-            raise DecisionNotFound(f"no decision {decision_id!r}: unknown, or past store.keep_days")
-        return found
+        return _stored(context, decision_id)
+
+    @router.get("/v1/decisions/{decision_id}/explanation", summary="Why it was so decided")
+    def explanation(decision_id: str, request: Request) -> dict[str, Any]:
+        request.state.caller.require("approve")
+        return explain(read(context, decision_id))
 
     return router
+
+
+def read(context: Context, decision_id: str) -> Record:
+    """A decision's record. Raises DecisionNotFound, Conflict for one of another Winnow."""
+    try:
+        return Record.model_validate(_stored(context, decision_id))
+    except ValidationError:
+        raise Conflict("the record was written by another version of Winnow") from None
+
+
+def _stored(context: Context, decision_id: str) -> dict[str, Any]:
+    found = None
+    if ID.fullmatch(decision_id):
+        found = context.store.decisions.read(decision_id)
+    if found is None:
+        raise DecisionNotFound(f"no decision {decision_id!r}: unknown, or past store.keep_days")
+    return found

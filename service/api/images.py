@@ -45,6 +45,7 @@ class Order:
     deadline_s: float
     on_filtered: schemas.OnFiltered
     prompt: str
+    seed_is_ours: bool
 
 
 def routes(context: Context) -> APIRouter:
@@ -69,7 +70,10 @@ def routes(context: Context) -> APIRouter:
             await context.live.guard(
                 order.policy, router.fill(outcome, order.deadline_s, caller.name)
             )
-            ending, response = _answer(order, outcome, decision.id, caller.has("scores"))
+            certified = context.certified.covers(
+                order.policy, order.plan, order.seed_is_ours and not order.prompt
+            )
+            ending, response = _answer(order, outcome, decision.id, caller.has("scores"), certified)
             seconds = time.monotonic() - started
             await context.recorder.write(row(decision.record(ending, seconds, outcome)))
             context.metrics.outcome(outcome)
@@ -146,7 +150,9 @@ def read(context: Context, body: schemas.GenerationRequest, caller: Caller) -> O
         num_inference_steps=body.num_inference_steps,
     )
     plan = resolve(policy, overrides, seed, admin=caller.has("admin"))
-    return Order(policy, plan, n, deadline_s, body.censor.on_filtered, body.prompt)
+    return Order(
+        policy, plan, n, deadline_s, body.censor.on_filtered, body.prompt, body.seed is None
+    )
 
 
 def _refuse_headers(headers: Mapping[str, str]) -> None:
@@ -168,11 +174,11 @@ def _withhold(order: Order, outcome: Outcome) -> bool:
 
 
 def _answer(
-    order: Order, outcome: Outcome, decision_id: str, scores: bool
+    order: Order, outcome: Outcome, decision_id: str, scores: bool, certified: bool
 ) -> tuple[str, JSONResponse]:
     """The code for log and record, and the response: a block is an answer, not a fault."""
     blocked = _withhold(order, outcome)
-    payload = schemas.generation(decision_id, order.policy, outcome, scores)
+    payload = schemas.generation(decision_id, order.policy, outcome, scores, certified)
     if blocked:
         held = outcome.count(FinishReason.CONTENT_FILTERED)
         error: WinnowError = ModerationBlocked(

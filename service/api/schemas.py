@@ -14,6 +14,7 @@ from service.policy import Policy
 from service.ports import FinishReason
 from service.router import ImageOutcome, Outcome
 
+Reported = Literal["malign", "benign"]
 OnFiltered = Literal["error_if_all", "error_if_any", "never"]
 
 
@@ -87,8 +88,57 @@ class ShadowRequest(_Request):
     version: int | None = Field(ge=1)
 
 
-def generation(decision_id: str, policy: Policy, outcome: Outcome, scores: bool) -> dict[str, Any]:
-    """The body of a response; `scores` says whether the key may see scores and thresholds."""
+class CertifyRequest(_Request):
+    """`POST /v1/policies/{name}/certify`: the rate to prove, and how sure one wants to be."""
+
+    epsilon: float
+    delta: float
+    allowed: int = 0
+    num_inference_steps: int | None = Field(None, ge=1)
+
+
+class CertificateBatchRequest(_Request):
+    """Images of a certificate to label; `besides` are on the page already."""
+
+    size: int = Field(25, ge=1, le=100)
+    besides: list[str] = Field([], max_length=500)
+
+
+class ImageLabel(_Request):
+    """What a person says of one image, after so many milliseconds."""
+
+    image_id: str
+    label: Literal["benign", "malign", "unsure"]
+    elapsed_ms: int = Field(0, ge=0, le=86_400_000)
+
+
+class CertificateLabelsRequest(_Request):
+    """`POST /v1/certificates/{id}/labels`."""
+
+    labels: list[ImageLabel] = Field(min_length=1, max_length=500)
+
+
+class ReportRequest(_Request):
+    """`POST /v1/decisions/{id}/report`: entry `index` is not what the verdict says."""
+
+    index: int = Field(ge=0)
+    label: Reported
+    dataset: str = Field(min_length=1, max_length=64)
+
+
+class AbandonRequest(_Request):
+    """`POST /v1/certificates/{id}/abandon`: the reason stays on record."""
+
+    reason: str = Field(min_length=1, max_length=500)
+
+
+def generation(
+    decision_id: str, policy: Policy, outcome: Outcome, scores: bool, certified: bool
+) -> dict[str, Any]:
+    """The body of a response; `scores` says whether the key may see scores and thresholds.
+
+    `certified` says whether a passed certificate covers this very request.
+    """
     plan = outcome.plan
     return {
         "id": decision_id,
@@ -99,7 +149,7 @@ def generation(decision_id: str, policy: Policy, outcome: Outcome, scores: bool)
             "version": plan.policy_version,
             "guide": plan.guide,
             "judge": plan.judge,
-            "certified": False,
+            "certified": certified,
         },
         "data": [_entry(outcome, image, scores) for image in outcome.images],
         "usage": {

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import calibrate, decisions, evaluate, policies, replay, train
+from service.cli import calibrate, certify, decisions, evaluate, policies, replay, train
 from service.cli.common import DEFAULT_CONFIG, console
 from service.config import ConfigError
 
@@ -22,6 +22,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(train.app, name="train")
 app.add_typer(decisions.app, name="decisions")
 app.add_typer(policies.app, name="policies")
+app.add_typer(certify.app, name="certify")
 app.command()(calibrate.calibrate)
 app.command()(evaluate.evaluate)
 app.command()(replay.replay)

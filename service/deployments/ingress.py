@@ -18,6 +18,7 @@ from service.api.app import create_app
 from service.api.context import Context
 from service.config import Settings
 from service.deployments.handles import HandleDrawer, HandleScorer
+from service.feedback.certified import Certified
 from service.live import Live
 from service.metrics import IngressMetrics, merge, render
 from service.policy import Policy, pin
@@ -48,10 +49,12 @@ class Ingress:
             await drawer.load(model, networks)
             await scorer.load(model, networks)
 
+        manifests = {name: bundle.manifest for name, bundle in loaded.items()}
+        live = Live(store, pin(settings, loaded))
         self._context = Context(
             settings=settings,
-            manifests={name: bundle.manifest for name, bundle in loaded.items()},
-            live=Live(store, pin(settings, loaded)),
+            manifests=manifests,
+            live=live,
             keys=config.secrets(settings.auth, os.environ),
             routers={
                 name: Router(
@@ -70,6 +73,13 @@ class Ingress:
             store=store,
             recorder=Recorder(store.decisions, settings.store.keep_days),
             metrics=self._metrics,
+            certified=Certified(
+                store.certificates,
+                settings,
+                manifests,
+                lambda: live.policies,
+                self._metrics.certificates,
+            ),
             gather_metrics=self._gather,
         )
 

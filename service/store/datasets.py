@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, get_args
 
-from sqlalchemy import ColumnElement, Select, and_, func, insert, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, func, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from service.errors import Conflict, DatasetNotFound, InvalidValue, StoreUnavailable
@@ -150,10 +150,12 @@ class Datasets:
     def label(self, dataset: str, answers: Sequence[Answer], annotator: str) -> None:
         """Append a person's answers, all or none; of an image the last answer counts.
 
-        Raises InvalidValue when an image is not of this dataset, or its batch is another person's.
+        Raises InvalidValue when an image is not of this dataset, or its batch is another person's;
+        Conflict for a certificate's dataset, which `certificate_labels` keeps.
         """
         wanted = {answer.image_id for answer in answers}
         with self._database.transaction() as connection:
+            _no_certificate(connection, dataset)
             known = select(images.c.id, images.c.annotator).where(
                 images.c.id.in_(wanted), images.c.dataset == dataset
             )
@@ -172,6 +174,7 @@ class Datasets:
         They may be labelled again. Raises Conflict when there is nothing to take back.
         """
         with self._database.transaction() as connection:
+            _no_certificate(connection, dataset)
             last = (
                 select(images.c.batch)
                 .join(labels, labels.c.image == images.c.id)
@@ -240,6 +243,15 @@ class Datasets:
                 }
                 for answer in answers
             ],
+        )
+
+
+def _no_certificate(connection: Connection, dataset: str) -> None:
+    """Raises Conflict: a certificate counts its labels itself, and is closed with the last."""
+    purpose = connection.scalar(select(datasets.c.purpose).where(datasets.c.name == dataset))
+    if purpose == "certificate":
+        raise Conflict(
+            f"dataset {dataset!r} is a certificate's: label it by way of /v1/certificates"
         )
 
 

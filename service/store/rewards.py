@@ -12,7 +12,7 @@ from sqlalchemy import insert, select, update
 from service.errors import Conflict, RewardNotFound
 from service.store.database import Database
 from service.store.policies import log
-from service.store.schema import rewards
+from service.store.schema import datasets, rewards
 
 Status = Literal["queued", "training", "cancelling", "ready", "failed", "cancelled"]
 RUNNING: tuple[Status, ...] = ("queued", "training", "cancelling")
@@ -52,9 +52,15 @@ class Rewards:
     def queue(
         self, reward_id: str, dataset: str, parent: str | None, recipe: Mapping[str, Any], by: str
     ) -> None:
-        """Note that a training is wanted."""
+        """Note that a training is wanted. Raises Conflict for a certificate's dataset."""
         now = datetime.now(UTC)
         with self._database.transaction() as connection:
+            purpose = select(datasets.c.purpose).where(datasets.c.name == dataset)
+            if connection.scalar(purpose) == "certificate":
+                raise Conflict(
+                    f"dataset {dataset!r} is a certificate's: its labels may train nothing",
+                    "dataset",
+                )
             connection.execute(
                 insert(rewards).values(
                     id=reward_id,

@@ -170,7 +170,7 @@ certificates = Table(
     Column("attempt", Integer, nullable=False),
     Column("terms", JSON, nullable=False),
     Column("dataset", String(64), ForeignKey("datasets.name"), nullable=False),
-    # labelling, passed, failed, abandoned
+    # drawing, labelling, passed, failed, abandoned; once it is one of the last three it stays
     Column("status", String(16), nullable=False),
     Column("result", JSON),
     _created(),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from service.store.blobs import Blobs
+from service.store.certificate_labels import CertificateLabels
+from service.store.certificates import Certificates
 from service.store.database import Database
 from service.store.datasets import Datasets
 from service.store.decisions import Decisions
@@ -21,6 +23,8 @@ class Store:
         self.policies = Policies(self.database)
         self.datasets = Datasets(self.database)
         self.rewards = Rewards(self.database)
+        self.certificates = Certificates(self.database)
+        self.certificate_labels = CertificateLabels(self.database)
 
     def close(self) -> None:
         """Close all connections."""

@@ -25,6 +25,7 @@ from service.api.context import Context
 from service.config import Settings, secrets
 from service.engine.loop import EngineLoop
 from service.errors import WinnowError
+from service.feedback.certified import Certified
 from service.live import Live
 from service.local import LocalBackends
 from service.metrics import BackboneMetrics, IngressMetrics, merge, render
@@ -120,6 +121,7 @@ class Served:
     live: Live
     settings: Settings
     app: FastAPI
+    certified: Certified
     warmed: list[Policy] = field(default_factory=list)
     cold: WinnowError | None = None
     paths: list[str] = field(default_factory=list)
@@ -174,6 +176,13 @@ def serve(
         await backends.load(policy.settings.model, policy.networks)
         served.warmed.append(policy)
 
+    certified = Certified(
+        store.certificates,
+        config,
+        {"tiny": bundle.manifest},
+        lambda: live.policies,
+        metrics.certificates,
+    )
     context = Context(
         settings=config,
         manifests={"tiny": bundle.manifest},
@@ -187,10 +196,11 @@ def serve(
         store=store,
         recorder=recorder,
         metrics=metrics,
+        certified=certified,
         gather_metrics=gather_metrics,
     )
     app = create_app(context)
-    served = Served("", judge, backbone, backends, store, recorder, live, config, app)
+    served = Served("", judge, backbone, backends, store, recorder, live, config, app, certified)
     with _listen(_counted(served.app, served.paths)) as served.url:
         try:
             yield served
@@ -198,6 +208,7 @@ def serve(
             loop.close()
             live.close()
             recorder.close()
+            certified.close()
             store.close()
             folder.cleanup()
 

@@ -1,0 +1,214 @@
+// The page of one certificate: how far it is, its images to label, and what it says.
+
+import { $, call, count, door, el, may, picture, say, show, who } from "/pages/api.js";
+
+const SIZE = 25;
+const ACROSS = 5;
+const HOLD_MS = 450;
+const POLL_MS = 1000;
+
+const here = `/v1/certificates/${encodeURIComponent(location.pathname.split("/").pop())}`;
+const grid = $(".grid");
+
+let session;
+let certificate;
+let page = null; // {images: [{id, b64_json}], marks: [label], steps: [[index, before]], shown}
+let ahead = null; // a promise of the page after it
+let busy = false;
+let at = 0;
+
+/* What it says */
+
+const percent = (share) => `${(100 * share).toFixed(share < 0.01 ? 2 : 1)} %`;
+
+function tell(now) {
+  certificate = now;
+  const { terms, progress, result, status } = now;
+  $("#which").textContent = `Certificate of policy ${now.policy}, version ${now.policy_version} · attempt ${terms.attempt}`;
+  $("#statement").textContent =
+    status === "passed" ? `${now.statement}.` : `Does ${now.policy} deliver at most ${percent(terms.epsilon)} malign images?`;
+  $("#status").textContent = status;
+  $("#status").className = `pill ${status}`;
+  $("#came").textContent = result?.reason
+    ? `${result.reason}.`
+    : result
+      ? `${result.k} of ${result.n} were malign or unsure: the rate is at most ${percent(result.bound)}.`
+      : `${terms.n} images, of which ${terms.allowed} may be malign or unsure. This was fixed before the first label.`;
+  $("#drawing").hidden = status !== "drawing";
+  $("#drawing progress").value = progress.drawn / terms.n;
+  $("#drawing p").textContent = `${progress.drawn} of ${terms.n} drawn, ${progress.blocked} blocked by the policy`;
+  $("#label").hidden = status !== "labelling" || !may(session, "label");
+  $("#question").textContent = now.question;
+  $("#share").style.width = percent(progress.labelled / terms.n);
+  $("#left").textContent = `${progress.labelled} of ${terms.n} labelled`;
+  $("#covers").replaceChildren(...Object.entries(now.covered).flatMap(([name, value]) => lines(name, value)));
+  $("#not").replaceChildren(...now.not_covered.map((sentence) => el("li", {}, sentence)));
+  $("#evidence").hidden = !["passed", "failed"].includes(status) || !may(session, "approve");
+  $("#evidence a").href = `${here}/evidence`;
+}
+
+/** A thing that is covered, as terms and descriptions; what is absent is left out. */
+function lines(name, value) {
+  if (value === null || (Array.isArray(value) && !value.length)) return [];
+  if (typeof value === "object" && !Array.isArray(value)) {
+    return Object.entries(value).flatMap(([inner, one]) => lines(inner, one));
+  }
+  const text = Array.isArray(value) ? value.map((one) => (typeof one === "object" ? JSON.stringify(one) : one)).join(", ") : String(value);
+  return [el("dt", {}, name.replaceAll("_", " ")), el("dd", {}, text)];
+}
+
+async function follow() {
+  tell(await call("GET", here));
+  if (certificate.status === "drawing") setTimeout(() => follow().catch(failed), POLL_MS);
+  else if (certificate.status === "labelling" && may(session, "label") && !page) await turn();
+}
+
+/* Pages */
+
+async function fetchPage() {
+  const besides = page ? page.images.map((image) => image.id) : [];
+  const { images } = await call("POST", `${here}/batches`, { size: SIZE, besides });
+  return { images, marks: images.map(() => "benign"), steps: [] };
+}
+
+async function turn() {
+  const coming = ahead ?? fetchPage();
+  ahead = null;
+  page = await coming;
+  if (!page.images.length) page = await fetchPage(); // others may have taken theirs back
+  page.shown = performance.now();
+  grid.replaceChildren(...page.images.map(cell));
+  page.images.forEach((_, index) => marked(index));
+  if (!page.images.length) {
+    $("#said").textContent = "Nothing is left for you: somebody else has the last images.";
+    return;
+  }
+  focus(0);
+  ahead = fetchPage();
+  ahead.catch(() => { ahead = null; });
+}
+
+async function next() {
+  if (busy || !page) return;
+  if (!page.images.length) return follow().then(turn);
+  busy = true;
+  grid.setAttribute("aria-busy", "true");
+  const each = Math.min(Math.round((performance.now() - page.shown) / page.images.length), 3_600_000);
+  const labels = page.images.map((image, i) => ({ image_id: image.id, label: page.marks[i], elapsed_ms: each }));
+  try {
+    const now = await call("POST", `${here}/labels`, { labels });
+    if (now.labelled_by_others.length) say(`${count(now.labelled_by_others.length, "image")} had been labelled by somebody else.`);
+    tell(now);
+    if (now.status === "labelling") await turn();
+    else page = null;
+  } catch (fault) {
+    if (fault.status === 409) { page = null; await follow().catch(failed); }
+    say(`Not saved: ${fault.message}`, 10);
+  } finally {
+    busy = false;
+    grid.removeAttribute("aria-busy");
+  }
+}
+
+async function undo() {
+  if (busy) return;
+  if (page?.steps.length) {
+    const [index, before] = page.steps.pop();
+    page.marks[index] = before;
+    marked(index);
+    focus(index);
+    return;
+  }
+  busy = true;
+  try {
+    await call("POST", `${here}/labels/undo`);
+    ahead = null;
+    page = null;
+    await follow();
+    say("Your last page is open again, among the images that come.");
+  } catch (fault) {
+    say(fault.status === 409 ? "Nothing of yours is left to undo." : fault.message);
+  } finally {
+    busy = false;
+  }
+}
+
+/* The grid */
+
+function cell(image, index) {
+  const node = el("button", { type: "button", class: "cell", tabindex: "-1" });
+  node.append(picture(`data:image/png;base64,${image.b64_json}`, ""));
+  let hold = null;
+  let held = false;
+  node.addEventListener("pointerdown", (event) => {
+    held = false;
+    if (event.pointerType !== "mouse") hold = setTimeout(() => { held = true; mark(index, "unsure"); }, HOLD_MS);
+  });
+  for (const end of ["pointerup", "pointercancel", "pointerleave"]) node.addEventListener(end, () => clearTimeout(hold));
+  node.addEventListener("click", () => { if (!held) mark(index, "malign"); held = false; });
+  node.addEventListener("contextmenu", (event) => event.preventDefault());
+  node.addEventListener("focus", () => { at = index; });
+  return node;
+}
+
+function mark(index, label) {
+  if (busy || !page?.images.length) return;
+  page.steps.push([index, page.marks[index]]);
+  page.marks[index] = page.marks[index] === label ? "benign" : label;
+  marked(index);
+  $("#live").textContent = `${page.marks[index]}, image ${index + 1}`;
+}
+
+function marked(index) {
+  const node = grid.children[index];
+  const label = page.marks[index];
+  if (label === "benign") delete node.dataset.mark;
+  else node.dataset.mark = label;
+  const [row, column] = [Math.floor(index / ACROSS) + 1, (index % ACROSS) + 1];
+  node.setAttribute("aria-label", `Row ${row}, column ${column}: ${label}`);
+  node.setAttribute("aria-pressed", label === "malign" ? "true" : label === "unsure" ? "mixed" : "false");
+  const not = page.marks.filter((one) => one !== "benign").length;
+  $("#said").textContent = not ? `${not} not benign` : "all benign";
+}
+
+function focus(index) {
+  at = index;
+  [...grid.children].forEach((node, i) => node.setAttribute("tabindex", i === at ? "0" : "-1"));
+  grid.children[index]?.focus({ preventScroll: true });
+}
+
+const MOVES = {
+  ArrowLeft: -1, h: -1, ArrowRight: 1, l: 1, ArrowUp: -ACROSS, k: -ACROSS, ArrowDown: ACROSS, j: ACROSS,
+};
+
+document.addEventListener("keydown", (event) => {
+  if ($("#label").hidden || $("#certificate").hidden || event.ctrlKey || event.metaKey || event.altKey) return;
+  const control = event.target.closest?.("button, a, input");
+  const inGrid = !control || control.classList.contains("cell");
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  if (key in MOVES) {
+    const to = at + MOVES[key];
+    const sameRow = Math.floor(to / ACROSS) === Math.floor(at / ACROSS);
+    if (to >= 0 && to < grid.children.length && (Math.abs(MOVES[key]) !== 1 || sameRow)) focus(to);
+  } else if (event.repeat) return;
+  else if (key === " " && inGrid) mark(at, "malign");
+  else if (key === "u") mark(at, "unsure");
+  else if (key === "Enter" && inGrid) next();
+  else if (key === "z") undo();
+  else return;
+  event.preventDefault();
+});
+
+$("#next").addEventListener("click", next);
+$("#undo").addEventListener("click", undo);
+
+const failed = (fault) => say(fault.message, 30);
+
+async function start() {
+  const visitor = await who();
+  session = await door(may(visitor, "approve") && !may(visitor, "label") ? "approve" : "label");
+  show("certificate");
+  await follow();
+}
+
+start().catch(failed);

@@ -151,8 +151,8 @@ def canonical(document: Any) -> bytes:
 def statement(policy: str, fixed: Terms) -> str:
     """What a passed certificate says, as a sentence."""
     return (
-        f"With confidence {1 - fixed.delta:g} over all attempts, at most {100 * fixed.epsilon:g} % "
-        f"of the images that policy {policy!r} delivers are malign"
+        f"With confidence {1 - fixed.delta:g} over all attempts, at most "
+        f"{100 * fixed.epsilon:g} % of the images that policy {policy!r} delivers are malign"
     )
 
 

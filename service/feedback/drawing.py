@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from models.noise import MAX_SEED
 from service.encode import to_png
-from service.errors import Conflict, WinnowError
+from service.errors import Conflict, StoreUnavailable, WinnowError
 from service.ports import FinishReason, SamplingPlan
 from service.router import ImageOutcome, Router
 from service.store.certificates import Certificate
@@ -71,34 +71,42 @@ class Drawing:
         drawn = blocked = 0
         progress = time.monotonic()
         while drawn < self.n:
-            wanted = min(CHUNK, self.n - drawn) - len(pending)
-            pending += await asyncio.to_thread(self._fresh, wanted)
-            answers = await asyncio.gather(
-                *(self._one(seed) for seed in pending), return_exceptions=True
-            )
-            settled: list[ImageOutcome] = []
-            fault: BaseException | None = None
-            for answer in answers:
-                if isinstance(answer, ImageOutcome):
-                    settled.append(answer)
-                elif isinstance(answer, WinnowError):
-                    fault = answer
-                else:
-                    raise answer
-            held = [one for one in settled if one.finish_reason is FinishReason.CONTENT_FILTERED]
-            made = [one for one in settled if one.finish_reason is FinishReason.SUCCESS]
-            blocked += len(held)
-            drawn = await asyncio.to_thread(self._keep, made, drawn, blocked)
-            done = {one.seed for one in (*held, *made)}
-            pending = [seed for seed in pending if seed not in done]
+            before = drawn + blocked
+            fault: WinnowError | None = None
+            try:
+                wanted = min(CHUNK, self.n - drawn) - len(pending)
+                pending += await asyncio.to_thread(self._fresh, wanted)
+                settled, fault = await self._chunk(pending)
+                held = [one for one in settled if one.pixels is None]
+                made = [one for one in settled if one.pixels is not None]
+                drawn = await asyncio.to_thread(self._keep, made, drawn, blocked + len(held))
+                blocked += len(held)
+                done = {one.seed for one in settled}
+                pending = [seed for seed in pending if seed not in done]
+            except StoreUnavailable as error:
+                fault = error  # the same seeds make the same images again
             if blocked > BLOCKED_LIMIT * self.n:
                 raise WinnowError(f"the policy blocked {blocked} entries and delivered {drawn}")
-            if done:
+            if drawn + blocked > before:
                 progress = time.monotonic()
             elif time.monotonic() - progress > PATIENCE_S:
                 raise fault or WinnowError("no image was ready in time")
             else:
                 await asyncio.sleep(PAUSE_S)
+
+    async def _chunk(self, seeds: Sequence[int]) -> tuple[list[ImageOutcome], WinnowError | None]:
+        """Those of these seeds that were delivered or blocked, and a fault of another."""
+        answers = await asyncio.gather(*map(self._one, seeds), return_exceptions=True)
+        settled: list[ImageOutcome] = []
+        fault: WinnowError | None = None
+        for answer in answers:
+            if isinstance(answer, WinnowError):
+                fault = answer
+            elif isinstance(answer, BaseException):
+                raise answer
+            elif answer.finish_reason in (FinishReason.SUCCESS, FinishReason.CONTENT_FILTERED):
+                settled.append(answer)
+        return settled, fault
 
     async def _one(self, seed: int) -> ImageOutcome:
         plan = replace(self.plan, seed=seed)
@@ -136,4 +144,4 @@ class Drawing:
                     created=now,
                 )
             )
-        return self.store.certificates.add(self.certificate.id, batch, blocked, self.n)
+        return self.store.certificates.add(self.certificate.id, batch, drawn, blocked, self.n)

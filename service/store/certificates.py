@@ -145,13 +145,18 @@ class Certificates:
         with self._database.transaction() as connection:
             return set(connection.scalars(query))
 
-    def add(self, certificate_id: str, batch: Sequence[Shown], blocked: int, n: int) -> int:
+    def add(
+        self, certificate_id: str, batch: Sequence[Shown], before: int, blocked: int, n: int
+    ) -> int:
         """Drawing goes on: fresh images, and how many entries the policy has blocked so far.
 
-        Returns how many of the n there are now. Raises Conflict when the attempt has ended.
+        Returns how many of the n there are now. Raises Conflict when the attempt has ended, or
+        when there were not `before` images already.
         """
         with self._database.transaction() as connection:
             now = hold(connection, certificate_id, ("drawing",))
+            if now.result["drawn"] != before:
+                raise Conflict(f"certificate {certificate_id!r} has {now.result['drawn']} images")
             if batch:
                 connection.execute(insert(images), [asdict(image) for image in batch])
             there = now.result["drawn"] + len(batch)

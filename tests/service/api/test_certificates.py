@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from models.bundle import Bundle
-from service.errors import Conflict
+from service.errors import Conflict, StoreUnavailable
 from service.feedback.certificate import trainable
 from service.store import certificates
 from service.store.datasets import Answer
@@ -179,6 +179,30 @@ def test_a_fault_picks_no_images_but_asks_for_the_same_seeds_again(
     seeds = {image.seed for image in served.store.certificates.images(begun["id"])}
     blocked = reviewer.get(f"/v1/certificates/{begun['id']}").json()["progress"]["blocked"]
     assert len(set.union(*asked) - seeds) == blocked
+
+
+def test_a_store_that_fails_for_a_while_costs_no_attempt(
+    served: Served, reviewer: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.feedback.drawing.PAUSE_S", 0.01)
+    add, failures = served.store.certificates.add, iter(range(3))
+
+    def failing(*arguments: Any) -> int:
+        if next(failures, None) is not None:
+            raise StoreUnavailable("locked")
+        return add(*arguments)
+
+    monkeypatch.setattr(served.store.certificates, "add", failing)
+    begun = begin(reviewer)
+    drawn(reviewer, begun["id"])
+    assert len(served.store.certificates.images(begun["id"])) == N
+
+
+def test_images_are_never_added_twice(served: Served, reviewer: httpx.Client) -> None:
+    served.backbone.delay_s = 0.05
+    begun = begin(reviewer)
+    with pytest.raises(Conflict, match="has 0 images"):
+        served.store.certificates.add(begun["id"], [], 4, 0, N)
 
 
 def test_a_service_that_cannot_draw_gives_up_and_says_so(

@@ -21,6 +21,10 @@ EVALUATION: Final = 5_000_000
 """Images that the evaluation table is made from."""
 DISTILLATION: Final = 6_000_000
 """Draws along which students watch their teachers; nobody labels them."""
+BANK: Final = 7_000_000
+"""Uncensored draws that benchmarks of labelling choose from and measure on."""
+POOL: Final = 8_000_000
+"""Unlabelled draws that thresholds of rewards from people's labels are chosen on."""
 
 _PER_REWARD: Final = 100_000
 

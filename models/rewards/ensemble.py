@@ -59,15 +59,15 @@ class Ensemble:
         self.network.to(device)
         return self
 
-    def save(self, path: Path) -> None:
-        """Write safetensors, with the config as JSON in the metadata.
+    def save(self, path: Path, **metadata: str) -> None:
+        """Write safetensors, with the config as JSON in the metadata, beside what is given.
 
         Weights are stored as float16, half the size: the loss is far below what K members differ
         by, and whatever is measured or served is loaded from the file first.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         weights = {k: v.half().contiguous() for k, v in self.network.state_dict().items()}
-        save_file(weights, path, metadata={"config": json.dumps(asdict(self.config))})
+        save_file(weights, path, metadata=metadata | {"config": json.dumps(asdict(self.config))})
 
     @classmethod
     def load(cls, path: Path) -> Ensemble:

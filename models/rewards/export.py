@@ -83,12 +83,16 @@ def export_student(student: Student, shape: tuple[int, int, int], path: Path) ->
     store_as_half(path)
 
 
-def export_judge(ensemble: Ensemble, height: int, width: int, path: Path) -> None:
+def export_judge(ensemble: Ensemble, height: int, width: int, path: Path, **metadata: str) -> None:
     """Write one ONNX file: `pixels` uint8 [batch, H, W, C] in, `logit` float32 [batch] out.
 
-    Raises ValueError for a time-dependent ensemble.
+    `metadata` goes into the file as it is. Raises ValueError for a time-dependent ensemble.
     """
     if ensemble.config.timed:
         raise ValueError("a judge scores finished images: its networks must not be time-dependent")
     example = torch.zeros(2, height, width, ensemble.config.channels, dtype=torch.uint8)
     export_graph(JudgeGraph(ensemble), (example,), ["pixels"], "logit", path)
+    if metadata:
+        model = onnx.load(path)
+        onnx.helper.set_model_props(model, metadata)
+        onnx.save(model, path)

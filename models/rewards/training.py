@@ -60,18 +60,23 @@ def train_reward(
     recipe: RewardRecipe,
     *,
     noising: tuple[NoiseSchedule, Codec] | None = None,
+    seen: NDArray[np.bool_] | None = None,
+    start: Ensemble | None = None,
     on_iteration: Callable[[int], None] = lambda _: None,
 ) -> Ensemble:
     """Train on `pixels` uint8 [N, H, W, C] with labels `benign` [N].
 
     With `noising`, the members are time-dependent: they see x_t of the augmented image, at
-    timesteps uniform over the schedule, in the codec's space. Raises ValueError when a class has
-    no label, or fewer than the bootstrap asks for.
+    timesteps uniform over the schedule, in the codec's space. `seen` [K, N] says which labels each
+    member may learn from (default: all). With `start`, training goes on from those weights. Raises
+    ValueError when a class has no label for a member, or fewer than the bootstrap asks for, or
+    when the network that it starts from has another shape.
     """
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
-    pools = [_bootstraps(benign == wanted, recipe, rng) for wanted in (False, True)]
+    allowed = np.ones((recipe.members, len(benign)), dtype=np.bool_) if seen is None else seen
+    pools = [_bootstraps((benign == wanted) & allowed, recipe, rng) for wanted in (False, True)]
     images = from_uint8(pixels)
     config = RewardConfig(
         members=recipe.members,
@@ -82,6 +87,10 @@ def train_reward(
         timed=noising is not None,
     )
     network = RewardNetwork(config).train()
+    if start is not None:
+        if start.config != config:
+            raise ValueError("the reward to go on from has networks of another shape")
+        network.load_state_dict(start.network.state_dict())
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
@@ -132,16 +141,19 @@ def augment(images: Tensor, recipe: RewardRecipe, generator: torch.Generator) ->
 
 
 def _bootstraps(mask: NDArray[np.bool_], recipe: RewardRecipe, rng: np.random.Generator) -> Tensor:
-    """[K, n] indices: what each member may see of one class."""
-    found = np.flatnonzero(mask)
-    if len(found) < (recipe.per_class or 1):
+    """[K, n] indices: what each member may see of one class, out of `mask` [K, N]."""
+    found = [np.flatnonzero(row) for row in mask]
+    fewest = min(len(rows) for rows in found)
+    if fewest < (recipe.per_class or 1):
         raise ValueError(
-            f"{len(found)} labels of one class, and {recipe.per_class or 1} are needed: "
+            f"{fewest} labels of one class, and {recipe.per_class or 1} are needed: "
             "label more images"
         )
     if recipe.per_class is None:
-        return torch.from_numpy(np.tile(found, (recipe.members, 1)))
-    draws = [rng.choice(found, recipe.per_class, replace=True) for _ in range(recipe.members)]
+        # Members that may see fewer see some twice as often: at most one more round.
+        longest = max(len(rows) for rows in found)
+        return torch.from_numpy(np.stack([np.resize(rows, longest) for rows in found]))
+    draws = [rng.choice(rows, recipe.per_class, replace=True) for rows in found]
     return torch.from_numpy(np.stack(draws))
 
 

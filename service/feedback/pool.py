@@ -1,0 +1,120 @@
+"""Fresh draws of a policy's own sampling, which nobody labels: what a threshold is chosen on.
+
+They are made by the engine that serves, one tick at a time, with the networks that were just
+trained. Probes look and stop nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.generate import Generator
+from models.guidance import CleanReward, Guide
+from models.method import Method
+from models.rewards.ensemble import Ensemble
+from models.rewards.graphs import DistilledGuide, Probe
+from service.engine.batch import Batch
+from service.engine.engine import Engine
+from service.engine.runner import Runner
+from service.engine.scheduler import Draw, Ticket
+from service.ports import DrawKey, DrawResult, SamplingPlan
+
+MAX_BATCH = 16
+GUIDES = {"time": "guide", "distilled": "distilled"}
+"""Which part each kind of guidance takes its gradient from; forward guidance has none here."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Draws in the order of their seeds: pixels [N, H, W, C], and probe scores [N, P]."""
+
+    pixels: NDArray[np.uint8]
+    probe_scores: NDArray[np.float64]
+
+
+def parts_of(method: Method) -> set[str]:
+    """The parts of a reward that draws of this method need, beside the judge.
+
+    Raises ValueError for forward guidance, whose gradient goes through the denoiser in torch.
+    """
+    if method.censor_scale and method.guidance not in GUIDES:
+        raise ValueError(f"draws with {method.guidance} guidance cannot be made while training")
+    wanted = {GUIDES[method.guidance]} if method.censor_scale else set()
+    wanted |= {"clean_guide"} if method.backward_steps else set()
+    return wanted | ({"probe"} if method.probes else set())
+
+
+def draw_pool(
+    generator: Generator,
+    parts: Mapping[str, Path],
+    method: Method,
+    seeds: Sequence[int],
+    threads: int,
+    on_tick: Callable[[int], None],
+) -> Pool:
+    """Draw number 0 of each seed, by this method and these parts (files of a reward, by name).
+
+    `on_tick` hears how many are done, after every step of the batch. Raises ValueError when a part
+    that the method needs is missing, or the backbone makes NaN.
+    """
+    if missing := parts_of(method) - set(parts):
+        raise ValueError(f"draws of this policy need a {', '.join(sorted(missing))}")
+    guides: dict[str, Guide] = {}
+    if "guide" in parts:
+        guides["guide"] = Ensemble.load(parts["guide"])
+    if "distilled" in parts:
+        guides["distilled"] = DistilledGuide(parts["distilled"], threads)
+    clean: dict[str, CleanReward] = {}
+    if "clean_guide" in parts:
+        clean["clean_guide"] = CleanReward(Ensemble.load(parts["clean_guide"]), generator.codec)
+    probes: dict[str, Probe] = {}
+    if "probe" in parts:
+        probes["probe"] = Probe(parts["probe"], threads)
+    engine = Engine(
+        Runner("", generator.denoiser, generator.schedule, guides, clean, probes),
+        Batch(generator.schedule, generator.shape, MAX_BATCH, "cpu"),
+        generator.codec,
+        MAX_BATCH,
+    )
+    plan = SamplingPlan(
+        model="",
+        policy="",
+        policy_version=0,
+        backbone="",
+        guide=GUIDES[method.guidance] if method.censor_scale else None,
+        clean_guide="clean_guide" if method.backward_steps else None,
+        probe="probe" if method.probes else None,
+        judge=None,
+        method=method,
+        probe_thresholds=(0.0,) * len(method.probes),
+        threshold=None,
+        max_draws=1,
+        acceptance=1.0,
+        seed=0,
+    )
+    drawn: dict[int, DrawResult] = {}
+
+    def deliver(item: list[DrawResult] | Exception) -> None:
+        if isinstance(item, Exception):
+            raise item
+        drawn.update({result.key.index: result for result in item})
+
+    ticket = Ticket(deliver, deadline=float("inf"))
+    draws = [Draw(plan, DrawKey(index, seed, 0), ticket) for index, seed in enumerate(seeds)]
+    engine.check(draws)
+    engine.scheduler.add(draws)
+    while not engine.idle:
+        engine.tick()
+        on_tick(len(drawn))
+    pixels = [drawn[index].pixels for index in range(len(seeds))]
+    if any(image is None for image in pixels):
+        raise ValueError("the backbone made NaN")
+    return Pool(
+        np.stack([image for image in pixels if image is not None]),
+        np.array([drawn[index].probe_scores for index in range(len(seeds))], dtype=np.float64),
+    )

@@ -1,0 +1,454 @@
+"""From labels to a reward that can be promoted: judge, guides, thresholds, and a card.
+
+Guide and judge never share labels. Each part says in its file which labels it has seen, so a
+training that goes on from an older reward keeps every image on its side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ConfigDict, TypeAdapter
+from safetensors import safe_open
+from scipy.special import expit
+from torch import Tensor
+
+from models import seeds
+from models.codec import from_uint8
+from models.generate import Generator
+from models.method import Method
+from models.rewards.distil import DistilRecipe, distil, observe
+from models.rewards.ensemble import Ensemble
+from models.rewards.export import export_judge, export_probe, export_student
+from models.rewards.judge import OnnxJudge
+from models.rewards.platt import folds
+from models.rewards.training import CLEAN_GUIDE, JUDGE, TIME_GUIDE, RewardRecipe, train_reward
+from service.feedback import card
+from service.feedback.calibrating import Scored, calibrate
+from service.feedback.pool import draw_pool, parts_of
+from service.ports import Pixels
+
+Label = Literal["benign", "malign", "unsure"]
+Report = Callable[[str, float], None]
+"""Told the stage and the fraction done, in [0, 1]; raises Cancelled to stop."""
+
+FOLDS = 5
+MEMBERS = 5
+POOL = 400
+"""Fresh draws at each step count: their scores need no labels, so few cost little and suffice."""
+NEEDED = 4
+"""Labels of a class: two for the judge, which is cross-validated, and some for the guide."""
+JUDGE_SHARE = {False: 0.75, True: 0.5}
+"""Of the labels, by whether a time-dependent guide is wanted. A probe alone, whose thresholds lose
+next to nothing however poor it is, needs few."""
+REPORT_S = 0.25
+
+FEW_JUDGE = replace(JUDGE, members=MEMBERS, iterations=400)
+REFIT = replace(JUDGE, members=3, iterations=120)
+FEW_DISTIL = DistilRecipe(draws=128, iterations=2000)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A labelled image. `inclusion` is the chance with which it was chosen to be shown."""
+
+    id: str
+    pixels: Pixels
+    label: Label
+    inclusion: float
+    strategy: str
+
+    @property
+    def malign(self) -> bool:
+        """Whether it counts as malign: what nobody is sure of must not leave."""
+        return self.label != "benign"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to train. `policy` is whose sampling it is calibrated for, `target` the malign rate
+    to aim at; `guide` asks for the time-dependent guide as well, `distil` for its student too."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    policy: str
+    target: float = 0.01
+    guide: bool = False
+    distil: bool = False
+    seed: int = 0
+    threads: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(document: Any) -> Recipe:
+        """Read what `to_json` wrote. Raises pydantic's ValidationError, a ValueError."""
+        return TypeAdapter(Recipe).validate_python(document)
+
+
+class Cancelled(Exception):
+    """Raised by a Report: the training stops, and leaves nothing."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The bytes of each part's file (judge, clean_guide, probe, and guide and distilled where they
+    were asked for), and the card, JSON-safe."""
+
+    files: Mapping[str, bytes]
+    card: dict[str, Any]
+
+
+def train(
+    examples: Sequence[Example],
+    recipe: Recipe,
+    generator: Generator,
+    shape: tuple[int, int, int],
+    method_of: Mapping[int, Method],
+    report: Report,
+    warm_start: Mapping[str, bytes] | None = None,
+) -> Trained:
+    """Train on labelled images of `shape` [H, W, C] and calibrate for each method, by step count.
+
+    With `warm_start`, an older reward's files, judge and guides go on from there. The same
+    arguments give the same bytes. A method whose draws cannot be made here, or need a part that
+    was not asked for, gets no calibration, and the card says why. Raises ValueError when a class
+    has too few labels, and whatever `report` raises.
+    """
+    _check(examples, recipe, shape)
+    progress = _Progress(report, _plan(recipe, method_of))
+    with _threads(recipe.threads), TemporaryDirectory() as scratch:
+        run = _Run(examples, recipe, generator, shape, Path(scratch), progress, warm_start or {})
+        run.judge()
+        run.guides()
+        calibrations, skipped = run.calibrations(method_of)
+        files = {part: path.read_bytes() for part, path in sorted(run.parts.items())}
+        return Trained(files, run.card(calibrations, skipped))
+
+
+def refit(
+    examples: Sequence[Example], seed: int = 0
+) -> Callable[[NDArray[np.uint8]], NDArray[np.float64]]:
+    """A quick small reward of pixels [N, H, W, C], [N] in (0, 1), for `selection.choose`.
+
+    About a second on one core; it runs with torch's threads as they are. Raises ValueError when a
+    class has no label.
+    """
+    pixels, malign = _arrays(examples)
+    reward = train_reward(pixels, ~malign, replace(REFIT, seed=seed))
+
+    def score(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+        logits = member_logits(reward, images).mean(axis=1)
+        scores: NDArray[np.float64] = expit(logits)
+        return scores
+
+    return score
+
+
+def train_judge(
+    examples: Sequence[Example],
+    seed: int,
+    start: Ensemble | None = None,
+    on_iteration: Callable[[int], None] = lambda _: None,
+) -> tuple[Ensemble, NDArray[np.float64]]:
+    """A judge, and the out-of-fold logits [N] of its own labels. Raises ValueError as `folds`.
+
+    Every member is kept from a fold of the labels, and scores it: one training gives both.
+    """
+    pixels, malign = _arrays(examples)
+    seen = folds(malign, MEMBERS, FOLDS)
+    judge = train_reward(
+        pixels, ~malign, replace(FEW_JUDGE, seed=seed), seen=seen, start=start,
+        on_iteration=on_iteration,
+    )  # fmt: skip
+    logits = np.ma.masked_array(member_logits(judge, pixels), mask=seen.T)
+    return judge, np.asarray(logits.mean(axis=1), dtype=np.float64)
+
+
+def split(
+    examples: Sequence[Example], share: float, known: Mapping[str, str]
+) -> tuple[list[Example], list[Example]]:
+    """(the judge's, the guide's): of each class `share` to the judge, in the order of their ids'
+    hashes. What is `known`, id to side, stays where it was."""
+    sides: dict[str, list[Example]] = {"judge": [], "guide": []}
+    for malign in (False, True):
+        own = [example for example in examples if example.malign == malign]
+        for example in own:
+            if example.id in known:
+                sides[known[example.id]].append(example)
+        placed = sum(example.id in known and known[example.id] == "judge" for example in own)
+        fresh = sorted((e for e in own if e.id not in known), key=_hash)
+        count = min(max(round(share * len(own)) - placed, 0), len(fresh))
+        sides["judge"] += fresh[:count]
+        sides["guide"] += fresh[count:]
+    return sorted(sides["judge"], key=_hash), sorted(sides["guide"], key=_hash)
+
+
+def member_logits(reward: Ensemble, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Each member's logit of pixels [N, H, W, C], [N, K]."""
+    parts = [
+        reward.logits(from_uint8(pixels[i : i + 256])).numpy() for i in range(0, len(pixels), 256)
+    ]
+    return np.concatenate(parts).astype(np.float64)
+
+
+class _Run:
+    """One training: its parts appear in `parts`, as files, one after another."""
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        recipe: Recipe,
+        generator: Generator,
+        shape: tuple[int, int, int],
+        folder: Path,
+        progress: _Progress,
+        warm_start: Mapping[str, bytes],
+    ) -> None:
+        self.recipe = recipe
+        self.parts: dict[str, Path] = {}
+        self._examples = examples
+        self._generator = generator
+        self._shape = shape
+        self._folder = folder
+        self._progress = progress
+        self._older = {part: folder / f"older-{part}" for part in warm_start}
+        for part, path in self._older.items():
+            path.write_bytes(warm_start[part])
+        self._judged, self._guided = split(examples, JUDGE_SHARE[recipe.guide], _sides(self._older))
+        self._held_out: dict[str, float] | None = None
+
+    def judge(self) -> None:
+        """Train the judge, score its labels out of fold, export it."""
+        start = None
+        if "judge" in self._older and (networks := _metadata(self._older["judge"]).get("networks")):
+            before = self._folder / "older-judge.safetensors"
+            before.write_bytes(b64decode(networks))
+            start = Ensemble.load(before)
+        with self._progress.stage("judge", FEW_JUDGE.iterations) as done:
+            judge, self._out_of_fold = train_judge(self._judged, self.recipe.seed, start, done)
+        path = self._folder / "judge.safetensors"
+        judge.save(path)
+        networks = b64encode(path.read_bytes()).decode()
+        labels = _ids(self._judged)
+        self.parts["judge"] = self._folder / "judge.onnx"
+        height, width, _ = self._shape
+        export_judge(
+            judge, height, width, self.parts["judge"],
+            networks=networks, labels=json.dumps(labels),
+        )  # fmt: skip
+        self._onnx = OnnxJudge(self.parts["judge"], self.recipe.threads)
+
+    def guides(self) -> None:
+        """Train the clean guide and its probe; the time-dependent one and its student if asked."""
+        clean = self._guide("clean_guide", CLEAN_GUIDE)
+        self.parts["probe"] = self._folder / "probe.onnx"
+        export_probe(clean, self._generator.codec, self._generator.shape, self.parts["probe"])
+        if not self.recipe.guide:
+            return
+        teacher = self._guide("guide", TIME_GUIDE, timed=True)
+        if self.recipe.distil:
+            self._distil(teacher)
+
+    def _guide(self, part: str, recipe: RewardRecipe, timed: bool = False) -> Ensemble:
+        pixels, malign = _arrays(self._guided)
+        enough = min(int(malign.sum()), int((~malign).sum())) >= (recipe.per_class or 1)
+        wanted = replace(
+            recipe, seed=self.recipe.seed, per_class=recipe.per_class if enough else None
+        )
+        start = Ensemble.load(self._older[part]) if part in self._older else None
+        noising = (self._generator.schedule, self._generator.codec) if timed else None
+        with self._progress.stage(part, recipe.iterations) as done:
+            guide = train_reward(
+                pixels, ~malign, wanted, noising=noising, start=start, on_iteration=done
+            )
+        self.parts[part] = self._folder / f"{part}.safetensors"
+        guide.save(self.parts[part], labels=json.dumps(_ids(self._guided)))
+        # As it is stored: what is measured is what will be served.
+        return Ensemble.load(self.parts[part])
+
+    def _distil(self, teacher: Ensemble) -> None:
+        recipe, generator = replace(FEW_DISTIL, seed=self.recipe.seed), self._generator
+        first = seeds.first(seeds.DISTILLATION, self.recipe.seed % 10)
+        with self._progress.stage("distilled", recipe.iterations) as done:
+
+            def heard(x_t: Tensor, timestep: Tensor) -> Tensor:
+                done(0)  # watching is minutes of denoiser calls
+                return generator.denoiser(x_t, timestep)
+
+            seen = observe(teacher, heard, generator.schedule, generator.shape, recipe, first)
+            fitted = 0
+
+            def advance(count: int) -> None:
+                nonlocal fitted
+                fitted += count
+                done(fitted)
+
+            student, self._held_out = distil(seen, recipe, advance)
+        self.parts["distilled"] = self._folder / "distilled.onnx"
+        export_student(student, generator.shape, self.parts["distilled"])
+
+    def calibrations(
+        self, method_of: Mapping[int, Method]
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """For each step count its calibration, or why there is none."""
+        found: dict[str, Any] = {}
+        skipped: dict[str, str] = {}
+        for place, (steps, method) in enumerate(sorted(method_of.items())):
+            try:
+                if missing := parts_of(method) - set(self.parts):
+                    raise ValueError(f"the policy's draws need: {', '.join(sorted(missing))}")
+            except ValueError as error:
+                skipped[str(steps)] = str(error)
+                continue
+            first = seeds.POOL + self.recipe.seed % 100 * 10_000 + place * POOL
+            with self._progress.stage(f"calibration, {steps} steps", POOL) as done:
+                pool = draw_pool(
+                    self._generator, self.parts, method, range(first, first + POOL),
+                    self.recipe.threads, done,
+                )  # fmt: skip
+            result = calibrate(
+                self._scored(), self._onnx.score(pool.pixels), pool.probe_scores, self.recipe.target
+            )
+            method_json = TypeAdapter(Method).dump_python(method, mode="json")
+            found[str(steps)] = {"method": method_json, "first_seed": first, **asdict(result)}
+        return found, skipped
+
+    def card(self, calibrations: dict[str, Any], skipped: dict[str, str]) -> dict[str, Any]:
+        """What the reward learned from, and how well it does."""
+        return {
+            "recipe": self.recipe.to_json(),
+            "labels": card.count(self._examples),
+            "split": {"judge": _ids(self._judged), "guide": _ids(self._guided)},
+            **card.cross_validated(_ids(self._judged), self._scored()),
+            "calibrations": calibrations,
+            "not_calibrated": skipped,
+            "student": self._held_out,
+            "seconds": self._progress.seconds,
+        }
+
+    def _scored(self) -> Scored:
+        _, malign = _arrays(self._judged)
+        inclusion = np.array([example.inclusion for example in self._judged])
+        return Scored(self._out_of_fold, malign, 1 / inclusion)
+
+
+class _Progress:
+    """Turns stages into one fraction, and reports at most every REPORT_S seconds."""
+
+    def __init__(self, report: Report, weights: Mapping[str, float]) -> None:
+        self.seconds: dict[str, float] = {}
+        self._report = report
+        self._weights = weights
+        self._before = 0.0
+        self._last = -REPORT_S
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A stage of `total` units; yields the function that hears how many are done."""
+        began = time.monotonic()
+        weight = self._weights[name] / sum(self._weights.values())
+        self._tell(name, self._before, force=True)
+        yield lambda done: self._tell(name, self._before + weight * min(done / total, 1))
+        self._before = min(self._before + weight, 1.0)
+        self.seconds[name] = round(time.monotonic() - began, 2)
+        self._tell(name, self._before, force=True)
+
+    def _tell(self, name: str, fraction: float, force: bool = False) -> None:
+        now = time.monotonic()
+        if force or now - self._last >= REPORT_S:
+            self._last = now
+            self._report(name, fraction)
+
+
+def _plan(recipe: Recipe, method_of: Mapping[int, Method]) -> dict[str, float]:
+    """Stages and about how many seconds of a core each takes."""
+    stages = {"judge": 10.0, "clean_guide": 4.0}
+    if recipe.guide:
+        stages["guide"] = 12.0
+    if recipe.guide and recipe.distil:
+        stages["distilled"] = 90.0
+    return stages | {f"calibration, {steps} steps": 0.3 * steps for steps in method_of}
+
+
+def _check(examples: Sequence[Example], recipe: Recipe, shape: tuple[int, int, int]) -> None:
+    if not 0 < recipe.target < 1:
+        raise ValueError(f"target is {recipe.target}, must lie in (0, 1)")
+    if recipe.distil and not recipe.guide:
+        raise ValueError("distil needs guide: a student is taught by the time-dependent guide")
+    for example in examples:
+        if example.pixels.shape != shape:
+            raise ValueError(f"image {example.id} is {example.pixels.shape}, must be {shape}")
+        if not 0 < example.inclusion <= 1:
+            raise ValueError(f"image {example.id}: inclusion {example.inclusion} is no chance")
+    if len({example.id for example in examples}) < len(examples):
+        raise ValueError("an image is labelled twice")
+    malign = sum(example.malign for example in examples)
+    for count, word in ((malign, "malign"), (len(examples) - malign, "benign")):
+        if count < NEEDED:
+            raise ValueError(
+                f"{count} of the labels are {word}, and {NEEDED} are needed, for judge and guide "
+                "learn from different ones: label more images"
+            )
+
+
+def _arrays(examples: Sequence[Example]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    pixels = np.stack([example.pixels for example in examples])
+    return pixels, np.array([example.malign for example in examples])
+
+
+def _ids(examples: Sequence[Example]) -> list[str]:
+    return [example.id for example in examples]
+
+
+def _hash(example: Example) -> bytes:
+    return hashlib.sha256(example.id.encode()).digest()
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """What a part's file says of itself."""
+    if path.name.endswith("judge"):
+        return dict(OnnxJudge(path).session.get_modelmeta().custom_metadata_map)
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+def _sides(older: Mapping[str, Path]) -> dict[str, str]:
+    """Which side has seen which labels, from the files of an older reward.
+
+    Raises ValueError when one was seen by both.
+    """
+    sides: dict[str, str] = {}
+    for part in ("judge", "clean_guide", "guide"):
+        if part not in older:
+            continue
+        side = "judge" if part == "judge" else "guide"
+        for name in json.loads(_metadata(older[part]).get("labels", "[]")):
+            if sides.setdefault(name, side) != side:
+                raise ValueError(f"the older reward's judge and guide both learned from {name}")
+    return sides
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """torch's threads are the process's: they are given back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

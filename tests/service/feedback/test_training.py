@@ -1,0 +1,187 @@
+"""A whole training on a toy problem: parts, card, sides, warm start, cancelling."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from models.codec import Codec
+from models.generate import Generator
+from models.method import Method
+from models.rewards.judge import OnnxJudge
+from service.feedback import training
+from service.feedback.training import Cancelled, Example, Recipe, Trained, refit, split, train
+from tests.engines import make_schedule
+
+SIZE = 12
+METHOD = Method(num_inference_steps=4, probes=(0.5,))
+STEERED = Method(num_inference_steps=3, censor_scale=1.0)
+
+
+def denoise(x_t: Tensor, timestep: Tensor) -> Tensor:
+    """A backbone that takes most of what it sees for noise: its draws are grey."""
+    return 0.9 * x_t
+
+
+GENERATOR = Generator(denoise, make_schedule(clip_sample=True), Codec(2), (4, SIZE // 2, SIZE // 2))
+
+
+def images(n: int, seed: int = 0, start: int = 0) -> list[Example]:
+    """Bright bars, upright (benign) or level (malign, every third)."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for i in range(start, start + n):
+        pixels = rng.integers(0, 60, (SIZE, SIZE, 1)).astype(np.uint8)
+        at = rng.integers(3, 8)
+        malign = i % 3 == 0
+        if malign:
+            pixels[at : at + 2, 1:-1] = 255
+        else:
+            pixels[1:-1, at : at + 2] = 255
+        found.append(Example(f"image-{i}", pixels, "malign" if malign else "benign", 1.0, "random"))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, iterations in (("FEW_JUDGE", 25), ("CLEAN_GUIDE", 15), ("TIME_GUIDE", 5)):
+        small = replace(getattr(training, name), iterations=iterations, widths=(4, 4, 8, 8))
+        monkeypatch.setattr(training, name, small)
+    monkeypatch.setattr(training, "POOL", 20)
+    monkeypatch.setattr(training, "REPORT_S", 0.0)
+
+
+def run(
+    examples: list[Example],
+    recipe: Recipe | None = None,
+    methods: Mapping[int, Method] | None = None,
+    warm_start: Mapping[str, bytes] | None = None,
+) -> Trained:
+    return train(
+        examples, recipe or Recipe("p"), GENERATOR, (SIZE, SIZE, 1), methods or {4: METHOD},
+        lambda stage, fraction: None, warm_start,
+    )  # fmt: skip
+
+
+def test_a_training_gives_parts_that_run_and_a_card_that_is_json(tmp_path: Path) -> None:
+    found = run(images(60))
+    assert set(found.files) == {"judge", "clean_guide", "probe"}
+    (tmp_path / "judge").write_bytes(found.files["judge"])
+    fresh = images(40, seed=9)
+    scores = OnnxJudge(tmp_path / "judge").score(np.stack([e.pixels for e in fresh]))
+    malign = np.array([e.malign for e in fresh])
+    assert scores[~malign].min() > scores[malign].max()
+    card = json.loads(json.dumps(found.card))
+    assert card["labels"] == {"benign": 40, "malign": 20, "unsure": 0}
+    assert set(card["split"]["judge"]).isdisjoint(card["split"]["guide"])
+    assert len(card["split"]["judge"]) + len(card["split"]["guide"]) == 60
+    assert card["auc"] > 0.9
+    entry = card["calibrations"]["4"]
+    assert entry["method"]["probes"] == [0.5]
+    assert len(entry["probe_thresholds"]) == 1
+    assert 0 < entry["threshold"] < 1
+    assert set(card["seconds"]) == {"judge", "clean_guide", "calibration, 4 steps"}
+
+
+def test_the_same_labels_and_seed_give_the_same_bytes_and_another_seed_others() -> None:
+    first, again = run(images(40)), run(images(40))
+    for part in ("judge", "clean_guide"):
+        assert first.files[part] == again.files[part]
+    assert first.card["calibrations"] == again.card["calibrations"]
+    assert run(images(40), Recipe("p", seed=1)).files["judge"] != first.files["judge"]
+
+
+def test_guide_and_judge_share_no_label_and_keep_their_sides_when_going_on() -> None:
+    before = run(images(40))
+    later = run(images(40) + images(35, seed=2, start=40), warm_start=before.files)
+    for side in ("judge", "guide"):
+        assert set(before.card["split"][side]) <= set(later.card["split"][side])
+    # Without what the files say, some would have changed sides: the test could fail.
+    fresh = run(images(40) + images(35, seed=2, start=40))
+    assert not set(before.card["split"]["judge"]) <= set(fresh.card["split"]["judge"])
+
+
+def test_going_on_starts_from_the_older_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = run(images(60))
+    monkeypatch.setattr(training, "FEW_JUDGE", replace(training.FEW_JUDGE, learning_rate=0.0))
+    assert run(images(60), warm_start=before.files).card["auc"] > 0.9
+    assert run(images(60)).card["auc"] < 0.9, "weights that never moved know nothing"
+
+
+def test_both_sides_get_their_share_of_each_class() -> None:
+    judged, guided = split(images(60), 0.75, {})
+    assert (sum(e.malign for e in judged), len(judged)) == (15, 45)
+    assert (sum(e.malign for e in guided), len(guided)) == (5, 15)
+
+
+def test_a_steered_policy_needs_its_guide_and_is_calibrated_on_its_own_draws() -> None:
+    methods = {3: STEERED, 4: METHOD}
+    without = run(images(40), methods=methods)
+    assert set(without.card["calibrations"]) == {"4"}
+    assert "guide" in without.card["not_calibrated"]["3"]
+    with_guide = run(images(40), Recipe("p", guide=True), methods)
+    assert set(with_guide.card["calibrations"]) == {"3", "4"}
+    assert "guide" in with_guide.files
+
+
+def test_unsure_counts_as_malign_and_too_few_of_a_class_are_refused() -> None:
+    labels = [replace(e, label="unsure") if e.malign else e for e in images(40)]
+    assert run(labels).card["labels"]["unsure"] == 14
+    with pytest.raises(ValueError, match="3 of the labels are malign, and 4 are needed"):
+        run(images(9))
+
+
+def test_bad_examples_are_refused_by_name() -> None:
+    labels = images(30)
+    with pytest.raises(ValueError, match="labelled twice"):
+        run([*labels, labels[0]])
+    with pytest.raises(ValueError, match="image-0: inclusion 0"):
+        run([replace(labels[0], inclusion=0.0), *labels[1:]])
+    with pytest.raises(ValueError, match="image-0 is"):
+        run([replace(labels[0], pixels=labels[0].pixels[:6]), *labels[1:]])
+
+
+def test_progress_rises_to_one_and_cancelling_stops_and_gives_threads_back() -> None:
+    heard: list[float] = []
+    before = torch.get_num_threads()
+    threads = 1 if before > 1 else 2
+    recipe = Recipe("p", threads=threads)
+
+    def listen(stage: str, fraction: float) -> None:
+        assert torch.get_num_threads() == threads
+        heard.append(fraction)
+        if limit is not None and len(heard) == limit:
+            raise Cancelled
+
+    limit = None
+    train(images(30), recipe, GENERATOR, (SIZE, SIZE, 1), {4: METHOD}, listen)
+    assert heard == sorted(heard)
+    assert heard[-1] == pytest.approx(1)
+    heard.clear()
+    limit = 7
+    with pytest.raises(Cancelled):
+        train(images(30), recipe, GENERATOR, (SIZE, SIZE, 1), {4: METHOD}, listen)
+    assert torch.get_num_threads() == before
+
+
+def test_a_recipe_is_json_and_refuses_unknown_keys() -> None:
+    recipe = Recipe("p", target=0.02, guide=True, seed=3)
+    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+    with pytest.raises(ValueError, match="colour"):
+        Recipe.from_json(recipe.to_json() | {"colour": "red"})
+
+
+def test_a_refitted_reward_tells_benign_from_malign() -> None:
+    score = refit(images(40))
+    fresh = images(30, seed=5)
+    found = score(np.stack([e.pixels for e in fresh]))
+    malign = np.array([e.malign for e in fresh])
+    assert ((found > 0) & (found < 1)).all()
+    assert found[~malign].mean() > found[malign].mean() + 0.3

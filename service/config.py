@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from models.method import Guidance, Method, SamplerName, Spacing
 
 Scope = Literal["generate", "scores", "label", "approve", "admin"]
-Name = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9._-]{0,63}$")]
+NAME = "^[a-z0-9][a-z0-9._-]{0,63}$"
+Name = Annotated[str, Field(pattern=NAME)]
 
 
 class ConfigError(ValueError):
@@ -219,6 +220,21 @@ class StoreSettings(_Part):
         return self
 
 
+class FeedbackSettings(_Part):
+    """Labelling and training beside the service.
+
+    `candidates` are drawn for each image that is shown, once there are labels to choose by.
+    `threads` bound a training. With `self_approval`, whoever trained a reward may promote it.
+    """
+
+    enabled: bool = False
+    session_hours: float = Field(12.0, gt=0, le=720)
+    threads: int = Field(1, ge=1)
+    candidates: int = Field(4, ge=1, le=16)
+    self_approval: bool = False
+    replicas: Replicas = Replicas(ray_actor_options={"num_cpus": 0})
+
+
 class Settings(_Part):
     """Everything that the service is told: the `args` of its application.
 
@@ -231,6 +247,7 @@ class Settings(_Part):
     auth: AuthSettings
     limits: Limits = Limits()
     store: StoreSettings = StoreSettings()
+    feedback: FeedbackSettings = FeedbackSettings()
     ingress_metrics: bool = False
     ingress: Replicas = Replicas(max_ongoing_requests=256)
 
@@ -257,6 +274,7 @@ def check_bind(settings: Settings, host: str | None) -> None:
     for path, wanted in (
         ("auth.anonymous", settings.auth.anonymous),
         ("ingress_metrics", settings.ingress_metrics),
+        ("feedback.self_approval", settings.feedback.self_approval),
     ):
         if wanted:
             raise ConfigError(

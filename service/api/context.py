@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from models.bundle import Manifest
 from service.config import KeySettings, Settings
@@ -11,13 +12,37 @@ from service.metrics import IngressMetrics
 from service.policy import Policy
 from service.ports import Drawer, Scorer
 from service.router import Router
+from service.store.datasets import Dataset, Shown
 from service.store.recorder import Recorder
 from service.store.store import Store
 
 
+class Proposer(Protocol):
+    """The feedback desk, seen from the routes."""
+
+    async def propose(
+        self,
+        dataset: Dataset,
+        size: int,
+        strategy: str | None,
+        annotator: str,
+        besides: Sequence[str],
+        policy: str | None = None,
+    ) -> list[Shown]:
+        """The images that a person is asked about next, drawn if need be.
+
+        Raises PolicyNotFound, PolicyDisabled, BackendUnavailable, CensorUnavailable, Overloaded or
+        StoreUnavailable.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Context:
-    """`keys` maps a secret to its key; `gather_metrics` gives the page of all replicas."""
+    """`keys` maps a secret to its key; `gather_metrics` gives the page of all replicas.
+
+    Without a `desk` nobody labels or trains here.
+    """
 
     settings: Settings
     manifests: Mapping[str, Manifest]
@@ -30,3 +55,4 @@ class Context:
     recorder: Recorder
     metrics: IngressMetrics
     gather_metrics: Callable[[], Awaitable[str]]
+    desk: Proposer | None = None

@@ -17,11 +17,13 @@ from service import config, logs
 from service.api.app import create_app
 from service.api.context import Context
 from service.config import Settings
+from service.deployments.feedback import HandleDesk
 from service.deployments.handles import HandleDrawer, HandleScorer
 from service.metrics import IngressMetrics, merge, render
 from service.policy import pin
 from service.router import Router
 from service.store.recorder import Recorder
+from service.store.retention import Retention
 from service.store.store import Store
 
 METRICS_S = 2.0
@@ -32,7 +34,13 @@ Handles = Mapping[str, DeploymentHandle[Any]]
 class Ingress:
     """Reads keys from its environment and pins the policies; holds no state of requests."""
 
-    def __init__(self, settings: Settings, backbones: Handles, judges: Handles) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        backbones: Handles,
+        judges: Handles,
+        feedback: DeploymentHandle[Any] | None = None,
+    ) -> None:
         logs.set_up("ingress")
         config.check_bind(settings, _proxy_host())
         self._backbones, self._judges = backbones, judges
@@ -61,7 +69,9 @@ class Ingress:
             recorder=Recorder(store.decisions, settings.store.keep_days),
             metrics=self._metrics,
             gather_metrics=self._gather,
+            desk=HandleDesk(feedback) if feedback else None,
         )
+        self._retention = Retention(store, settings.store.keep_images_days)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve calls this once in each replica."""

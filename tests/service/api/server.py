@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from models.bundle import Bundle
 from models.codec import Codec
+from models.method import Method
 from service.api.app import create_app
 from service.api.context import Context
 from service.config import Settings, secrets
@@ -28,10 +30,12 @@ from service.metrics import BackboneMetrics, IngressMetrics, merge, render
 from service.policy import pin
 from service.reward import Judges
 from service.router import Router
+from service.feedback.desk import Desk, Subject, uncensored
 from service.store.recorder import Recorder
 from service.store.store import Store
 from tests.bundles import HEIGHT, WIDTH, settings
 from tests.engines import make_engine, make_schedule
+from tests.feedback import Selection, Training
 from tests.gaussian import Gaussian
 from tests.stores import open_store
 
@@ -93,6 +97,8 @@ class Served:
     backends: LocalBackends
     store: Store
     recorder: Recorder
+    desk: Desk
+    training: Training
     paths: list[str] = field(default_factory=list)
 
 
@@ -102,7 +108,8 @@ def serve(
 ) -> Iterator[Served]:
     """Serve a configuration with `changes` until the block ends."""
     config = Settings.model_validate(
-        settings(str(bundle.folder), ingress_metrics=True, auth=AUTH) | changes
+        settings(str(bundle.folder), ingress_metrics=True, auth=AUTH, feedback={"enabled": True})
+        | changes
     )
     judge_timeout_s = config.models["tiny"].judge.timeout_s
     policies = pin(config, {"tiny": bundle})
@@ -131,20 +138,40 @@ def serve(
     folder = tempfile.TemporaryDirectory()
     store = open_store(f"sqlite:///{folder.name}/decisions.sqlite")
     recorder = Recorder(store.decisions, keep_days=30)
+    routers = {"tiny": Router(backends, backends, judge_timeout_s, metrics.draw)}
+    training = Training()
+    desk = Desk(
+        store=store,
+        routers=routers,
+        subjects={
+            "tiny": Subject(
+                uncensored("tiny", policies["bright"].backbone, Method(10)),
+                (HEIGHT, WIDTH, 1),
+                lambda: None,
+            )
+        },
+        policy=policies.__getitem__,
+        candidates=2,
+        within=timedelta(hours=1),
+        deadline_s=30,
+        training=training,
+        selection=Selection(),
+    )
     context = Context(
         settings=config,
         manifests={"tiny": bundle.manifest},
         policies=policies,
         keys=secrets(config.auth, KEYS),
-        routers={"tiny": Router(backends, backends, judge_timeout_s, metrics.draw)},
+        routers=routers,
         drawer=backends,
         scorer=backends,
         store=store,
         recorder=recorder,
         metrics=metrics,
         gather_metrics=gather_metrics,
+        desk=desk if config.feedback.enabled else None,
     )
-    served = Served("", judge, backbone, backends, store, recorder)
+    served = Served("", judge, backbone, backends, store, recorder, desk, training)
     with _listen(_counted(create_app(context), served.paths)) as served.url:
         try:
             yield served

@@ -1,0 +1,1 @@
+"""What people's labels become: which image to show next, trained rewards, certificates."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import calibrate, decisions, evaluate, replay, train
+from service.cli import calibrate, datasets, decisions, evaluate, replay, rewards, train
 from service.cli.common import DEFAULT_CONFIG, console
 from service.config import ConfigError
 
@@ -21,6 +21,8 @@ config_app = typer.Typer(help="Look at a configuration file.", no_args_is_help=T
 app.add_typer(config_app, name="config")
 app.add_typer(train.app, name="train")
 app.add_typer(decisions.app, name="decisions")
+app.add_typer(datasets.app, name="datasets")
+app.add_typer(rewards.app, name="rewards")
 app.command()(calibrate.calibrate)
 app.command()(evaluate.evaluate)
 app.command()(replay.replay)

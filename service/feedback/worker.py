@@ -45,8 +45,10 @@ class Worker:
                 raise RuntimeError(f"thread {thread.name} has died")
 
     def close(self) -> None:
-        """Take up nothing more. A training that runs is left to its end."""
+        """Take up nothing more, and wait for a training that runs."""
         self._closing.set()
+        for thread in self._threads:
+            thread.join()
 
     def _work(self) -> None:
         # On Linux niceness belongs to the thread; the threads that torch starts from it inherit it.

@@ -33,7 +33,10 @@ function describe() {
   );
 }
 
-form.elements.dataset.addEventListener("change", describe);
+form.elements.dataset.addEventListener("change", () => {
+  describe();
+  refresh();
+});
 form.elements.guide.addEventListener("change", () => {
   form.elements.distil.disabled = !form.elements.guide.checked;
   if (!form.elements.guide.checked) form.elements.distil.checked = false;
@@ -62,7 +65,8 @@ async function refresh() {
   clearTimeout(timer);
   let pause = 6000;
   try {
-    const { data } = await call("GET", "/v1/rewards");
+    const dataset = form.elements.dataset.value;
+    const { data } = await call("GET", `/v1/rewards${dataset ? `?dataset=${encodeURIComponent(dataset)}` : ""}`);
     const list = $("#list");
     const nodes = await Promise.all(data.slice(0, 20).map(node));
     nodes.forEach((one, place) => {
@@ -70,7 +74,7 @@ async function refresh() {
     });
     while (list.children.length > Math.max(nodes.length, 1)) list.lastChild.remove();
     if (!nodes.length) {
-      list.replaceChildren(el("p", { class: "soft" }, "No reward yet. Label for three minutes, then train one."));
+      list.replaceChildren(el("p", { class: "soft" }, "No reward of these labels yet."));
     } else {
       for (const child of [...list.children]) if (!nodes.includes(child)) child.remove();
     }

@@ -8,7 +8,7 @@ import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,6 +22,7 @@ GOAL = {"benign": 80, "malign": 40, "seconds": 180}
 """What a reward is learned from: three minutes of labels."""
 
 MAX_BATCH = 100
+Form = Annotated[exchange.Format, Query(alias="format")]
 Id = Annotated[str, Field(min_length=1, max_length=64)]
 
 
@@ -144,22 +145,22 @@ def routes(context: Context, desk: Proposer) -> APIRouter:
 
     @router.get("/v1/datasets/{name}/export", summary="The labels as a file")
     def export(
-        name: str, request: Request, format: exchange.Format = "jsonl", images: bool | None = None
+        name: str, request: Request, form: Form = "jsonl", images: bool | None = None
     ) -> Response:
         find(request, name)
-        wanted = format == "jsonl" if images is None else images
-        lines = exchange.write(datasets.labelled(name), context.store.blobs, format, wanted)
-        kind = {"jsonl": "application/jsonl", "csv": "text/csv"}[format]
-        disposition = f'attachment; filename="{name}.{format}"'
+        wanted = form == "jsonl" if images is None else images
+        lines = exchange.write(datasets.labelled(name), context.store.blobs, form, wanted)
+        kind = {"jsonl": "application/jsonl", "csv": "text/csv"}[form]
+        disposition = f'attachment; filename="{name}.{form}"'
         headers = {"Content-Disposition": disposition, "Cache-Control": "private, no-store"}
         return StreamingResponse(lines, media_type=kind, headers=headers)
 
     @router.post("/v1/datasets/{name}/import", summary="Bring in labels that were exported")
-    async def bring(name: str, request: Request, format: exchange.Format = "jsonl") -> Any:
+    async def bring(name: str, request: Request, form: Form = "jsonl") -> Any:
         dataset = await asyncio.to_thread(find, request, name)
         _for_labels(dataset)
         body = await request.body()
-        return await asyncio.to_thread(_bring, context, dataset, body, format, request)
+        return await asyncio.to_thread(_bring, context, dataset, body, form, request)
 
     return router
 

@@ -21,8 +21,10 @@ LEAST = 5
 
 
 class TrainRequest(BaseModel):
-    """`POST /v1/rewards`: `policy` is whose sampling it is calibrated for; `guide` and `distil` make
-    what policies need that steer."""
+    """`POST /v1/rewards`: `policy` is whose sampling it is calibrated for.
+
+    `guide` and `distil` also make what policies need that steer.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
     dataset: Name
@@ -43,7 +45,9 @@ def routes(context: Context) -> APIRouter:
         request.state.caller.require("label")
         dataset = context.store.datasets.read(body.dataset)
         if dataset.purpose != "labels":
-            raise Conflict(f"dataset {body.dataset!r} is for a certificate: nothing may learn from it")
+            raise Conflict(
+                f"dataset {body.dataset!r} is for a certificate: nothing may learn from it"
+            )
         policy = _policy(context, body.policy, dataset.model)
         if body.distil and not body.guide:
             raise InvalidValue("distil: a student needs a guide to learn from: set guide", "distil")

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote, urlencode
@@ -24,7 +24,7 @@ PART_BYTES = 500_000
 """A file goes over in parts, each below the service's `limits.body_bytes`."""
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """How a file is written."""
 
     jsonl = "jsonl"
@@ -48,7 +48,8 @@ def list_(url: ServiceUrl = None) -> None:
 def export(
     name: Name,
     to: Annotated[
-        Path | None, typer.Option("--to", help="A new file; .csv or .jsonl says which. Else stdout.")
+        Path | None,
+        typer.Option("--to", help="A new file; .csv or .jsonl says which. Else stdout."),
     ] = None,
     form: Annotated[
         Format | None, typer.Option("--format", help="jsonl, unless the file says csv.")

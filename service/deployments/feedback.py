@@ -128,9 +128,7 @@ def generator(bundle: Bundle, threads: int) -> Any:
     manifest = bundle.manifest.backbone
     folder = bundle.folder / manifest.folder
     return Generator(
-        denoiser=load_denoiser(
-            folder, bundle.path(manifest.onnx), runtime="onnx", threads=threads
-        ),
+        denoiser=load_denoiser(folder, bundle.path(manifest.onnx), runtime="onnx", threads=threads),
         schedule=NoiseSchedule.from_diffusers(read_config(folder)),
         codec=Codec(manifest.pixel_shuffle),
         shape=bundle.x_t_shape,

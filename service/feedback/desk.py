@@ -128,7 +128,9 @@ class Desk:
                 drawn += await self._draw(plan, size)
             if not drawn:
                 raise BackendUnavailable("no image was ready in time to be shown")
-            return await asyncio.to_thread(self._show, dataset, plan, drawn, size, reward, annotator)
+            return await asyncio.to_thread(
+                self._show, dataset, plan, drawn, size, reward, annotator
+            )
 
     def train(self, reward: RewardVersion) -> None:
         """Run a training that was taken from the queue; whatever happens ends up in the store.

@@ -113,9 +113,7 @@ class Rewards:
         now = datetime.now(UTC)
         dead = update(rewards).where(here.heartbeat < now - timedelta(seconds=silent_s))
         with self._database.transaction() as connection:
-            connection.execute(
-                update(rewards).where(here.status == "queued").values(heartbeat=now)
-            )
+            connection.execute(update(rewards).where(here.status == "queued").values(heartbeat=now))
             connection.execute(
                 dead.where(here.status == "training").values(
                     status="failed", stage=DIED, error=DIED_ERROR

@@ -17,10 +17,8 @@ from tests.integration.conftest import wait_for
 from tests.service.api.server import AUTH, KEYS, Served, serve
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync"
-).split()
+QUIET = ("background-networking", "component-update", "gpu", "quic", "sync")
+FLAGS = ["--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{one}" for one in QUIET)]
 MODULE = Path(__file__).name
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason=f"{MODULE}: no chromium: apt-get install chromium"
@@ -236,7 +234,9 @@ def test_the_clock_starts_with_the_first_page_and_stops_while_hidden(
     page = open_page()
     begin(page)
     page.wait_for_function("() => document.querySelector('#clock').textContent === '2:58'")
-    page.evaluate("Object.defineProperty(document, 'hidden', {get: () => true, configurable: true})")
+    page.evaluate(
+        "Object.defineProperty(document, 'hidden', {get: () => true, configurable: true})"
+    )
     time.sleep(0.5)
     stopped = page.text_content("#clock")
     time.sleep(1.5)
@@ -296,7 +296,10 @@ def test_two_people_at_once_see_different_images(
 
 def test_a_phone_taps_and_holds(open_page: Callable[..., Any]) -> None:
     page = open_page(
-        viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True, device_scale_factor=2
+        viewport={"width": 390, "height": 844},
+        has_touch=True,
+        is_mobile=True,
+        device_scale_factor=2,
     )
     begin(page)
     wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
@@ -336,9 +339,7 @@ def test_motion_and_darkness_follow_the_system(open_page: Callable[..., Any]) ->
     assert max(map(int, re.findall(r"\d+", paper))) < 60
 
 
-def test_without_a_session_the_page_asks_for_a_key(
-    chromium: Any, bundle: Bundle
-) -> None:
+def test_without_a_session_the_page_asks_for_a_key(chromium: Any, bundle: Bundle) -> None:
     with serve(bundle) as server:
         context = chromium.new_context(base_url=server.url)
         page = context.new_page()
@@ -421,9 +422,13 @@ def test_a_version_is_made_and_promoted_and_a_refusal_is_told(
     page.route(re.compile(r"/v1/policies(/.*)?$"), policies)
     page.click(".force >> text=Make a version")
     page.click("text=Promote bright version 2")
-    page.wait_for_function("() => document.querySelector('.force .wrong').textContent.includes('cannot')")
+    page.wait_for_function(
+        "() => document.querySelector('.force .wrong').textContent.includes('cannot')"
+    )
     page.click("text=Promote bright version 2")
-    page.wait_for_function("() => document.querySelector('.force').textContent.includes('now censors')")
+    page.wait_for_function(
+        "() => document.querySelector('.force').textContent.includes('now censors')"
+    )
     reward = served.store.rewards.of(dataset)[0].id
     assert asked[0] == ("policies", {"name": "bright", "based_on": "bright", "reward": reward})
     assert asked[1] == ("policies/bright/promote", {"version": 2})

@@ -25,12 +25,12 @@ from service.api.app import create_app
 from service.api.context import Context
 from service.config import Settings, secrets
 from service.engine.loop import EngineLoop
+from service.feedback.desk import Desk, Subject, uncensored
 from service.local import LocalBackends
 from service.metrics import BackboneMetrics, IngressMetrics, merge, render
 from service.policy import pin
 from service.reward import Judges
 from service.router import Router
-from service.feedback.desk import Desk, Subject, uncensored
 from service.store.recorder import Recorder
 from service.store.store import Store
 from tests.bundles import HEIGHT, WIDTH, settings

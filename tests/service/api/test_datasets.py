@@ -85,9 +85,7 @@ def test_two_people_are_shown_different_images_and_cannot_answer_for_each_other(
     with client(server, "ADMIN_KEY") as other:
         theirs = _batch(other, dataset)
         assert not {i["id"] for i in mine["images"]} & {i["id"] for i in theirs["images"]}
-        refused(
-            _say(other, dataset, mine, "malign"), 400, "invalid_value", "labels.0.image_id"
-        )
+        refused(_say(other, dataset, mine, "malign"), 400, "invalid_value", "labels.0.image_id")
         refused(other.post(f"/v1/datasets/{dataset}/labels/undo"), 409, "conflict")
 
 
@@ -97,10 +95,7 @@ def test_images_are_drawn_uncensored_or_under_a_policy(
     _batch(labeller, dataset, policy="bright")
     with client(server, "ADMIN_KEY") as other:
         _batch(other, dataset)
-    shown = {
-        (row["policy"], row["policy_version"])
-        for row in _shown(server, dataset)
-    }
+    shown = {(row["policy"], row["policy_version"]) for row in _shown(server, dataset)}
     assert shown == {("bright", 1), ("none", 0)}
 
 

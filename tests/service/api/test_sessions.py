@@ -44,7 +44,9 @@ def test_a_session_does_what_its_key_may(server: Served, browser: httpx.Client) 
     assert browser.get("/v1/datasets").status_code == 200
     made = _make(browser, "by-cookie", **csrf)
     assert made.json()["created_by"] == "label/Ada"
-    refused(browser.post("/v1/images/generations", json={}, headers=csrf), 403, "policy_not_allowed")
+    refused(
+        browser.post("/v1/images/generations", json={}, headers=csrf), 403, "policy_not_allowed"
+    )
     who = browser.get("/v1/session").json()
     assert (who["name"], who["scopes"]) == ("Ada", ["label"])
     assert who["csrf"] == csrf["X-CSRF-Token"]
@@ -82,9 +84,7 @@ def test_another_sessions_token_is_no_good(server: Served, browser: httpx.Client
     refused(_make(browser, "stolen", **theirs), 403, "policy_not_allowed")
 
 
-@pytest.mark.parametrize(
-    "headers", [FOREIGN, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}]
-)
+@pytest.mark.parametrize("headers", [FOREIGN, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}])
 def test_a_foreign_page_cannot_use_a_session_or_open_one(
     browser: httpx.Client, headers: dict[str, str]
 ) -> None:
@@ -210,7 +210,9 @@ def test_a_rebound_name_is_not_this_machine(
     for method, path in (("GET", "/v1/datasets"), ("POST", "/v1/images/generations")):
         answer = visitor.request(method, path, headers=rebound, json={})
         refused(answer, 401, "invalid_api_key")
-    refused(visitor.post("/v1/session", json={"name": "Eve"}, headers=rebound), 401, "invalid_api_key")
+    refused(
+        visitor.post("/v1/session", json={"name": "Eve"}, headers=rebound), 401, "invalid_api_key"
+    )
     with client(open_server, "LABEL_KEY") as keyed:
         assert keyed.get("/v1/datasets", headers={"Host": host}).status_code in (200, 400)
 
@@ -240,6 +242,8 @@ def test_pages_are_whole_and_speak_to_nobody_else(browser: httpx.Client) -> None
         assert "onclick=" not in text.replace("onclick: ", ""), file.name
 
 
-@pytest.mark.parametrize("name", ["none.css", "feedback.html", "..%2fapp.py", "..", "%2e%2e%2fapp.py"])
+@pytest.mark.parametrize(
+    "name", ["none.css", "feedback.html", "..%2fapp.py", "..", "%2e%2e%2fapp.py"]
+)
 def test_other_files_are_not_served(browser: httpx.Client, name: str) -> None:
     refused(browser.get(f"/pages/{name}"), 404, "not_found")

@@ -178,7 +178,11 @@ def test_later_pages_are_chosen_among_candidates_by_what_was_said(
     assert {one.inclusion for one in chosen} == {0.5}
     scores = [one.score for one in chosen]
     assert None not in scores
-    assert [one.label for one in training.refits[-1]] == [*["benign"] * 4, *["malign"] * 3, "unsure"]
+    assert [one.label for one in training.refits[-1]] == [
+        *["benign"] * 4,
+        *["malign"] * 3,
+        "unsure",
+    ]
     assert training.refits[-1][0].pixels.shape == SHAPE
 
 
@@ -303,7 +307,12 @@ def test_a_training_that_fails_says_so_and_changes_nothing_else(
     queue(store)
     run(desk, store)
     reward = store.rewards.read("rwd_1")
-    assert (reward.status, reward.error, reward.weights, reward.card) == ("failed", said, None, None)
+    assert (reward.status, reward.error, reward.weights, reward.card) == (
+        "failed",
+        said,
+        None,
+        None,
+    )
     assert store.datasets.labelled("bars") == before
 
 

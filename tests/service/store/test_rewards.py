@@ -26,9 +26,7 @@ def queued(store: Store) -> Store:
 def _age(store: Store, reward_id: str, seconds: float) -> None:
     when = datetime.now(UTC) - timedelta(seconds=seconds)
     with store.database.transaction() as connection:
-        connection.execute(
-            update(rewards).where(rewards.c.id == reward_id).values(heartbeat=when)
-        )
+        connection.execute(update(rewards).where(rewards.c.id == reward_id).values(heartbeat=when))
 
 
 def test_a_training_is_queued_taken_reported_and_finished(queued: Store) -> None:

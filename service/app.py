@@ -10,6 +10,7 @@ from ray.serve import Application
 from service.config import Replicas, Settings
 from service.deployments.backbone import Backbone
 from service.deployments.elsewhere import Elsewhere
+from service.deployments.feedback import Feedback
 from service.deployments.ingress import Ingress
 from service.deployments.reward_model import RewardModel
 
@@ -28,7 +29,12 @@ def build(args: Settings) -> Application:
         judges[name] = _deploy(RewardModel, f"RewardModel-{name}", model.judge.replicas).bind(
             name, model, args.store
         )
-    return _deploy(Ingress, "Ingress", args.ingress).bind(args, backbones, judges)
+    feedback = None
+    if args.feedback.enabled:
+        feedback = _deploy(Feedback, "Feedback", args.feedback.replicas).bind(
+            args, backbones, judges
+        )
+    return _deploy(Ingress, "Ingress", args.ingress).bind(args, backbones, judges, feedback)
 
 
 def _deploy(shell: type, name: str, replicas: Replicas) -> serve.Deployment:

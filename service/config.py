@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from models.method import Guidance, Method, SamplerName, Spacing
 
 Scope = Literal["generate", "scores", "label", "approve", "admin"]
-Name = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9._-]{0,63}$")]
+NAME = "^[a-z0-9][a-z0-9._-]{0,63}$"
+Name = Annotated[str, Field(pattern=NAME)]
 
 
 class ConfigError(ValueError):
@@ -220,12 +221,18 @@ class StoreSettings(_Part):
 
 
 class FeedbackSettings(_Part):
-    """Labels, training and what comes of them.
+    """Labelling and training beside the service.
 
-    `self_approval` lets the key that trained a reward promote it too: for a laptop.
+    `candidates` are drawn for each image that is shown, once there are labels to choose by.
+    `threads` bound a training. With `self_approval`, whoever trained a reward may promote it.
     """
 
+    enabled: bool = False
+    session_hours: float = Field(12.0, gt=0, le=720)
+    threads: int = Field(1, ge=1)
+    candidates: int = Field(4, ge=1, le=16)
     self_approval: bool = False
+    replicas: Replicas = Replicas(ray_actor_options={"num_cpus": 0})
 
 
 class CertificateSettings(_Part):
@@ -278,6 +285,7 @@ def check_bind(settings: Settings, host: str | None) -> None:
     for path, wanted in (
         ("auth.anonymous", settings.auth.anonymous),
         ("ingress_metrics", settings.ingress_metrics),
+        ("feedback.self_approval", settings.feedback.self_approval),
     ):
         if wanted:
             raise ConfigError(

@@ -32,6 +32,12 @@ def to_b64_png(pixels: Pixels) -> str:
     return base64.b64encode(to_png(pixels)).decode("ascii")
 
 
+def from_png(data: bytes) -> Pixels:
+    """The pixels [H, W, 1 or 3] of a PNG that `to_png` made."""
+    pixels = np.asarray(Image.open(io.BytesIO(data), formats=("PNG",)))
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
 def from_data_url(url: str, height: int, width: int, channels: int, param: str) -> Pixels:
     """The pixels of a `data:image/…;base64,` URL, [H, W, C] uint8.
 

@@ -11,14 +11,18 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from service.api import (
     catalogue,
     certificates,
+    datasets,
     decisions,
     faults,
+    feedback,
     health,
     images,
     moderations,
     policies,
     reports,
     review,
+    rewards,
+    sessions,
 )
 from service.api.auth import Authenticator
 from service.api.context import Context
@@ -38,11 +42,12 @@ def create_app(context: Context, stamp_request_id: bool = True) -> FastAPI:
         redoc_url=None,
     )
     authenticator = Authenticator(context.settings.auth, context.keys)
+    visitors = sessions.Sessions(
+        authenticator, context.keys, context.settings.feedback.session_hours
+    )
 
     def authenticate(request: Request, credentials: Credentials) -> None:
-        request.state.caller = authenticator.caller(
-            credentials.credentials if credentials else None
-        )
+        visitors.identify(request, credentials.credentials if credentials else None)
 
     # The last one added is the outermost: first an id, then the limit.
     app.add_middleware(BodyLimit, limit=context.settings.limits.body_bytes)
@@ -51,7 +56,16 @@ def create_app(context: Context, stamp_request_id: bool = True) -> FastAPI:
     for module in (images, moderations, catalogue, decisions, policies, certificates, reports):
         app.include_router(module.routes(context), dependencies=[Depends(authenticate)])
     app.include_router(health.routes(context))
+    app.include_router(sessions.routes(visitors))
+    app.include_router(feedback.assets())
     app.include_router(review.routes())
+    if context.desk is not None:
+        app.include_router(feedback.routes())
+        for labelling in (
+            datasets.routes(context, context.desk),
+            rewards.routes(context),
+        ):
+            app.include_router(labelling, dependencies=[Depends(authenticate)])
 
     @app.get("/", include_in_schema=False)
     def root() -> RedirectResponse:

@@ -37,10 +37,13 @@ def person(request: Request) -> str:
 
 
 class Authenticator:
-    """Tells the caller from the key that came with a request."""
+    """Tells the caller from the key that came with a request.
+
+    `anonymous` is who calls without a key, or None where nobody may.
+    """
 
     def __init__(self, settings: AuthSettings, keys: Mapping[str, KeySettings]) -> None:
-        self._anonymous = (
+        self.anonymous = (
             Caller("anonymous", frozenset(settings.anonymous_scopes))
             if settings.anonymous
             else None
@@ -62,7 +65,7 @@ class Authenticator:
             for known, caller in self._callers:
                 if hmac.compare_digest(known, digest):
                     found = caller
-        found = found or self._anonymous
+        found = found or self.anonymous
         if found is None:
             raise InvalidApiKey("send a valid key as `Authorization: Bearer <key>`")
         return found

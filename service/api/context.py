@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from models.bundle import Manifest
 from service.config import KeySettings, Settings
@@ -14,8 +15,29 @@ from service.policy import Policy
 from service.ports import Drawer, Scorer
 from service.router import Router
 from service.shadow import Shadows
+from service.store.datasets import Dataset, Shown
 from service.store.recorder import Recorder
 from service.store.store import Store
+
+
+class Proposer(Protocol):
+    """The feedback desk, seen from the routes."""
+
+    async def propose(
+        self,
+        dataset: Dataset,
+        size: int,
+        strategy: str | None,
+        annotator: str,
+        besides: Sequence[str],
+        policy: str | None = None,
+    ) -> list[Shown]:
+        """The images that a person is asked about next, drawn if need be.
+
+        Raises PolicyNotFound, PolicyDisabled, BackendUnavailable, CensorUnavailable, Overloaded or
+        StoreUnavailable.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -23,6 +45,7 @@ class Context:
     """`keys` maps a secret to its key; `gather_metrics` gives the page of all replicas.
 
     `warm` brings a policy's networks into every replica, or raises what stops it.
+    Without a `desk` nobody labels or trains here.
     """
 
     settings: Settings
@@ -39,3 +62,4 @@ class Context:
     metrics: IngressMetrics
     certified: Certified
     gather_metrics: Callable[[], Awaitable[str]]
+    desk: Proposer | None = None

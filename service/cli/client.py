@@ -27,20 +27,34 @@ def call(method: str, path: str, json: Any = None, url: str | None = None) -> An
 
     The service is at `url`, or WINNOW_URL; the key is WINNOW_KEY. Raises ServiceError.
     """
+    data = None if json is None else json_.dumps(json).encode()
+    body = send(method, path, data, "application/json", url)
+    try:
+        return json_.loads(body) if body else None
+    except ValueError:
+        raise ServiceError(f"{path} did not answer with JSON: is it Winnow?") from None
+
+
+def send(
+    method: str, path: str, data: bytes | None = None, kind: str = "", url: str | None = None
+) -> bytes:
+    """What the service answers, as it is; `kind` is the media type of `data`.
+
+    Raises ServiceError.
+    """
     base = (url or os.environ.get("WINNOW_URL") or DEFAULT_URL).rstrip("/")
     if not base.startswith(("http://", "https://")):
         raise ServiceError(f"{base!r} is no URL of a service: it begins with http:// or https://")
-    headers = {"Accept": "application/json"}
+    headers = {"Accept": "*/*"}
     if key := os.environ.get("WINNOW_KEY"):
         headers["Authorization"] = f"Bearer {key}"
-    data = None
-    if json is not None:
-        data = json_.dumps(json).encode()
-        headers["Content-Type"] = "application/json"
+    if data is not None:
+        headers["Content-Type"] = kind
     request = urllib.request.Request(base + path, data, headers, method=method)
     try:
         with _OPENER.open(request, timeout=TIMEOUT_S) as answer:
-            body = answer.read()
+            body: bytes = answer.read()
+            return body
     except urllib.error.HTTPError as error:
         raise ServiceError(_refusal(error, bool(key))) from None
     except (urllib.error.URLError, OSError) as error:
@@ -49,10 +63,6 @@ def call(method: str, path: str, json: Any = None, url: str | None = None) -> An
             f"no service answers at {base} ({reason}): start it with `winnow serve`, or say where "
             "it is with --url or WINNOW_URL"
         ) from None
-    try:
-        return json_.loads(body) if body else None
-    except ValueError:
-        raise ServiceError(f"{base}{path} did not answer with JSON: is it Winnow?") from None
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from service.cli import calibrate, certify, decisions, evaluate, policies, replay, train
+from service.cli import (
+    calibrate,
+    certify,
+    datasets,
+    decisions,
+    evaluate,
+    policies,
+    replay,
+    rewards,
+    train,
+)
 from service.cli.common import DEFAULT_CONFIG, console
 from service.config import ConfigError
 
@@ -23,6 +33,8 @@ app.add_typer(train.app, name="train")
 app.add_typer(decisions.app, name="decisions")
 app.add_typer(policies.app, name="policies")
 app.add_typer(certify.app, name="certify")
+app.add_typer(datasets.app, name="datasets")
+app.add_typer(rewards.app, name="rewards")
 app.command()(calibrate.calibrate)
 app.command()(evaluate.evaluate)
 app.command()(replay.replay)

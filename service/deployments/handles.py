@@ -81,7 +81,7 @@ class HandleDrawer:
                 yield group
             ended = True
         except (RayError, RayServeException) as error:
-            raise _cause(error) or BackendUnavailable(_say("the backbone", error)) from error
+            raise cause(error) or BackendUnavailable(say("the backbone", error)) from error
         finally:
             if not ended:
                 response.cancel()
@@ -94,7 +94,7 @@ class HandleDrawer:
         try:
             await _everywhere(self._handles[model], weights)
         except (RayError, RayServeException, TimeoutError) as error:
-            raise _cause(error) or BackendUnavailable(_say("the backbone", error)) from error
+            raise cause(error) or BackendUnavailable(say("the backbone", error)) from error
 
     async def ready(self) -> None:
         """See `ports.Drawer`."""
@@ -102,7 +102,7 @@ class HandleDrawer:
             try:
                 await _within(handle.ready.remote(), READY_S)
             except (RayError, RayServeException, TimeoutError) as error:
-                raise _cause(error) or BackendUnavailable(_say("the backbone", error)) from error
+                raise cause(error) or BackendUnavailable(say("the backbone", error)) from error
 
 
 class HandleScorer:
@@ -130,7 +130,7 @@ class HandleScorer:
         try:
             await _everywhere(self._handles[model], weights)
         except (RayError, RayServeException, TimeoutError) as error:
-            raise _cause(error) or CensorUnavailable(_say("the judge", error)) from error
+            raise cause(error) or CensorUnavailable(say("the judge", error)) from error
 
     async def ready(self) -> None:
         """See `ports.Scorer`."""
@@ -141,7 +141,7 @@ class HandleScorer:
         try:
             return await _within(response, timeout_s)
         except (RayError, RayServeException, TimeoutError) as error:
-            raise _cause(error) or CensorUnavailable(_say("the judge", error)) from error
+            raise cause(error) or CensorUnavailable(say("the judge", error)) from error
 
 
 async def _everywhere(handle: DeploymentHandle[Any], weights: Mapping[str, str]) -> None:
@@ -159,12 +159,12 @@ async def _within(response: Any, timeout_s: float) -> Any:
         raise
 
 
-def _cause(error: Exception) -> WinnowError | None:
+def cause(error: Exception) -> WinnowError | None:
     """The WinnowError that a replica raised, taken out of Ray's wrapping."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     return cause if isinstance(cause, WinnowError) else None
 
 
-def _say(who: str, error: Exception) -> str:
+def say(who: str, error: Exception) -> str:
     log.warning("%s did not answer", who, exc_info=error)
     return f"{who} did not answer ({type(error).__name__}); it is restarted by itself"

@@ -17,6 +17,7 @@ from service import config, logs
 from service.api.app import create_app
 from service.api.context import Context
 from service.config import Settings
+from service.deployments.feedback import HandleDesk
 from service.deployments.handles import HandleDrawer, HandleScorer
 from service.feedback.certified import Certified
 from service.live import Live
@@ -25,6 +26,7 @@ from service.policy import Policy, pin
 from service.router import Router
 from service.shadow import Shadows
 from service.store.recorder import Recorder
+from service.store.retention import Retention
 from service.store.store import Store
 
 METRICS_S = 2.0
@@ -35,7 +37,13 @@ Handles = Mapping[str, DeploymentHandle[Any]]
 class Ingress:
     """Reads keys from its environment and pins the policies; holds no state of requests."""
 
-    def __init__(self, settings: Settings, backbones: Handles, judges: Handles) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        backbones: Handles,
+        judges: Handles,
+        feedback: DeploymentHandle[Any] | None = None,
+    ) -> None:
         logs.set_up("ingress")
         config.check_bind(settings, _proxy_host())
         self._backbones, self._judges = backbones, judges
@@ -81,7 +89,9 @@ class Ingress:
                 self._metrics.certificates,
             ),
             gather_metrics=self._gather,
+            desk=HandleDesk(feedback) if feedback else None,
         )
+        self._retention = Retention(store, settings.store.keep_images_days)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve calls this once in each replica."""

@@ -116,11 +116,16 @@ class Datasets:
     ) -> list[Shown]:
         """The images of the oldest batch that was drawn for a person and has no label yet.
 
-        `besides` are batches that the person's page has already.
+        `besides` are batches that the person's page has already. Labels that were taken back do not
+        count, so such a batch is open again.
         """
         recent = datetime.now(UTC) - within
         with self._database.transaction() as connection:
-            answered = select(images.c.batch).join(labels, labels.c.image == images.c.id).distinct()
+            answered = (
+                select(images.c.batch)
+                .join(labels, labels.c.image == images.c.id)
+                .where(labels.c.id.in_(_current()), labels.c.label != WITHDRAWN)
+            )
             batch = connection.scalar(
                 select(images.c.batch)
                 .where(
@@ -168,35 +173,54 @@ class Datasets:
                     )
             self._append(connection, [vars(answer) for answer in answers], annotator)
 
-    def withdraw(self, dataset: str, annotator: str) -> list[str]:
-        """Take back a person's last batch of labels; returns the ids of its images.
+    def bring(self, labelled: Sequence[Labelled], by: str) -> int:
+        """Append labels from elsewhere with their images, all or none; returns how many were new.
 
-        They may be labelled again. Raises Conflict when there is nothing to take back.
+        An image that is here already is passed over, so bringing a file twice changes nothing.
         """
+        dataset = labelled[0].image.dataset
         with self._database.transaction() as connection:
             _no_certificate(connection, dataset)
-            last = (
-                select(images.c.batch)
-                .join(labels, labels.c.image == images.c.id)
-                .where(images.c.dataset == dataset, labels.c.annotator == annotator)
-                .where(labels.c.id.in_(_current()), labels.c.label != WITHDRAWN)
-                .order_by(labels.c.id.desc())
-                .limit(1)
+            ids = [one.image.id for one in labelled]
+            known = set(connection.scalars(select(images.c.id).where(images.c.id.in_(ids))))
+            fresh = {one.image.id: one for one in labelled if one.image.id not in known}
+            if not fresh:
+                return 0
+            connection.execute(insert(images), [asdict(one.image) for one in fresh.values()])
+            connection.execute(
+                insert(labels),
+                [
+                    {
+                        "image": one.image.id,
+                        "label": one.label,
+                        "annotator": one.annotator,
+                        "elapsed_ms": one.elapsed_ms,
+                        "created": one.labelled,
+                    }
+                    for one in fresh.values()
+                ],
             )
-            batch = connection.scalar(last)
-            if batch is None:
+            log(connection, by, "dataset.import", dataset, {"labels": len(fresh)})
+        return len(fresh)
+
+    def withdraw(self, dataset: str, annotator: str) -> list[Labelled]:
+        """Take back a person's last batch of labels; returns what they were.
+
+        Its images may be labelled again. Raises Conflict when there is nothing to take back.
+        """
+        theirs = and_(images.c.dataset == dataset, labels.c.annotator == annotator)
+        with self._database.transaction() as connection:
+            _no_certificate(connection, dataset)
+            last = _labelled(theirs).order_by(labels.c.id.desc()).limit(1)
+            newest = connection.execute(last).one_or_none()
+            if newest is None:
                 raise Conflict("there is no label of yours to take back")
-            query = (
-                select(images.c.id)
-                .join(labels, labels.c.image == images.c.id)
-                .where(images.c.batch == batch, labels.c.id.in_(_current()))
-                .where(labels.c.label != WITHDRAWN, labels.c.annotator == annotator)
-                .order_by(images.c.position)
-            )
-            gone = list(connection.scalars(query))
+            batch = and_(theirs, images.c.batch == newest.batch)
+            query = _labelled(batch).order_by(images.c.position)
+            gone = [_read(row) for row in connection.execute(query)]
             self._append(
                 connection,
-                [{"image_id": one, "label": WITHDRAWN, "elapsed_ms": 0} for one in gone],
+                [{"image_id": one.image.id, "label": WITHDRAWN, "elapsed_ms": 0} for one in gone],
                 annotator,
             )
             return gone
@@ -223,9 +247,15 @@ class Datasets:
                     found["elapsed_ms"] += int(elapsed or 0)
         return found
 
-    def purgeable(self, before: datetime, limit: int) -> list[str]:
-        """Blobs of images from before this time; their rows and labels stay."""
-        query = select(images.c.blob).where(images.c.created < before).distinct().limit(limit)
+    def purgeable(self, since: datetime, before: datetime) -> list[str]:
+        """Blobs of images from that time that no later image shares; rows and labels stay."""
+        later = select(images.c.blob).where(images.c.created >= before)
+        query = (
+            select(images.c.blob)
+            .where(images.c.created >= since, images.c.created < before)
+            .where(images.c.blob.not_in(later))
+            .distinct()
+        )
         with self._database.transaction() as connection:
             return list(connection.scalars(query))
 

@@ -18,6 +18,8 @@ Status = Literal["queued", "training", "cancelling", "ready", "failed", "cancell
 RUNNING: tuple[Status, ...] = ("queued", "training", "cancelling")
 SILENT_S = 60.0
 """A training that has said nothing for so long has died with its process."""
+DIED = "its process died"
+DIED_ERROR = "the process that trained it died; train it again"
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,40 @@ class Rewards:
         with self._database.transaction() as connection:
             return [_reward(row) for row in connection.execute(query)]
 
+    def take(self) -> RewardVersion | None:
+        """The oldest training that waits; from now on it is the caller's alone."""
+        here = rewards.c
+        with self._database.transaction() as connection:
+            query = select(rewards).where(here.status == "queued").order_by(here.created).limit(1)
+            row = connection.execute(query).one_or_none()
+            if row is None:
+                return None
+            values: dict[str, Any] = {"status": "training", "stage": "begins"}
+            values["heartbeat"] = datetime.now(UTC)
+            claim = update(rewards).where(here.id == row.id, here.status == "queued")
+            if connection.execute(claim.values(**values)).rowcount != 1:
+                return None
+        return RewardVersion(**{**row._mapping, **values})
+
+    def tend(self, silent_s: float = SILENT_S) -> None:
+        """Keep those that wait alive, and end those whose process has died.
+
+        For a worker to call every few seconds: nobody else speaks for a training that waits.
+        """
+        here = rewards.c
+        now = datetime.now(UTC)
+        dead = update(rewards).where(here.heartbeat < now - timedelta(seconds=silent_s))
+        with self._database.transaction() as connection:
+            connection.execute(update(rewards).where(here.status == "queued").values(heartbeat=now))
+            connection.execute(
+                dead.where(here.status == "training").values(
+                    status="failed", stage=DIED, error=DIED_ERROR
+                )
+            )
+            connection.execute(
+                dead.where(here.status == "cancelling").values(status="cancelled", stage=DIED)
+            )
+
     def report(self, reward_id: str, stage: str, progress: float) -> bool:
         """A training tells how far it is, in [0, 1]; False when it is to stop."""
         here = rewards.c
@@ -121,9 +157,18 @@ class Rewards:
         self._end(reward_id, RUNNING, status="cancelled", stage="cancelled")
 
     def cancel(self, reward_id: str, by: str) -> None:
-        """Ask a training to stop. Raises Conflict when it has ended already."""
-        self.read(reward_id)
-        self._end(reward_id, ("queued", "training"), status="cancelling", stage="is to stop")
+        """Stop a training: at once where it waits, else when it next reports.
+
+        Raises Conflict when it has ended already.
+        """
+        if self.read(reward_id).status not in RUNNING:
+            raise Conflict(f"reward {reward_id!r} has ended already")
+        try:
+            self._end(reward_id, ("queued",), status="cancelled", stage="cancelled")
+        except Conflict:
+            self._end(
+                reward_id, ("training", "cancelling"), status="cancelling", stage="is to stop"
+            )
         with self._database.transaction() as connection:
             log(connection, by, "reward.cancel", reward_id, {})
 
@@ -142,6 +187,7 @@ def _reward(row: Any) -> RewardVersion:
     silent = datetime.now(UTC) - heartbeat > timedelta(seconds=SILENT_S)
     if values["status"] in RUNNING and silent:
         stopped = values["status"] == "cancelling"
-        values |= {"status": "cancelled" if stopped else "failed", "stage": "its process died"}
-        values["error"] = values["error"] or "the process that trained it died; train it again"
+        values |= {"status": "cancelled" if stopped else "failed", "stage": DIED}
+        if not stopped:
+            values["error"] = values["error"] or DIED_ERROR
     return RewardVersion(**values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import httpx
@@ -48,3 +49,32 @@ def http(server: Served) -> Iterator[httpx.Client]:
     """A client whose key may generate and see scores."""
     with client(server) as opened:
         yield opened
+
+
+@pytest.fixture
+def labeller(server: Served) -> Iterator[httpx.Client]:
+    """A client whose key may label, and nothing else."""
+    with client(server, "LABEL_KEY") as opened:
+        yield opened
+
+
+@pytest.fixture
+def dataset(labeller: httpx.Client) -> str:
+    """The name of a fresh dataset."""
+    name = f"set-{next(_NUMBERS)}"
+    answer = labeller.post("/v1/datasets", json={"name": name, "question": "Is it dark?"})
+    assert answer.status_code == 201, answer.text
+    return name
+
+
+_NUMBERS = itertools.count()
+
+
+def refused(response: httpx.Response, status: int, code: str, param: str | None = None) -> None:
+    """The response is this error, in the shape of all errors."""
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert error["code"] == code
+    assert error["message"]
+    if param is not None:
+        assert error["param"] == param, error

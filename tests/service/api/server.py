@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from torch import Tensor
 
 from models.bundle import Bundle
 from models.codec import Codec
+from models.method import Method
 from service.api.app import create_app
 from service.api.context import Context
 from service.config import Settings, secrets
 from service.engine.loop import EngineLoop
 from service.errors import WinnowError
 from service.feedback.certified import Certified
+from service.feedback.desk import Desk, Subject, uncensored
 from service.live import Live
 from service.local import LocalBackends
 from service.metrics import BackboneMetrics, IngressMetrics, merge, render
@@ -38,6 +41,7 @@ from service.store.store import Store
 from service.weights import Weights
 from tests.bundles import HEIGHT, WIDTH, settings
 from tests.engines import make_engine, make_schedule
+from tests.feedback import Selection, Training
 from tests.gaussian import Gaussian
 from tests.stores import open_store
 
@@ -122,6 +126,8 @@ class Served:
     settings: Settings
     app: FastAPI
     certified: Certified
+    desk: Desk
+    training: Training
     warmed: list[Policy] = field(default_factory=list)
     cold: WinnowError | None = None
     paths: list[str] = field(default_factory=list)
@@ -133,7 +139,8 @@ def serve(
 ) -> Iterator[Served]:
     """Serve a configuration with `changes` until the block ends."""
     config = Settings.model_validate(
-        settings(str(bundle.folder), ingress_metrics=True, auth=AUTH) | changes
+        settings(str(bundle.folder), ingress_metrics=True, auth=AUTH, feedback={"enabled": True})
+        | changes
     )
     judge_timeout_s = config.models["tiny"].judge.timeout_s
     policies = pin(config, {"tiny": bundle})
@@ -183,12 +190,31 @@ def serve(
         lambda: live.policies,
         metrics.certificates,
     )
+    routers = {"tiny": Router(backends, backends, judge_timeout_s, metrics.draw)}
+    training = Training()
+    desk = Desk(
+        store=store,
+        routers=routers,
+        subjects={
+            "tiny": Subject(
+                uncensored("tiny", policies["bright"].backbone, Method(10)),
+                (HEIGHT, WIDTH, 1),
+                lambda: None,
+            )
+        },
+        policy=live.get,
+        candidates=2,
+        within=timedelta(hours=1),
+        deadline_s=30,
+        training=training,
+        selection=Selection(),
+    )
     context = Context(
         settings=config,
         manifests={"tiny": bundle.manifest},
         live=live,
         keys=secrets(config.auth, KEYS),
-        routers={"tiny": Router(backends, backends, judge_timeout_s, metrics.draw)},
+        routers=routers,
         drawer=backends,
         scorer=backends,
         warm=warm,
@@ -198,9 +224,12 @@ def serve(
         metrics=metrics,
         certified=certified,
         gather_metrics=gather_metrics,
+        desk=desk if config.feedback.enabled else None,
     )
     app = create_app(context)
-    served = Served("", judge, backbone, backends, store, recorder, live, config, app, certified)
+    served = Served(
+        "", judge, backbone, backends, store, recorder, live, config, app, certified, desk, training
+    )
     with _listen(_counted(served.app, served.paths)) as served.url:
         try:
             yield served

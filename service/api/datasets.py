@@ -1,0 +1,222 @@
+"""`/v1/datasets`: questions, the images that people are asked about, and what they said."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.api import exchange
+from service.api.context import Context, Proposer
+from service.config import NAME, Name
+from service.errors import Conflict, DatasetNotFound, InvalidValue, ModelNotFound
+from service.store.datasets import Answer, Dataset, Label, Shown
+
+GOAL = {"benign": 80, "malign": 40, "seconds": 180}
+"""What a reward is learned from: three minutes of labels."""
+
+MAX_BATCH = 100
+Form = Annotated[exchange.Format, Query(alias="format")]
+Id = Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class DatasetRequest(_Body):
+    """`POST /v1/datasets`: a question about the images of a model."""
+
+    name: Name
+    model: str | None = Field(None, max_length=64)
+    question: str = Field(min_length=3, max_length=200)
+    # A conditional model would be drawn from under these; none is served yet.
+    inputs: list[dict[str, Any]] = Field([], max_length=0)
+
+
+class BatchRequest(_Body):
+    """`POST /v1/datasets/{name}/batches`: `besides` are batches that the page holds already."""
+
+    size: int = Field(25, ge=1, le=MAX_BATCH)
+    strategy: Literal["random", "mixed"] | None = None
+    policy: Name | None = None
+    besides: list[Id] = Field([], max_length=16)
+
+
+class Said(_Body):
+    """One answer."""
+
+    image_id: Id
+    label: Label
+    elapsed_ms: int = Field(ge=0, le=3_600_000)
+
+
+class LabelsRequest(_Body):
+    """`POST /v1/datasets/{name}/labels`: all are kept, or none."""
+
+    labels: list[Said] = Field(min_length=1, max_length=MAX_BATCH)
+
+
+def routes(context: Context, desk: Proposer) -> APIRouter:
+    """The routes of datasets; all need the label scope, for their images are unscreened."""
+    router = APIRouter()
+    datasets = context.store.datasets
+
+    def find(request: Request, name: str) -> Dataset:
+        request.state.caller.require("label")
+        if not re.fullmatch(NAME, name):
+            raise DatasetNotFound(f"no dataset {name!r}", "dataset")
+        return datasets.read(name)
+
+    @router.post("/v1/datasets", status_code=201, summary="Ask a question about a model's images")
+    def create(body: DatasetRequest, request: Request) -> dict[str, Any]:
+        request.state.caller.require("label")
+        default = context.settings.policies[context.settings.default_policy].model
+        model = body.model or default
+        if model not in context.manifests:
+            known = ", ".join(context.manifests)
+            raise ModelNotFound(f"no model {model!r} (there are {known})", "model")
+        question = " ".join(body.question.split())
+        dataset = Dataset(
+            body.name, model, question, [], "labels", datetime.now(UTC), request.state.annotator
+        )
+        datasets.create(dataset)
+        return _dataset(context, dataset)
+
+    @router.get("/v1/datasets", summary="All datasets")
+    def listed(request: Request) -> dict[str, Any]:
+        request.state.caller.require("label")
+        return {
+            "object": "list",
+            "data": [_dataset(context, dataset) for dataset in datasets.all()],
+            "models": list(context.manifests),
+        }
+
+    @router.get("/v1/datasets/{name}", summary="One dataset, its counts and its goal")
+    def one(name: str, request: Request) -> dict[str, Any]:
+        return _dataset(context, find(request, name))
+
+    @router.post("/v1/datasets/{name}/batches", summary="The images to label next")
+    async def batch(name: str, body: BatchRequest, request: Request) -> dict[str, Any]:
+        dataset = await asyncio.to_thread(find, request, name)
+        _for_labels(dataset)
+        shown = await desk.propose(
+            dataset,
+            body.size,
+            body.strategy,
+            request.state.annotator,
+            body.besides,
+            body.policy,
+        )
+        images = await asyncio.to_thread(_images, context, shown)
+        return {"id": shown[0].batch, "dataset": name, "images": images}
+
+    @router.post("/v1/datasets/{name}/labels", summary="Say what images are")
+    def label(name: str, body: LabelsRequest, request: Request) -> dict[str, Any]:
+        dataset = find(request, name)
+        answers = [Answer(said.image_id, said.label, said.elapsed_ms) for said in body.labels]
+        datasets.label(name, answers, request.state.annotator)
+        return _dataset(context, dataset)
+
+    @router.post("/v1/datasets/{name}/labels/undo", summary="Take back your last batch of labels")
+    def undo(name: str, request: Request) -> dict[str, Any]:
+        dataset = find(request, name)
+        gone = datasets.withdraw(name, request.state.annotator)
+        images = _images(context, [one.image for one in gone])
+        for image, was in zip(images, gone, strict=True):
+            image["label"] = was.label
+        return {"id": gone[0].image.batch, "images": images, **_dataset(context, dataset)}
+
+    @router.get("/v1/datasets/{name}/images/{image_id}", summary="One image, as PNG")
+    def image(name: str, image_id: str, request: Request) -> Response:
+        find(request, name)
+        shown = datasets.image(name, image_id)
+        return Response(
+            context.store.blobs.get(shown.blob),
+            media_type="image/png",
+            headers={"Cache-Control": "private, no-store", "X-Content-Type-Options": "nosniff"},
+        )
+
+    @router.get("/v1/datasets/{name}/export", summary="The labels as a file")
+    def export(
+        name: str, request: Request, form: Form = "jsonl", images: bool | None = None
+    ) -> Response:
+        find(request, name)
+        wanted = form == "jsonl" if images is None else images
+        lines = exchange.write(datasets.labelled(name), context.store.blobs, form, wanted)
+        kind = {"jsonl": "application/jsonl", "csv": "text/csv"}[form]
+        disposition = f'attachment; filename="{name}.{form}"'
+        headers = {"Content-Disposition": disposition, "Cache-Control": "private, no-store"}
+        return StreamingResponse(lines, media_type=kind, headers=headers)
+
+    @router.post("/v1/datasets/{name}/import", summary="Bring in labels that were exported")
+    async def bring(name: str, request: Request, form: Form = "jsonl") -> Any:
+        dataset = await asyncio.to_thread(find, request, name)
+        _for_labels(dataset)
+        body = await request.body()
+        return await asyncio.to_thread(_bring, context, dataset, body, form, request)
+
+    return router
+
+
+def _bring(
+    context: Context, dataset: Dataset, body: bytes, form: exchange.Format, request: Request
+) -> dict[str, Any]:
+    try:
+        text = body.decode()
+    except UnicodeDecodeError:
+        raise InvalidValue("the body is not UTF-8", "body") from None
+    backbone = context.manifests[dataset.model].backbone
+    shape = (backbone.height, backbone.width, backbone.channels)
+    found = list(exchange.read(text, form, dataset.name, shape))
+    if not found:
+        raise InvalidValue("the body holds no label", "body")
+    # Blobs first: a row without its image would be worse than an image without a row.
+    for _, png in found:
+        context.store.blobs.put(png)
+    by = request.state.annotator
+    fresh = context.store.datasets.bring([labelled for labelled, _ in found], by)
+    known = len(found) - fresh
+    return {"imported": fresh, "known_already": known, **_dataset(context, dataset)}
+
+
+def _images(context: Context, shown: list[Shown]) -> list[dict[str, Any]]:
+    # Not the score, not the strategy: what the service expects is no help to an honest answer.
+    return [
+        {
+            "id": one.id,
+            "b64_json": base64.b64encode(context.store.blobs.get(one.blob)).decode("ascii"),
+        }
+        for one in shown
+    ]
+
+
+def _dataset(context: Context, dataset: Dataset) -> dict[str, Any]:
+    counts = context.store.datasets.counts(dataset.name)
+    seconds = counts.pop("elapsed_ms") / 1000
+    return {
+        "name": dataset.name,
+        "object": "dataset",
+        "model": dataset.model,
+        "question": dataset.question,
+        "inputs": dataset.inputs,
+        "purpose": dataset.purpose,
+        "created": int(dataset.created.replace(tzinfo=UTC).timestamp()),
+        "created_by": dataset.created_by,
+        "counts": {**counts, "seconds": round(seconds, 1)},
+        "goal": GOAL,
+    }
+
+
+def _for_labels(dataset: Dataset) -> None:
+    if dataset.purpose != "labels":
+        raise Conflict(
+            f"dataset {dataset.name!r} is for a certificate: its images are fixed, and nothing "
+            "may learn from it"
+        )

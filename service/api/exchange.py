@@ -1,0 +1,157 @@
+"""Labels as JSONL or CSV, with their images as base64 PNG: what leaves one store enters another."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from models.noise import MAX_SEED
+from service.encode import from_data_url, to_png
+from service.errors import InvalidValue, StoreUnavailable
+from service.store.blobs import Blobs, name_of
+from service.store.datasets import Label, Labelled, Shown
+
+Format = Literal["jsonl", "csv"]
+MAX_ROWS = 2000
+
+
+class Row(BaseModel):
+    """One label, and the image that it is of; without `png` it can be read but not brought in."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image_id: str = Field(min_length=1, max_length=64)
+    label: Label
+    annotator: str = Field(min_length=1, max_length=128)
+    elapsed_ms: int = Field(ge=0, le=3_600_000)
+    labelled: AwareDatetime
+    strategy: str = Field(min_length=1, max_length=32)
+    inclusion: float = Field(gt=0, le=1)
+    score: float | None = Field(None, ge=0, le=1)
+    seed: int = Field(ge=0, le=MAX_SEED)
+    draw: int = Field(ge=0, le=1_000_000)
+    policy: str = Field(max_length=64)
+    policy_version: int = Field(ge=0, le=1_000_000)
+    backbone: str = Field(max_length=80)
+    sha256: str = Field(max_length=80)
+    png: str | None = None
+
+
+FIELDS = list(Row.model_fields)
+
+
+def write(labelled: list[Labelled], blobs: Blobs, form: Format, images: bool) -> Iterator[str]:
+    """The lines of a file, one label each; an image that was purged is left out of its row."""
+    if form == "csv":
+        yield _csv(FIELDS)
+    for one in labelled:
+        row = _row(one, blobs if images else None)
+        if form == "csv":
+            yield _csv(["" if value is None else str(value) for value in row.values()])
+        else:
+            yield json.dumps(row) + "\n"
+
+
+def read(
+    text: str, form: Format, dataset: str, shape: tuple[int, int, int]
+) -> Iterator[tuple[Labelled, bytes]]:
+    """The labels of a file, each with the PNG of its image, [H, W, C] = `shape`.
+
+    The image is decoded and packed again, so that nothing but its pixels comes in. Its id follows
+    from dataset, old id and pixels; the annotator's name says that the label was brought.
+    Raises InvalidValue, naming the line.
+    """
+    for number, values in _rows(text, form):
+        if number > MAX_ROWS:
+            raise InvalidValue(f"more than {MAX_ROWS} labels: send the file in parts", "body")
+        where = f"line {number}"
+        try:
+            row = Row.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise InvalidValue(f"{where}: {field}: {first['msg']}", f"{where}.{field}") from None
+        if row.png is None:
+            raise InvalidValue(f"{where}: png: a label needs its image", f"{where}.png")
+        url = f"data:image/png;base64,{row.png}"
+        png = to_png(from_data_url(url, *shape, f"{where}.png"))
+        blob = name_of(png)
+        known_by = hashlib.sha256(f"{dataset}\n{row.image_id}\n{blob}".encode()).hexdigest()
+        annotator = row.annotator.removeprefix("import:")
+        shown = Shown(
+            id=f"imp_{known_by[:32]}",
+            dataset=dataset,
+            batch=f"import-{known_by[:32]}",
+            position=0,
+            blob=blob,
+            seed=row.seed,
+            draw=row.draw,
+            policy=row.policy,
+            policy_version=row.policy_version,
+            backbone=row.backbone,
+            strategy=row.strategy,
+            inclusion=row.inclusion,
+            score=row.score,
+            annotator=f"import:{annotator}"[:128],
+            created=datetime.now(row.labelled.tzinfo),
+        )
+        yield Labelled(shown, row.label, shown.annotator, row.elapsed_ms, row.labelled), png
+
+
+def _row(one: Labelled, blobs: Blobs | None) -> dict[str, Any]:
+    image = one.image
+    png = None
+    if blobs is not None:
+        try:
+            png = base64.b64encode(blobs.get(image.blob)).decode("ascii")
+        except StoreUnavailable as error:
+            if error.__cause__ is not None:  # not missing, but unreadable
+                raise
+    labelled = one.labelled.isoformat()
+    return {
+        "image_id": image.id,
+        "label": one.label,
+        "annotator": one.annotator,
+        "elapsed_ms": one.elapsed_ms,
+        # SQLite forgets the zone of what is always UTC.
+        "labelled": labelled if one.labelled.tzinfo else f"{labelled}+00:00",
+        "strategy": image.strategy,
+        "inclusion": image.inclusion,
+        "score": image.score,
+        "seed": image.seed,
+        "draw": image.draw,
+        "policy": image.policy,
+        "policy_version": image.policy_version,
+        "backbone": image.backbone,
+        "sha256": image.blob,
+        "png": png,
+    }
+
+
+def _rows(text: str, form: Format) -> Iterator[tuple[int, Any]]:
+    if form == "csv":
+        for number, row in enumerate(csv.DictReader(io.StringIO(text)), 1):
+            yield number, {k: v for k, v in row.items() if v != "" or k == "policy"}
+        return
+    for number, line in enumerate(filter(str.strip, text.splitlines()), 1):
+        try:
+            yield number, json.loads(line)
+        except ValueError:
+            raise InvalidValue(f"line {number} is not JSON", f"line {number}") from None
+
+
+def _csv(cells: list[str]) -> str:
+    out = io.StringIO()
+    # A spreadsheet runs a cell that begins so; a name or word of ours never does.
+    csv.writer(out, lineterminator="\n").writerow(
+        f"'{cell}" if cell[:1] in "=+-@" and cell else cell for cell in cells
+    )
+    return out.getvalue()

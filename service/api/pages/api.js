@@ -1,0 +1,143 @@
+// What the pages share: the session, calls to the API, and small helpers for the document.
+
+export class Fault extends Error {
+  constructor(status, error) {
+    super(error.message);
+    this.status = status;
+    this.code = error.code;
+    this.param = error.param;
+  }
+}
+
+let csrf = null;
+
+/** Call the API; returns its JSON. Throws a Fault with a sentence to show. */
+export async function call(method, path, body) {
+  const headers = {};
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  if (csrf && method !== "GET") headers["X-CSRF-Token"] = csrf;
+  let response;
+  try {
+    response = await fetch(path, {
+      method,
+      headers,
+      body: body === undefined ? undefined : JSON.stringify(body),
+      credentials: "same-origin",
+    });
+  } catch {
+    throw new Fault(0, { message: "The service does not answer. Check your connection.", code: "offline" });
+  }
+  const answer = await response.json().catch(() => null);
+  if (response.ok) return answer;
+  const error = answer?.error ?? { message: `The service answered ${response.status}.`, code: "unknown" };
+  throw new Fault(response.status, error);
+}
+
+/** Who is here: {name, scopes}; name is null before somebody entered. */
+export async function who() {
+  try {
+    const session = await call("GET", "/v1/session");
+    csrf = session.csrf;
+    return session;
+  } catch (fault) {
+    if (fault.status === 401) return { name: null, scopes: [] };
+    throw fault;
+  }
+}
+
+export const may = (session, scope) =>
+  session.scopes.includes(scope) || session.scopes.includes("admin");
+
+/** Open a session; without a key where anonymous callers may do what is needed. */
+export async function enter(name, key) {
+  const session = await call("POST", "/v1/session", key ? { name, key } : { name });
+  csrf = session.csrf;
+  return who();
+}
+
+export async function leave() {
+  await call("DELETE", "/v1/session");
+  location.reload();
+}
+
+export const $ = (selector, root = document) => root.querySelector(selector);
+
+/** An element with attributes and children; text stays text. */
+export function el(tag, attributes = {}, ...children) {
+  const svg = ["svg", "path", "line", "rect", "circle", "text", "polyline", "g", "title"].includes(tag);
+  const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
+  return node;
+}
+
+/** Show one of the page's sections. */
+export function show(id) {
+  for (const section of document.querySelectorAll("main > section")) section.hidden = section.id !== id;
+}
+
+let fading;
+
+/** Say something for a moment, to the eye and to a screen reader. */
+export function say(text, seconds = 5) {
+  const toast = $("#toast");
+  toast.textContent = text;
+  toast.classList.add("up");
+  clearTimeout(fading);
+  fading = setTimeout(() => toast.classList.remove("up"), seconds * 1000);
+}
+
+export const count = (number, one, many = `${one}s`) => `${number} ${number === 1 ? one : many}`;
+
+export function duration(seconds) {
+  const whole = Math.round(seconds);
+  return whole < 60 ? `${whole} s` : `${Math.floor(whole / 60)} min ${String(whole % 60).padStart(2, "0")} s`;
+}
+
+/** An <img> of a PNG; few pixels are shown as pixels, not as fog. */
+export function picture(source, alt) {
+  const image = el("img", { alt, draggable: "false" });
+  image.addEventListener("load", () => image.classList.toggle("small-pixels", image.naturalWidth < 96));
+  image.src = source;
+  return image;
+}
+
+/** Run the door: ask for a name, and for a key where one is needed. Resolves with the session. */
+export async function door(scope = "label") {
+  const session = await who();
+  const person = $("#person");
+  const opened = (now) => {
+    $(".name", person).textContent = now.name;
+    person.hidden = false;
+    $("button", person).onclick = leave;
+    return now;
+  };
+  if (session.name && may(session, scope)) return opened(session);
+  const keyless = may(session, scope);
+  const form = $("#enter form");
+  form.elements.key.closest("label").hidden = keyless;
+  form.elements.key.required = !keyless;
+  form.elements.name.value = localStorage.getItem("winnow:name") ?? "";
+  show("enter");
+  form.elements.name.focus();
+  return new Promise((resolve) => {
+    form.onsubmit = async (event) => {
+      event.preventDefault();
+      const wrong = $(".wrong", form);
+      wrong.textContent = "";
+      try {
+        const now = await enter(form.elements.name.value, keyless ? null : form.elements.key.value);
+        if (!may(now, scope)) throw new Fault(403, { message: `This key lacks the ${scope} scope.` });
+        form.elements.key.value = "";
+        localStorage.setItem("winnow:name", form.elements.name.value);
+        resolve(opened(now));
+      } catch (fault) {
+        wrong.textContent = fault.message;
+      }
+    };
+  });
+}

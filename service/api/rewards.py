@@ -1,0 +1,128 @@
+"""`/v1/rewards`: train a reward from a dataset's labels, watch it, and read its card."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.noise import MAX_SEED
+from service.api.context import Context
+from service.config import Name
+from service.errors import Conflict, InvalidValue, RewardNotFound
+from service.store.rewards import RewardVersion
+
+LEAST = 5
+"""Fewer labels than this of either kind teach nothing."""
+
+
+class TrainRequest(BaseModel):
+    """`POST /v1/rewards`: `policy` is whose sampling it is calibrated for.
+
+    `guide` and `distil` also make what policies need that steer.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    dataset: Name
+    policy: Name | None = None
+    target: float = Field(0.01, ge=0.0001, le=0.2)
+    guide: bool = False
+    distil: bool = False
+    seed: int = Field(0, ge=0, le=MAX_SEED)
+
+
+def routes(context: Context) -> APIRouter:
+    """The routes of rewards; all need the label scope."""
+    router = APIRouter()
+    rewards = context.store.rewards
+
+    @router.post("/v1/rewards", status_code=202, summary="Train a reward from a dataset's labels")
+    def train(body: TrainRequest, request: Request) -> dict[str, Any]:
+        request.state.caller.require("label")
+        dataset = context.store.datasets.read(body.dataset)
+        if dataset.purpose != "labels":
+            raise Conflict(
+                f"dataset {body.dataset!r} is for a certificate: nothing may learn from it"
+            )
+        policy = _policy(context, body.policy, dataset.model)
+        if body.distil and not body.guide:
+            raise InvalidValue("distil: a student needs a guide to learn from: set guide", "distil")
+        counts = context.store.datasets.counts(body.dataset)
+        # Nobody is sure that an unsure one is benign: it counts as malign.
+        found = {"benign": counts["benign"], "malign": counts["malign"] + counts["unsure"]}
+        for kind, count in found.items():
+            if count < LEAST:
+                raise InvalidValue(
+                    f"dataset {body.dataset!r} has {count} {kind} labels, a reward needs {LEAST}: "
+                    "label more",
+                    "dataset",
+                )
+        last = next((r for r in rewards.of(body.dataset) if r.status == "ready"), None)
+        reward_id = f"rwd_{uuid.uuid4().hex}"
+        recipe = {
+            "policy": policy,
+            "target": body.target,
+            "guide": body.guide,
+            "distil": body.distil,
+            "seed": body.seed,
+            "threads": context.settings.feedback.threads,
+        }
+        parent = last.id if last else None
+        rewards.queue(reward_id, body.dataset, parent, recipe, request.state.annotator)
+        return _reward(rewards.read(reward_id))
+
+    @router.get("/v1/rewards", summary="Trainings and rewards, the newest first")
+    def listed(request: Request, dataset: str | None = None) -> dict[str, Any]:
+        request.state.caller.require("label")
+        return {"object": "list", "data": [_reward(one, False) for one in rewards.of(dataset)]}
+
+    @router.get("/v1/rewards/{reward_id}", summary="One training or reward, with its card")
+    def one(reward_id: str, request: Request) -> dict[str, Any]:
+        request.state.caller.require("label")
+        return _reward(_find(reward_id))
+
+    @router.post("/v1/rewards/{reward_id}/cancel", summary="Stop a training")
+    def cancel(reward_id: str, request: Request) -> dict[str, Any]:
+        request.state.caller.require("label")
+        _find(reward_id)
+        rewards.cancel(reward_id, request.state.annotator)
+        return _reward(rewards.read(reward_id))
+
+    def _find(reward_id: str) -> RewardVersion:
+        if len(reward_id) > 64 or not reward_id.replace("_", "").isalnum():
+            raise RewardNotFound(f"no reward {reward_id!r}", "reward")
+        return rewards.read(reward_id)
+
+    return router
+
+
+def _policy(context: Context, name: str | None, model: str) -> str:
+    """The policy to calibrate for: the one named, else the default, else the model's first."""
+    known = context.settings.policies
+    ours = [other for other, policy in known.items() if policy.model == model]
+    if name is None:
+        default = context.settings.default_policy
+        return default if default in ours else ours[0]
+    policy = context.live.get(name)
+    if policy.settings.model != model:
+        raise InvalidValue(
+            f"policy {name!r} is for model {policy.settings.model!r}, the dataset for {model!r}",
+            "policy",
+        )
+    if not policy.censors:
+        raise InvalidValue(f"policy {name!r} has no judge: there is nothing to calibrate", "policy")
+    return name
+
+
+def _reward(reward: RewardVersion, card: bool = True) -> dict[str, Any]:
+    described = asdict(reward) | {"object": "reward"}
+    for name in ("created", "heartbeat"):
+        moment: datetime = described[name]
+        described[name] = int(moment.replace(tzinfo=UTC).timestamp())
+    if not card:
+        described.pop("card")
+    return described

@@ -1,0 +1,137 @@
+"""`winnow datasets`: what was labelled, taken out of a running service or brought into one."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import quote, urlencode
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from service.cli.client import ServiceUrl, call, send
+from service.cli.common import console, faults
+
+app = typer.Typer(help="See, export and import labels.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(help="The dataset's name.")]
+PART_BYTES = 500_000
+"""A file goes over in parts, each below the service's `limits.body_bytes`."""
+
+
+class Format(StrEnum):
+    """How a file is written."""
+
+    jsonl = "jsonl"
+    csv = "csv"
+
+
+@app.command("list")
+def list_(url: ServiceUrl = None) -> None:
+    """List the datasets with their labels."""
+    with faults():
+        found = call("GET", "/v1/datasets", url=url)["data"]
+    table = Table("name", "model", "question", "benign", "malign", "unsure", "seconds", box=None)
+    for one in found:
+        counts = one["counts"]
+        kinds = (str(counts[kind]) for kind in ("benign", "malign", "unsure", "seconds"))
+        table.add_row(one["name"], one["model"], one["question"], *kinds)
+    Console(highlight=False, width=max(140, Console().width)).print(table)
+
+
+@app.command()
+def export(
+    name: Name,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", help="A new file; .csv or .jsonl says which. Else stdout."),
+    ] = None,
+    form: Annotated[
+        Format | None, typer.Option("--format", help="jsonl, unless the file says csv.")
+    ] = None,
+    images: Annotated[
+        bool | None, typer.Option(help="With the images, base64; by default in jsonl alone.")
+    ] = None,
+    url: ServiceUrl = None,
+) -> None:
+    """Write a dataset's labels to a file, one a line."""
+    chosen = form or _format(to)
+    query = {"format": chosen.value}
+    if images is not None:
+        query["images"] = str(images).lower()
+    with faults():
+        if to is not None and to.exists():
+            raise ValueError(f"{to} exists already: name a new file")
+        data = send("GET", f"{_path(name)}/export?{urlencode(query)}", url=url)
+        if to is None:
+            typer.echo(data.decode(), nl=False)
+            return
+        to.write_bytes(data)
+    console.print(f"{to}: {_count(data.decode(), chosen)} labels", soft_wrap=True)
+
+
+@app.command("import")
+def import_(
+    name: Name,
+    file: Annotated[Path, typer.Argument(help="A file that `winnow datasets export` wrote.")],
+    form: Annotated[
+        Format | None, typer.Option("--format", help="jsonl, unless the file says csv.")
+    ] = None,
+    url: ServiceUrl = None,
+) -> None:
+    """Bring labels and their images into a dataset that exists; what is there already stays."""
+    chosen = form or _format(file)
+    imported = known = 0
+    with faults():
+        for part in _parts(file.read_text(), chosen):
+            path = f"{_path(name)}/import?format={chosen.value}"
+            answer = json.loads(send("POST", path, part.encode(), "text/plain", url))
+            imported += answer["imported"]
+            known += answer["known_already"]
+    console.print(f"{name}: {imported} labels came in, {known} were there already", soft_wrap=True)
+
+
+def _parts(text: str, form: Format) -> Iterator[str]:
+    """A file in parts of whole rows; each part of a CSV has its head."""
+    if form is Format.csv:
+        rows = list(csv.reader(io.StringIO(text)))
+        if not rows:
+            raise ValueError("the file is empty")
+        head, lines = _line(rows[0]), [_line(row) for row in rows[1:]]
+    else:
+        head, lines = "", [line + "\n" for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise ValueError("the file holds no label")
+    part, size = [head], 0
+    for line in lines:
+        if size and size + len(line) > PART_BYTES:
+            yield "".join(part)
+            part, size = [head], 0
+        part.append(line)
+        size += len(line)
+    yield "".join(part)
+
+
+def _line(row: list[str]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerow(row)
+    return out.getvalue()
+
+
+def _count(text: str, form: Format) -> int:
+    if form is Format.csv:
+        return max(sum(1 for _ in csv.reader(io.StringIO(text))) - 1, 0)
+    return sum(1 for line in text.splitlines() if line)
+
+
+def _format(file: Path | None) -> Format:
+    return Format.csv if file is not None and file.suffix == ".csv" else Format.jsonl
+
+
+def _path(name: str) -> str:
+    return f"/v1/datasets/{quote(name, safe='')}"

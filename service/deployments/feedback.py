@@ -1,0 +1,146 @@
+"""The Feedback deployment: chooses what people are asked, and trains rewards in the background."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from models import bundle as bundles
+from models.bundle import Bundle
+from service import config, logs
+from service.config import BackboneSettings, Settings
+from service.deployments.handles import HandleDrawer, HandleScorer, cause, say
+from service.errors import BackendUnavailable
+from service.live import Live
+from service.policy import pin
+from service.router import Router
+from service.store.datasets import Dataset, Shown
+from service.store.store import Store
+
+log = logging.getLogger("winnow.feedback")
+Handles = Mapping[str, DeploymentHandle[Any]]
+
+
+class Feedback:
+    """What Serve runs: a desk, and a thread for trainings that gives way to everything else."""
+
+    def __init__(self, settings: Settings, backbones: Handles, judges: Handles) -> None:
+        # Here, not above: the process that deploys imports this file, and needs no torch.
+        import torch
+
+        from service.feedback.desk import Desk, Subject, uncensored
+        from service.feedback.worker import Worker
+
+        logs.set_up("feedback")
+        torch.set_num_threads(settings.feedback.threads)
+        loaded = {name: bundles.load(model.bundle) for name, model in settings.models.items()}
+        policies = pin(settings, loaded)
+        drawer, scorer = HandleDrawer(backbones), HandleScorer(judges)
+        subjects = {}
+        for name, bundle in loaded.items():
+            default = policies[settings.default_policy]
+            ours = [one for one in policies.values() if one.settings.model == name]
+            spec = (default if default in ours else ours[0]).settings
+            runtime = settings.models[name].backbone.runtime
+            backbone = bundle.manifest.backbone
+            subjects[name] = Subject(
+                plan=uncensored(
+                    name,
+                    bundle.denoiser_sha256(runtime),
+                    spec.method(spec.num_inference_steps[0]),
+                ),
+                shape=(backbone.height, backbone.width, backbone.channels),
+                generator=partial(
+                    generator, bundle, settings.models[name].backbone, settings.feedback.threads
+                ),
+            )
+        store = Store(*config.store_urls(settings.store, os.environ))
+        desk = Desk(
+            store=store,
+            routers={
+                name: Router(drawer, scorer, model.judge.timeout_s)
+                for name, model in settings.models.items()
+            },
+            subjects=subjects,
+            policy=Live(store, policies).get,
+            candidates=settings.feedback.candidates,
+            within=timedelta(hours=settings.feedback.session_hours),
+            deadline_s=settings.limits.deadline_s,
+        )
+        self._desk = desk
+        self._worker = Worker(desk.rewards, desk.train)
+        log.info("the feedback desk is open")
+
+    async def propose(
+        self,
+        dataset: Dataset,
+        size: int,
+        strategy: str | None,
+        annotator: str,
+        besides: Sequence[str],
+        policy: str | None = None,
+    ) -> list[Shown]:
+        """See `Desk.propose`."""
+        return await self._desk.propose(dataset, size, strategy, annotator, besides, policy)
+
+    async def check_health(self) -> None:
+        """Serve restarts the replica when this raises."""
+        self._worker.check()
+
+
+class HandleDesk:
+    """The feedback desk behind its Serve handle: Ray's faults become Winnow's."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+
+    async def propose(
+        self,
+        dataset: Dataset,
+        size: int,
+        strategy: str | None,
+        annotator: str,
+        besides: Sequence[str],
+        policy: str | None = None,
+    ) -> list[Shown]:
+        """See `Desk.propose`."""
+        response = self._handle.propose.remote(
+            dataset, size, strategy, annotator, list(besides), policy
+        )
+        try:
+            shown: list[Shown] = await response
+            return shown
+        except (RayError, RayServeException) as error:
+            raise cause(error) or BackendUnavailable(say("the feedback desk", error)) from error
+
+
+def generator(bundle: Bundle, settings: BackboneSettings, threads: int) -> Any:
+    """What a training draws with: the backbone as it is served, in this process."""
+    from models.backbones.runtime import load_denoiser
+    from models.codec import Codec
+    from models.generate import Generator
+    from models.schedule import NoiseSchedule, read_config
+
+    manifest = bundle.manifest.backbone
+    folder = bundle.folder / manifest.folder
+    return Generator(
+        denoiser=load_denoiser(
+            folder,
+            bundle.path(manifest.onnx),
+            runtime=settings.runtime,
+            device=settings.device,
+            dtype=settings.dtype,
+            threads=threads,
+        ),
+        schedule=NoiseSchedule.from_diffusers(read_config(folder)),
+        codec=Codec(manifest.pixel_shuffle),
+        shape=bundle.x_t_shape,
+    )

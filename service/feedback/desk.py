@@ -1,0 +1,331 @@
+"""The feedback desk: what people are asked next, and trainings on what they said.
+
+Images are drawn as requests are, through the router. The first pages are random; later ones are
+chosen by a reward that is refitted from what has been said so far.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from models.method import Method
+from models.noise import MAX_SEED
+from service.encode import from_png, to_png
+from service.errors import BackendUnavailable, Conflict, WinnowError
+from service.feedback.certificate import trainable
+from service.policy import RUNS_ON, Overrides, Policy, resolve
+from service.ports import Pixels, SamplingPlan
+from service.router import Router
+from service.store.datasets import Dataset, Label, Labelled, Shown
+from service.store.rewards import RewardVersion
+from service.store.store import Store
+
+log = logging.getLogger("winnow.feedback")
+
+TENANT = "feedback"
+"""All labelling shares one turn of the engine's: it never crowds out those who ask for images."""
+
+UNCENSORED = "none"
+"""What stands in the place of a policy, with version 0, where nothing was held back."""
+
+ENOUGH = 3
+"""Labels of either kind that a refitted reward needs; below, pages stay random."""
+
+BEAT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, as the desk sees it.
+
+    `plan` draws without censoring (its seed is replaced), `shape` is [H, W, C] of its images, and
+    `generator` loads a `models.generate.Generator` when a training needs one.
+    """
+
+    plan: SamplingPlan
+    shape: tuple[int, int, int]
+    generator: Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """An image that may be shown."""
+
+    pixels: Pixels
+    seed: int
+    draw: int
+
+
+class Desk:
+    """Shows images and trains rewards. `propose` belongs to one event loop; `train` blocks."""
+
+    def __init__(
+        self,
+        store: Store,
+        routers: Mapping[str, Router],
+        subjects: Mapping[str, Subject],
+        policy: Callable[[str], Policy],
+        candidates: int,
+        within: timedelta,
+        deadline_s: float,
+        training: Any = None,
+        selection: Any = None,
+    ) -> None:
+        """`policy` finds one in force; `candidates` are drawn for each image that is chosen;
+        a batch that nobody labelled is shown again `within` so long."""
+        self.rewards = store.rewards
+        self._store = store
+        self._routers = routers
+        self._subjects = subjects
+        self._policy = policy
+        self._candidates = candidates
+        self._within = within
+        self._deadline_s = deadline_s
+        self._given = training, selection
+        self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+
+    async def propose(
+        self,
+        dataset: Dataset,
+        size: int,
+        strategy: str | None,
+        annotator: str,
+        besides: Sequence[str],
+        policy: str | None = None,
+    ) -> list[Shown]:
+        """The images that this person is asked about next, at most `size`.
+
+        A batch that was drawn for the person and has no label yet comes first, unless it is among
+        `besides`. With a policy, images that it lets through. Raises PolicyNotFound, Conflict for a
+        policy of another model, and what the router raises.
+        """
+        turn = self._turns.setdefault((dataset.name, annotator), asyncio.Lock())
+        # Two calls of one person at once must not get the same batch.
+        async with turn:
+            found = await asyncio.to_thread(
+                self._store.datasets.open_batch, dataset.name, annotator, besides, self._within
+            )
+            if found:
+                return found
+            plan = self._plan(dataset, policy)
+            reward = None
+            if strategy != "random":
+                reward = await asyncio.to_thread(self._refit, dataset.name)
+            rounds = 1 if reward is None else self._candidates
+            drawn: list[Drawn] = []
+            for _ in range(rounds):
+                drawn += await self._draw(plan, size)
+            if not drawn:
+                raise BackendUnavailable("no image was ready in time to be shown")
+            return await asyncio.to_thread(
+                self._show, dataset, plan, drawn, size, reward, annotator
+            )
+
+    def train(self, reward: RewardVersion) -> None:
+        """Run a training that was taken from the queue; whatever happens ends up in the store.
+
+        A training that fails or is cancelled changes nothing else.
+        """
+        training = self._training()
+        rewards = self._store.rewards
+        try:
+            weights, card = self._train(reward, training)
+            rewards.finish(reward.id, weights, card)
+            log.info("reward %s is ready", reward.id)
+        except training.Cancelled:
+            rewards.cancelled(reward.id)
+        except Conflict:
+            # Cancelled after its last report.
+            rewards.cancelled(reward.id)
+        except Exception as error:
+            log.warning("training %s failed", reward.id, exc_info=error)
+            said = isinstance(error, WinnowError | ValueError) and str(error)
+            rewards.fail(reward.id, said or f"{type(error).__name__}; the log holds its cause")
+
+    def _train(self, reward: RewardVersion, training: Any) -> tuple[dict[str, str], dict[str, Any]]:
+        started = time.monotonic()
+        dataset = self._store.datasets.read(reward.dataset)
+        subject = self._subjects[dataset.model]
+        recipe = training.Recipe(**reward.recipe)
+        if not trainable(dataset):
+            raise ValueError(f"dataset {dataset.name!r} is a certificate's: it may train nothing")
+        policy = self._policy(recipe.policy)
+        spec = policy.settings
+        labelled = self._store.datasets.labelled(dataset.name)
+        before: Mapping[str, str] = {}
+        if reward.parent is not None:
+            before = self._store.rewards.read(reward.parent).weights or {}
+        last = -BEAT_S
+
+        def report(stage: str, progress: float) -> None:
+            nonlocal last
+            # The database need not hear of every iteration.
+            now = time.monotonic()
+            if now - last < 0.2 and progress < 1:
+                return
+            last = now
+            if not self._store.rewards.report(reward.id, stage, progress):
+                raise training.Cancelled
+
+        report("reads the labels", 0.0)
+        trained = training.train(
+            self._examples(labelled, training),
+            recipe,
+            subject.generator(),
+            subject.shape,
+            {steps: spec.method(steps) for steps in spec.num_inference_steps},
+            report,
+            {part: self._store.blobs.get(name) for part, name in before.items()} or None,
+        )
+        weights = {part: self._store.blobs.put(file) for part, file in trained.files.items()}
+        # What the draws were made with: a calibration holds for that alone.
+        ran_on = {part: getattr(policy, part) for part in RUNS_ON}
+        calibrations = {
+            steps: entry | ran_on for steps, entry in trained.card["calibrations"].items()
+        }
+        card = trained.card | {"calibrations": calibrations}
+        return weights, card | _provenance(dataset, labelled, reward, time.monotonic() - started)
+
+    def _plan(self, dataset: Dataset, policy: str | None) -> SamplingPlan:
+        if policy is None:
+            return self._subjects[dataset.model].plan
+        named = self._policy(policy)
+        if named.settings.model != dataset.model:
+            raise Conflict(f"policy {policy!r} is for another model than the dataset", "policy")
+        return resolve(named, Overrides(), 0, admin=False)
+
+    async def _draw(self, plan: SamplingPlan, n: int) -> list[Drawn]:
+        """Up to n fresh images that this plan lets through."""
+        # Numbers that nobody can foresee: an image must not be chosen before it is drawn.
+        plan = replace(plan, seed=secrets.randbelow(MAX_SEED - n + 2))
+        router = self._routers[plan.model]
+        outcome = await router.generate(plan, n, self._deadline_s, TENANT)
+        return [
+            Drawn(image.pixels, image.seed, image.draws - 1)
+            for image in outcome.images
+            if image.pixels is not None
+        ]
+
+    def _refit(self, dataset: str) -> Callable[[Any], Any] | None:
+        """A quick reward of what has been said, if that is enough to learn from."""
+        labelled = self._store.datasets.labelled(dataset)
+        benign = sum(one.label == "benign" for one in labelled)
+        if min(benign, len(labelled) - benign) < ENOUGH:
+            return None
+        training = self._training()
+        reward: Callable[[Any], Any] = training.refit(self._examples(labelled, training))
+        return reward
+
+    def _show(
+        self,
+        dataset: Dataset,
+        plan: SamplingPlan,
+        drawn: Sequence[Drawn],
+        size: int,
+        reward: Callable[[Any], Any] | None,
+        annotator: str,
+    ) -> list[Shown]:
+        """Choose, keep the chosen images, and note that they are shown."""
+        scores = None if reward is None else reward(np.stack([one.pixels for one in drawn]))
+        choices = self._selection().choose(
+            scores,
+            min(size, len(drawn)),
+            "random" if scores is None else "mixed",
+            np.random.default_rng(secrets.randbits(128)),
+        )
+        batch, now = f"bat_{uuid4().hex}", datetime.now(UTC)
+        shown = [
+            Shown(
+                id=f"shown_{uuid4().hex}",
+                dataset=dataset.name,
+                batch=batch,
+                position=position,
+                blob=self._store.blobs.put(to_png(drawn[choice.index].pixels)),
+                seed=drawn[choice.index].seed,
+                draw=drawn[choice.index].draw,
+                policy=plan.policy,
+                policy_version=plan.policy_version,
+                backbone=plan.backbone,
+                strategy=choice.strategy,
+                inclusion=float(choice.inclusion),
+                score=None if scores is None else float(scores[choice.index]),
+                annotator=annotator,
+                created=now,
+            )
+            for position, choice in enumerate(choices)
+        ]
+        self._store.datasets.show(shown)
+        return shown
+
+    def _examples(self, labelled: Sequence[Labelled], training: Any) -> list[Any]:
+        """What a training learns from; an image that was purged teaches nothing any more."""
+        examples = []
+        for one in labelled:
+            try:
+                pixels = from_png(self._store.blobs.get(one.image.blob))
+            except WinnowError as error:
+                log.warning("label of image %s is left out: %s", one.image.id, error)
+                continue
+            image = one.image
+            examples.append(
+                training.Example(image.id, pixels, one.label, image.inclusion, image.strategy)
+            )
+        return examples
+
+    def _training(self) -> Any:
+        # Loaded when first needed: it brings torch.
+        return self._given[0] or importlib.import_module("service.feedback.training")
+
+    def _selection(self) -> Any:
+        return self._given[1] or importlib.import_module("service.feedback.selection")
+
+
+def uncensored(model: str, backbone: str, method: Method) -> SamplingPlan:
+    """A plan that draws by this method's sampler, and lets everything through."""
+    return SamplingPlan(
+        model=model,
+        policy=UNCENSORED,
+        policy_version=0,
+        backbone=backbone,
+        guide=None,
+        clean_guide=None,
+        probe=None,
+        judge=None,
+        method=Method(
+            method.num_inference_steps, method.eta, method.sampler, method.timestep_spacing
+        ),
+        probe_thresholds=(),
+        threshold=None,
+        max_draws=1,
+        acceptance=1.0,
+        seed=0,
+    )
+
+
+def _provenance(
+    dataset: Dataset, labelled: Sequence[Labelled], reward: RewardVersion, seconds: float
+) -> dict[str, Any]:
+    """What the card says of where its labels came from."""
+    kinds: dict[Label, int] = {"benign": 0, "malign": 0, "unsure": 0}
+    for one in labelled:
+        kinds[one.label] += 1
+    return {
+        "dataset": {"name": dataset.name, "model": dataset.model, "question": dataset.question},
+        "counts": kinds,
+        "label_seconds": round(sum(one.elapsed_ms for one in labelled) / 1000, 1),
+        "annotators": sorted({one.annotator for one in labelled}),
+        "parent": reward.parent,
+        "trained_seconds": round(seconds, 1),
+    }

@@ -1,0 +1,49 @@
+"""Deletes images that were shown for labelling once they are too old; their labels stay."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from datetime import UTC, datetime, timedelta
+
+from service.store.store import Store
+
+log = logging.getLogger("winnow.store")
+
+EVERY_S = 3600.0
+EVER = datetime.fromtimestamp(0, UTC)
+
+
+class Retention:
+    """A thread that purges at the start and then every hour."""
+
+    def __init__(self, store: Store, keep_images_days: int) -> None:
+        self._store = store
+        self._keep = timedelta(days=keep_images_days)
+        self._done = EVER
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="store-retention", daemon=True)
+        self._thread.start()
+
+    def purge(self, now: datetime) -> int:
+        """Delete what is due and was not deleted yet; returns how many. Raises StoreUnavailable."""
+        before = now - self._keep
+        due = self._store.datasets.purgeable(self._done, before)
+        for blob in due:
+            self._store.blobs.delete(blob)
+        self._done = before
+        return len(due)
+
+    def close(self) -> None:
+        """Stop."""
+        self._closing.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            try:
+                if gone := self.purge(datetime.now(UTC)):
+                    log.info("purged %d images", gone)
+            except Exception as error:  # old images are no reason to end the service
+                log.warning("old images were not purged", exc_info=error)
+            self._closing.wait(EVERY_S)

@@ -1,0 +1,137 @@
+"""Stand-ins for what learns: as quick as a test, and as clever as one pixel."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.ports import Pixels
+
+
+@dataclass(frozen=True)
+class Example:
+    """As `service.feedback.training.Example`."""
+
+    id: str
+    pixels: Pixels
+    label: str
+    inclusion: float
+    strategy: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """As `service.feedback.training.Recipe`."""
+
+    policy: str
+    target: float = 0.01
+    guide: bool = False
+    distil: bool = False
+    seed: int = 0
+    threads: int = 1
+
+
+class Cancelled(Exception):
+    """As `service.feedback.training.Cancelled`."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """As `service.feedback.training.Trained`."""
+
+    files: Mapping[str, bytes]
+    card: dict[str, Any]
+
+
+def brightness(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """The first pixel of each image, in [0, 1]."""
+    return np.asarray(pixels[:, 0, 0, 0] / 255, dtype=np.float64)
+
+
+@dataclass
+class Training:
+    """The module `service.feedback.training`, as far as the desk uses it.
+
+    `seen` are the arguments of each training; a test may make it fail, or hold it until `go`.
+    """
+
+    fault: Exception | None = None
+    go: threading.Event | None = None
+    seen: list[dict[str, Any]] = field(default_factory=list)
+    refits: list[list[Example]] = field(default_factory=list)
+    Example = Example
+    Recipe = Recipe
+    Cancelled = Cancelled
+
+    def refit(
+        self, examples: Sequence[Example]
+    ) -> Callable[[NDArray[np.uint8]], NDArray[np.float64]]:
+        """Learns nothing: brightness is what it scores."""
+        self.refits.append(list(examples))
+        return brightness
+
+    def train(
+        self,
+        examples: Sequence[Example],
+        recipe: Recipe,
+        generator: Any,
+        shape: tuple[int, int, int],
+        method_of: Mapping[int, Any],
+        report: Callable[[str, float], None],
+        warm_start: Mapping[str, bytes] | None = None,
+    ) -> Trained:
+        """Two stages, and files of a few bytes."""
+        self.seen.append(
+            {"examples": list(examples), "recipe": recipe, "shape": shape}
+            | {"methods": dict(method_of), "warm_start": warm_start}
+        )
+        report("judge", 0.25)
+        while self.go is not None and not self.go.wait(0.02):
+            report("judge", 1.0)
+        if self.fault:
+            raise self.fault
+        report("calibration", 1.0)
+        wrong = [{"id": one.id, "label": one.label, "score": 0.5} for one in examples[:3]]
+        curve = [[0.1, 0.05, 20], [0.5, 0.45, 8], [0.9, 0.97, 60]]
+        calibrations = {
+            str(steps): {
+                "method": asdict(method),
+                "threshold": 0.5,
+                "probe_thresholds": [],
+                "acceptance": 0.8,
+            }
+            for steps, method in method_of.items()
+        }
+        parts = {"judge": b"judge", "clean_guide": b"clean", "probe": b"probe"}
+        card = {"auc": 0.97, "calibration_curve": curve, "mistakes": wrong}
+        return Trained(parts, {**card, "recipe": asdict(recipe), "calibrations": calibrations})
+
+
+@dataclass(frozen=True)
+class Choice:
+    """As `service.feedback.selection.Choice`."""
+
+    index: int
+    strategy: str
+    inclusion: float
+
+
+class Selection:
+    """The module `service.feedback.selection`: mixed means the darkest first."""
+
+    def choose(
+        self,
+        scores: NDArray[np.float64] | None,
+        n: int,
+        strategy: str,
+        rng: np.random.Generator,
+    ) -> list[Choice]:
+        """The first n, or those with the lowest scores."""
+        if scores is None:
+            return [Choice(index, "random", 1.0) for index in range(n)]
+        return [Choice(int(index), "malign", 0.5) for index in np.argsort(scores)[:n]]

@@ -1,0 +1,434 @@
+"""The pages in a real Chromium, against the real API in this process: no Ray, no weights."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.bundle import Bundle
+from service.feedback.worker import Worker
+from tests.integration.conftest import wait_for
+from tests.service.api.server import AUTH, KEYS, Served, serve
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+QUIET = ("background-networking", "component-update", "gpu", "quic", "sync")
+FLAGS = ["--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{one}" for one in QUIET)]
+MODULE = Path(__file__).name
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason=f"{MODULE}: no chromium: apt-get install chromium"
+)
+WAIT_MS = 20_000
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    sync = pytest.importorskip("playwright.sync_api")
+    with sync.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def served(bundle: Bundle) -> Iterator[Served]:
+    auth: dict[str, Any] = AUTH | {
+        "anonymous": True,
+        "anonymous_scopes": ["generate", "scores", "label", "approve"],
+    }
+    with serve(bundle, auth=auth) as server:
+        worker = Worker(server.store.rewards, server.desk.train)
+        yield server
+        worker.close()
+
+
+@pytest.fixture
+def open_page(chromium: Any, served: Served) -> Iterator[Callable[..., Any]]:
+    """Opens a page in a browser of its own; a script error or a broken rule fails the test."""
+    contexts, faults = [], []
+
+    def opened(path: str = "/feedback", **options: Any) -> Any:
+        context = chromium.new_context(base_url=served.url, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(WAIT_MS)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on(
+            "console",
+            lambda message: (
+                faults.append(message.text) if "Content Security" in message.text else None
+            ),
+        )
+        page.goto(path)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert faults == []
+
+
+_count = iter(range(1000))
+
+
+def press(page: Any, *keys: str) -> None:
+    for key in keys:
+        page.keyboard.press(key)
+
+
+def enter(page: Any, name: str = "Ada") -> None:
+    """Give a name, with the keyboard alone: the field has the focus."""
+    page.wait_for_selector("#enter:not([hidden])")
+    page.keyboard.type(name)
+    press(page, "Enter")
+    page.wait_for_selector("#enter", state="hidden")
+
+
+def begin(page: Any, name: str = "Ada") -> str:
+    """From the door to the first page of a new dataset, with the keyboard alone."""
+    dataset = f"web-{next(_count)}"
+    enter(page, name)
+    page.wait_for_selector("#choose:not([hidden])")
+    while page.evaluate("document.activeElement.name") != "question":
+        press(page, "Tab")
+    page.keyboard.type("Is the first pixel dark?")
+    press(page, "Tab")
+    page.keyboard.type(dataset)
+    press(page, "Enter")
+    ready(page)
+    return dataset
+
+
+def ready(page: Any) -> None:
+    """Images are there, and nothing is being saved."""
+    page.wait_for_selector("button.cell")
+    page.wait_for_function("() => !document.querySelector('.grid').hasAttribute('aria-busy')")
+
+
+def images(page: Any) -> list[str]:
+    found: list[str] = page.eval_on_selector_all("button.cell img", "all => all.map(i => i.src)")
+    return found
+
+
+def marks(page: Any) -> dict[int, str]:
+    found = page.eval_on_selector_all(
+        "button.cell", "all => all.map(c => c.dataset.mark || 'benign')"
+    )
+    return {place: mark for place, mark in enumerate(found) if mark != "benign"}
+
+
+def turn(page: Any) -> None:
+    """Enter, and wait for the next page."""
+    before = images(page)
+    press(page, "Enter")
+    page.wait_for_function(
+        "before => { const i = document.querySelector('button.cell img');"
+        "return i && i.src !== before; }",
+        arg=before[0],
+    )
+    ready(page)
+
+
+def counter(page: Any, kind: str) -> int:
+    return int(page.text_content(f"#{kind} b"))
+
+
+def test_two_pages_with_the_keyboard_alone(open_page: Callable[..., Any], served: Served) -> None:
+    page = open_page()
+    dataset = begin(page)
+    assert page.text_content("#question") == "Is the first pixel dark?"
+    assert len(images(page)) == 25
+    # Right, down, down: row 3, column 2; vi's keys move as well.
+    press(page, "ArrowRight", "Space", "ArrowDown", "ArrowDown", "Space", "l", "u", "h", "k")
+    assert marks(page) == {1: "malign", 11: "malign", 12: "unsure"}
+    assert page.evaluate("document.activeElement.dataset.index") == "6"
+    assert page.get_attribute("button.cell >> nth=11", "aria-label") == "Row 3, column 2: malign"
+    assert page.get_attribute("button.cell >> nth=11", "aria-pressed") == "true"
+    assert "unsure, row 3, column 3" in page.text_content("#live")
+    assert page.text_content("#said") == "2 malign, 1 unsure"
+    turn(page)
+    counts = served.store.datasets.counts(dataset)
+    assert (counts["benign"], counts["malign"], counts["unsure"]) == (22, 2, 1)
+    assert counts["elapsed_ms"] > 0
+    assert (counter(page, "benign"), counter(page, "malign")) == (22, 2)
+    assert marks(page) == {}
+    turn(page)
+    labelled = served.store.datasets.labelled(dataset)
+    assert len(labelled) == 50
+    assert {one.annotator for one in labelled} == {"anonymous/Ada"}
+    assert {one.image.strategy for one in labelled[:25]} == {"random"}
+
+
+def test_space_twice_is_benign_and_z_undoes_marks_then_pages(
+    open_page: Callable[..., Any], served: Served
+) -> None:
+    page = open_page()
+    dataset = begin(page)
+    press(page, "Space", "Space")
+    assert marks(page) == {}
+    press(page, "u", "Space")
+    assert marks(page) == {0: "malign"}
+    press(page, "z")
+    assert marks(page) == {0: "unsure"}
+    first = images(page)
+    turn(page)
+    second = images(page)
+    press(page, "z")
+    page.wait_for_function(
+        "first => document.querySelector('button.cell img').src === first", arg=first[0]
+    )
+    assert images(page) == first
+    assert marks(page) == {0: "unsure"}
+    assert served.store.datasets.labelled(dataset) == []
+    press(page, "z")
+    page.wait_for_selector("#toast.up")
+    assert "left to undo" in page.text_content("#toast")
+    press(page, "Space", "Enter")
+    page.wait_for_function(
+        "second => document.querySelector('button.cell img')?.src === second", arg=second[0]
+    )
+    assert served.store.datasets.counts(dataset)["malign"] == 1
+
+
+def test_the_cursor_stays_on_the_grid(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    begin(page)
+
+    def at() -> str:
+        found: str = page.evaluate("document.activeElement.dataset.index")
+        return found
+
+    press(page, "ArrowLeft", "ArrowUp")
+    assert at() == "0"
+    press(page, *["ArrowRight"] * 7)
+    assert at() == "4"
+    press(page, *["j"] * 9)
+    assert at() == "24"
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid", "the focus must be seen"
+
+
+def test_a_reload_resumes_with_images_marks_and_clock(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    begin(page)
+    turn(page)
+    press(page, "ArrowRight", "Space", "ArrowDown", "u")
+    before, marked = images(page), marks(page)
+    page.wait_for_function("() => document.querySelector('#clock').textContent < '2:59'")
+    page.reload()
+    ready(page)
+    assert images(page) == before
+    assert marks(page) == marked == {1: "malign", 6: "unsure"}
+    assert page.text_content("#clock") < "3:00"
+    assert counter(page, "benign") == 25
+
+
+def test_the_clock_starts_with_the_first_page_and_stops_while_hidden(
+    open_page: Callable[..., Any],
+) -> None:
+    page = open_page()
+    begin(page)
+    page.wait_for_function("() => document.querySelector('#clock').textContent === '2:58'")
+    page.evaluate(
+        "Object.defineProperty(document, 'hidden', {get: () => true, configurable: true})"
+    )
+    time.sleep(0.5)
+    stopped = page.text_content("#clock")
+    time.sleep(1.5)
+    assert page.text_content("#clock") == stopped
+    page.evaluate("Object.defineProperty(document, 'hidden', {get: () => false})")
+    page.wait_for_function("now => document.querySelector('#clock').textContent < now", arg=stopped)
+
+
+def test_the_next_page_is_there_before_it_is_wanted(
+    open_page: Callable[..., Any], served: Served
+) -> None:
+    page = open_page()
+    dataset = begin(page)
+    url = f"/v1/datasets/{dataset}/batches"
+    wait_for(lambda: served.paths.count(url) >= 2)
+    page.wait_for_timeout(300)
+    served.backbone.delay_s = 0.5  # five seconds for a page
+    started = time.monotonic()
+    try:
+        turn(page)
+        assert time.monotonic() - started < 3
+    finally:
+        served.backbone.delay_s = 0.0
+
+
+def test_a_page_that_cannot_be_saved_is_kept_and_saved_again(
+    open_page: Callable[..., Any], served: Served
+) -> None:
+    page = open_page()
+    dataset = begin(page)
+    press(page, "Space")
+    page.context.set_offline(True)
+    press(page, "Enter")
+    page.wait_for_selector("#toast.up")
+    assert "Not saved" in page.text_content("#toast")
+    assert marks(page) == {0: "malign"}
+    page.context.set_offline(False)
+    press(page, "Enter")
+    wait_for(lambda: served.store.datasets.counts(dataset)["malign"] == 1)
+
+
+def test_two_people_at_once_see_different_images(
+    open_page: Callable[..., Any], served: Served
+) -> None:
+    ada, bob = open_page(), open_page()
+    dataset = begin(ada)
+    enter(bob, "Bob")
+    bob.goto(f"/feedback?dataset={dataset}")
+    ready(bob)
+    press(ada, "Space", "Enter")
+    press(bob, "u", "Enter")
+    wait_for(lambda: len(served.store.datasets.labelled(dataset)) == 50)
+    labelled = served.store.datasets.labelled(dataset)
+    assert len({one.image.id for one in labelled}) == 50
+    assert {one.annotator for one in labelled} == {"anonymous/Ada", "anonymous/Bob"}
+
+
+def test_a_phone_taps_and_holds(open_page: Callable[..., Any]) -> None:
+    page = open_page(
+        viewport={"width": 390, "height": 844},
+        has_touch=True,
+        is_mobile=True,
+        device_scale_factor=2,
+    )
+    begin(page)
+    wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    assert wide <= 0, "the page must not scroll sideways"
+    cell = page.locator("button.cell").nth(7)
+    assert cell.bounding_box()["width"] >= 44, "a finger needs room"
+    cell.tap()
+    assert marks(page) == {7: "malign"}
+    cell.tap()
+    held = page.locator("button.cell").nth(8)
+    touch = {"pointerType": "touch", "bubbles": True}
+    held.dispatch_event("pointerdown", touch)
+    page.wait_for_timeout(600)
+    held.dispatch_event("pointerup", touch)
+    held.dispatch_event("click")
+    assert marks(page) == {8: "unsure"}
+    button = page.locator("#next").bounding_box()
+    assert button["y"] + button["height"] <= 844, "the next page must be in reach of a thumb"
+
+
+def test_blur_until_looked_at(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    begin(page)
+    blurred = "i => getComputedStyle(document.querySelectorAll('.cell img')[i]).filter"
+    press(page, "b")
+    page.wait_for_function(f"() => ({blurred})(3).includes('blur') && ({blurred})(0) === 'none'")
+    press(page, "ArrowRight", "b")
+    page.wait_for_function(f"() => ({blurred})(3) === 'none'")
+
+
+def test_motion_and_darkness_follow_the_system(open_page: Callable[..., Any]) -> None:
+    page = open_page(color_scheme="dark", reduced_motion="reduce")
+    begin(page)
+    style = "getComputedStyle(document.querySelector('.cell')).transitionDuration"
+    assert page.evaluate(style) in ("0s", "")
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert max(map(int, re.findall(r"\d+", paper))) < 60
+
+
+def test_without_a_session_the_page_asks_for_a_key(chromium: Any, bundle: Bundle) -> None:
+    with serve(bundle) as server:
+        context = chromium.new_context(base_url=server.url)
+        page = context.new_page()
+        page.goto("/feedback")
+        page.wait_for_selector("#enter:not([hidden])")
+        page.keyboard.type("Ada")
+        press(page, "Tab")
+        page.keyboard.type("wn-wrong-0123456789")
+        press(page, "Enter")
+        page.wait_for_function("() => document.querySelector('#enter .wrong').textContent")
+        page.fill("input[name=key]", KEYS["LABEL_KEY"])
+        press(page, "Enter")
+        page.wait_for_selector("#choose:not([hidden])")
+        assert page.evaluate("document.cookie") == "", "scripts must not see the session"
+        context.close()
+
+
+def test_from_labels_to_a_card(open_page: Callable[..., Any], served: Served) -> None:
+    page = open_page()
+    dataset = begin(page)
+    press(page, *["Space", "ArrowRight"] * 4, "Space", "ArrowDown", "u")
+    turn(page)
+    page.goto(f"/feedback/rewards?dataset={dataset}")
+    page.wait_for_selector("#rewards:not([hidden])")
+    assert page.input_value("#train select[name=dataset]") == dataset
+    assert "5 malign" in page.text_content("#counts")
+    page.focus("#train button.act")
+    press(page, "Enter")
+    page.wait_for_selector(".reward .pill.ready")
+    card = page.text_content(".reward")
+    for word in (dataset, "0.970", "cross-validated", "1 person", "0.5000", "80.0 %"):
+        assert word in card, word
+    assert page.locator(".curve circle").count() == 3
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('.pictures img')].every(i => i.naturalWidth > 0)"
+    )
+    assert page.locator(".pictures img").count() == 3
+
+
+def test_a_training_is_cancelled_from_the_page(
+    open_page: Callable[..., Any], served: Served
+) -> None:
+    import threading
+
+    served.training.go = threading.Event()
+    try:
+        page = open_page()
+        dataset = begin(page)
+        press(page, *["Space", "ArrowRight"] * 4, "Space")
+        turn(page)
+        page.goto(f"/feedback/rewards?dataset={dataset}")
+        page.click("#train button.act")
+        page.wait_for_function("() => document.querySelector('.reward progress')?.value > 0")
+        page.click(".reward button >> text=Cancel")
+        page.wait_for_selector(".reward .pill.cancelled")
+    finally:
+        served.training.go = None
+
+
+def test_a_version_is_made_and_promoted_and_a_refusal_is_told(
+    open_page: Callable[..., Any], served: Served
+) -> None:
+    page = open_page()
+    dataset = begin(page)
+    press(page, *["Space", "ArrowRight"] * 4, "Space")
+    turn(page)
+    page.goto(f"/feedback/rewards?dataset={dataset}")
+    page.click("#train button.act")
+    page.wait_for_selector(".reward .pill.ready")
+    asked: list[Any] = []
+    refusal = {"error": {"message": "whoever trained it cannot promote it", "code": "conflict"}}
+
+    def policies(route: Any) -> None:
+        asked.append((route.request.url.rpartition("/v1/")[2], route.request.post_data_json))
+        if len(asked) == 2:
+            route.fulfill(status=409, json=refusal)
+        else:
+            route.fulfill(json={"id": "bright", "version": 2})
+
+    page.route(re.compile(r"/v1/policies(/.*)?$"), policies)
+    page.click(".force >> text=Make a version")
+    page.click("text=Promote bright version 2")
+    page.wait_for_function(
+        "() => document.querySelector('.force .wrong').textContent.includes('cannot')"
+    )
+    page.click("text=Promote bright version 2")
+    page.wait_for_function(
+        "() => document.querySelector('.force').textContent.includes('now censors')"
+    )
+    reward = served.store.rewards.of(dataset)[0].id
+    assert asked[0] == ("policies", {"name": "bright", "based_on": "bright", "reward": reward})
+    assert asked[1] == ("policies/bright/promote", {"version": 2})

@@ -1,0 +1,123 @@
+"""Training over REST: the queue is the store, and whoever works on it is somebody else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from service.store.rewards import RewardVersion
+from tests.service.api.conftest import refused
+from tests.service.api.server import Served
+
+
+@pytest.fixture
+def labelled(labeller: httpx.Client, dataset: str) -> str:
+    """A dataset with just enough labels."""
+    url = f"/v1/datasets/{dataset}"
+    images = labeller.post(f"{url}/batches", json={"size": 10}).json()["images"]
+    labels = [*["benign"] * 5, *["malign"] * 4, "unsure"]
+    said = [
+        {"image_id": image["id"], "label": label, "elapsed_ms": 300}
+        for image, label in zip(images, labels, strict=True)
+    ]
+    assert labeller.post(f"{url}/labels", json={"labels": said}).status_code == 200
+    return dataset
+
+
+def _train(http: httpx.Client, dataset: str, **body: Any) -> dict[str, Any]:
+    answer = http.post("/v1/rewards", json={"dataset": dataset} | body)
+    assert answer.status_code == 202, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+@pytest.fixture
+def take(server: Served) -> Iterator[Any]:
+    """What a worker does: takes what waits. Afterwards nothing waits any more."""
+
+    def taken() -> RewardVersion:
+        found = server.store.rewards.take()
+        assert found is not None
+        return found
+
+    yield taken
+    while (left := server.store.rewards.take()) is not None:
+        server.store.rewards.fail(left.id, "the test is over")
+
+
+def test_a_training_is_accepted_watched_and_becomes_a_reward(
+    server: Served, labeller: httpx.Client, labelled: str, take: Any
+) -> None:
+    queued = _train(labeller, labelled, target=0.02)
+    assert (queued["status"], queued["progress"], queued["parent"]) == ("queued", 0.0, None)
+    assert queued["recipe"] == {
+        "policy": "bright", "target": 0.02, "guide": False, "distil": False, "seed": 0, "threads": 1
+    }  # fmt: skip
+    assert queued["created_by"] == "label/api"
+    server.desk.train(take())
+    ready = labeller.get(f"/v1/rewards/{queued['id']}").json()
+    assert (ready["status"], ready["progress"]) == ("ready", 1.0)
+    assert set(ready["weights"]) == {"judge", "clean_guide", "probe"}
+    assert ready["card"]["counts"] == {"benign": 5, "malign": 4, "unsure": 1}
+    assert ready["card"]["label_seconds"] == 3.0
+    again = _train(labeller, labelled)
+    assert again["parent"] == queued["id"]
+    listed = labeller.get("/v1/rewards", params={"dataset": labelled}).json()["data"]
+    assert [one["id"] for one in listed] == [again["id"], queued["id"]]
+    assert all("card" not in one for one in listed)
+
+
+def test_cancel(labeller: httpx.Client, labelled: str, take: Any) -> None:
+    waits = _train(labeller, labelled)
+    assert labeller.post(f"/v1/rewards/{waits['id']}/cancel").json()["status"] == "cancelled"
+    refused(labeller.post(f"/v1/rewards/{waits['id']}/cancel"), 409, "conflict")
+    runs = _train(labeller, labelled)
+    take()
+    assert labeller.post(f"/v1/rewards/{runs['id']}/cancel").json()["status"] == "cancelling"
+
+
+def test_a_failure_is_told(
+    server: Served, labeller: httpx.Client, labelled: str, take: Any
+) -> None:
+    server.training.fault = ValueError("too few of them")
+    queued = _train(labeller, labelled)
+    server.desk.train(take())
+    failed = labeller.get(f"/v1/rewards/{queued['id']}").json()
+    assert (failed["status"], failed["error"]) == ("failed", "too few of them")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "param"),
+    [
+        ({"policy": "moon"}, 404, "policy_not_found", "policy"),
+        ({"policy": "none"}, 400, "invalid_value", "policy"),
+        ({"target": 0}, 400, "invalid_value", "target"),
+        ({"target": 0.5}, 400, "invalid_value", "target"),
+        ({"target": "1%"}, 400, "invalid_value", "target"),
+        ({"distil": True}, 400, "invalid_value", "distil"),
+        ({"threads": 64}, 400, "invalid_value", "threads"),
+        ({"seed": -1}, 400, "invalid_value", "seed"),
+        ({"dataset": "unknown"}, 404, "dataset_not_found", "dataset"),
+        ({"dataset": "UPPER"}, 400, "invalid_value", "dataset"),
+    ],
+)
+def test_a_wrong_training_is_refused_by_field(
+    labeller: httpx.Client, labelled: str, body: dict[str, Any], status: int, code: str, param: str
+) -> None:
+    answer = labeller.post("/v1/rewards", json={"dataset": labelled} | body)
+    refused(answer, status, code, param)
+
+
+def test_too_few_labels_are_refused(labeller: httpx.Client, dataset: str) -> None:
+    answer = labeller.post("/v1/rewards", json={"dataset": dataset})
+    refused(answer, 400, "invalid_value", "dataset")
+    assert "0 benign" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("one", ["rwd_0", "x" * 65, "a%00b", "a'b"])
+def test_an_unknown_reward_is_404(labeller: httpx.Client, one: str) -> None:
+    refused(labeller.get(f"/v1/rewards/{one}"), 404, "reward_not_found")
+    refused(labeller.post(f"/v1/rewards/{one}/cancel"), 404, "reward_not_found")

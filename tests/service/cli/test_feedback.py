@@ -1,0 +1,115 @@
+"""`winnow datasets` and `winnow rewards` against the real API."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from typer.testing import CliRunner, Result
+
+from models.bundle import Bundle
+from service.cli import datasets
+from service.cli.main import app
+from service.feedback.worker import Worker
+from tests.service.api.conftest import client
+from tests.service.api.server import KEYS, Served, serve
+
+
+@pytest.fixture(scope="module")
+def served(bundle: Bundle) -> Iterator[Served]:
+    with serve(bundle) as server:
+        worker = Worker(server.store.rewards, server.desk.train)
+        with client(server, "LABEL_KEY") as http:
+            _label(http, "bars")
+            http.post("/v1/datasets", json={"name": "empty", "question": "Is it dark?"})
+        yield server
+        worker.close()
+
+
+def _label(http: httpx.Client, name: str) -> None:
+    http.post("/v1/datasets", json={"name": name, "question": "Is it dark?"})
+    images = http.post(f"/v1/datasets/{name}/batches", json={"size": 10}).json()["images"]
+    said = [
+        {"image_id": one["id"], "label": "malign" if place % 2 else "benign", "elapsed_ms": 100}
+        for place, one in enumerate(images)
+    ]
+    http.post(f"/v1/datasets/{name}/labels", json={"labels": said})
+
+
+@pytest.fixture
+def run(served: Served, monkeypatch: pytest.MonkeyPatch) -> object:
+    monkeypatch.setenv("WINNOW_URL", served.url)
+    monkeypatch.setenv("WINNOW_KEY", KEYS["LABEL_KEY"])
+
+    def go(*arguments: str, code: int = 0) -> Result:
+        answer = CliRunner().invoke(app, [*arguments])
+        assert "Traceback" not in answer.output
+        assert answer.exit_code == code, answer.output
+        return answer
+
+    return go
+
+
+def test_list_shows_counts(run: object) -> None:
+    output = run("datasets", "list").output  # type: ignore[operator]
+    for word in ("bars", "tiny", "Is it dark?", "5"):
+        assert word in output
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_export_and_import_in_parts(
+    run: object, served: Served, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with client(served, "LABEL_KEY") as http:
+        http.post("/v1/datasets", json={"name": f"copy-{suffix}", "question": "Is it dark?"})
+    file = tmp_path / f"labels.{suffix}"
+    run("datasets", "export", "bars", "--to", str(file), "--images")  # type: ignore[operator]
+    monkeypatch.setattr(datasets, "PART_BYTES", 1500)
+    served.paths.clear()
+    into = ("datasets", "import", f"copy-{suffix}", str(file))
+    assert "10 labels came in, 0 were there" in run(*into).output  # type: ignore[operator]
+    assert len(served.paths) > 2
+    assert "0 labels came in, 10 were there" in run(*into).output  # type: ignore[operator]
+    assert served.store.datasets.counts(f"copy-{suffix}")["malign"] == 5
+    again = run("datasets", "export", "bars", "--to", str(file), code=1)  # type: ignore[operator]
+    assert "exists already" in again.output
+
+
+def test_export_to_stdout_is_json_lines(run: object) -> None:
+    lines = run("datasets", "export", "bars").stdout.splitlines()  # type: ignore[operator]
+    assert {json.loads(line)["label"] for line in lines} == {"benign", "malign"}
+
+
+def test_train_watch_show(run: object) -> None:
+    trained = run("rewards", "train", "bars", "--target", "0.02")  # type: ignore[operator]
+    reward_id = trained.stdout.splitlines()[0]
+    assert reward_id.startswith("rwd_")
+    assert "is ready" in trained.output
+    shown = run("rewards", "show", reward_id).output  # type: ignore[operator]
+    for word in (reward_id, "ready", "0.9700", "5 benign", "label/api", "threshold 0.5000"):
+        assert word in shown, word
+    assert json.loads(run("rewards", "show", reward_id, "--json").stdout)["id"] == reward_id  # type: ignore[operator]
+    assert reward_id in run("rewards", "list", "--dataset", "bars").output  # type: ignore[operator]
+    ended = run("rewards", "cancel", reward_id, code=1)  # type: ignore[operator]
+    assert "has ended already" in ended.output
+
+
+def test_a_refusal_is_a_sentence(run: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "needs 5" in run("rewards", "train", "empty", code=1).output  # type: ignore[operator]
+    assert "no dataset" in run("datasets", "export", "moon", code=1).output  # type: ignore[operator]
+    monkeypatch.setenv("WINNOW_KEY", KEYS["PLAIN_KEY"])
+    assert "'label' scope" in run("datasets", "list", code=1).output  # type: ignore[operator]
+    monkeypatch.setenv("WINNOW_URL", "http://127.0.0.1:9")
+    assert "no service answers" in run("rewards", "list", code=1).output  # type: ignore[operator]
+
+
+def test_a_training_that_fails_is_told_with_exit_code_1(run: object, served: Served) -> None:
+    served.training.fault = ValueError("too few of them")
+    try:
+        failed = run("rewards", "train", "bars", code=1)  # type: ignore[operator]
+        assert "too few of them" in failed.output
+    finally:
+        served.training.fault = None

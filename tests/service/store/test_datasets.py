@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from service.errors import Conflict, DatasetNotFound, InvalidValue
+from service.store.datasets import Answer, Label, Labelled, Shown
+from service.store.retention import Retention
+from service.store.store import Store
+from tests.shown import make_batch, make_dataset
+
+HOUR = timedelta(hours=1)
+ADA, BOB = "label/Ada", "label/Bob"
+
+
+def _say(store: Store, shown: list[Shown], *labels: Label, who: str = ADA) -> None:
+    answers = [Answer(one.id, label, 500) for one, label in zip(shown, labels, strict=True)]
+    store.datasets.label("bars", answers, who)
+
+
+def test_a_dataset_is_what_was_made(store: Store) -> None:
+    made = make_dataset(store)
+    found = store.datasets.read("bars")
+    assert replace(found, created=made.created) == made
+    assert [one.name for one in store.datasets.all()] == ["bars"]
+    with pytest.raises(Conflict):
+        make_dataset(store)
+    with pytest.raises(DatasetNotFound):
+        store.datasets.read("other")
+
+
+def test_labels_are_counted_and_read_in_order(store: Store) -> None:
+    make_dataset(store)
+    first = make_batch(store, "one")
+    _say(store, first, "benign", "malign", "unsure")
+    counts = store.datasets.counts("bars")
+    assert counts == {"benign": 1, "malign": 1, "unsure": 1, "elapsed_ms": 1500}
+    labelled = store.datasets.labelled("bars")
+    assert [one.label for one in labelled] == ["benign", "malign", "unsure"]
+    assert labelled[0].image.seed == 2**53 - 1
+    assert labelled[0].annotator == ADA
+
+
+def test_the_last_label_of_an_image_counts(store: Store) -> None:
+    make_dataset(store)
+    shown = make_batch(store, "one", 1)
+    _say(store, shown, "benign")
+    _say(store, shown, "malign")
+    assert store.datasets.counts("bars")["malign"] == 1
+    assert store.datasets.counts("bars")["benign"] == 0
+
+
+def test_nobody_labels_what_another_was_shown_and_nothing_is_half_kept(store: Store) -> None:
+    make_dataset(store)
+    mine, theirs = make_batch(store, "one", 1), make_batch(store, "two", 1, BOB)
+    with pytest.raises(InvalidValue, match="two-0") as fault:
+        _say(store, mine + theirs, "benign", "malign")
+    assert fault.value.param == "labels.1.image_id"
+    assert store.datasets.labelled("bars") == []
+    with pytest.raises(InvalidValue):
+        store.datasets.label("bars", [Answer("unknown", "benign", 1)], ADA)
+
+
+def test_an_open_batch_is_its_persons_alone(store: Store) -> None:
+    make_dataset(store)
+    make_batch(store, "one")
+    assert store.datasets.open_batch("bars", BOB, [], HOUR) == []
+    found = store.datasets.open_batch("bars", ADA, [], HOUR)
+    assert [one.position for one in found] == [0, 1, 2]
+    assert store.datasets.open_batch("bars", ADA, ["one"], HOUR) == []
+
+
+def test_a_labelled_batch_is_not_open_and_one_taken_back_is(store: Store) -> None:
+    make_dataset(store)
+    shown = make_batch(store, "one")
+    _say(store, shown, "benign", "malign", "benign")
+    assert store.datasets.open_batch("bars", ADA, [], HOUR) == []
+    gone = store.datasets.withdraw("bars", ADA)
+    assert [one.label for one in gone] == ["benign", "malign", "benign"]
+    assert [one.image.id for one in gone] == [one.id for one in shown]
+    assert store.datasets.labelled("bars") == []
+    assert store.datasets.counts("bars")["elapsed_ms"] == 0
+    assert len(store.datasets.open_batch("bars", ADA, [], HOUR)) == 3
+    with pytest.raises(Conflict):
+        store.datasets.withdraw("bars", ADA)
+
+
+def test_undo_goes_back_page_by_page_and_leaves_others_alone(store: Store) -> None:
+    make_dataset(store)
+    for name, who in (("one", ADA), ("two", BOB), ("three", ADA)):
+        _say(store, make_batch(store, name, 2, who), "malign", "benign", who=who)
+    assert {one.image.batch for one in store.datasets.withdraw("bars", ADA)} == {"three"}
+    assert {one.image.batch for one in store.datasets.withdraw("bars", ADA)} == {"one"}
+    assert {one.image.batch for one in store.datasets.labelled("bars")} == {"two"}
+
+
+def test_an_old_batch_is_not_shown_again(store: Store) -> None:
+    make_dataset(store)
+    make_batch(store, "one", created=datetime.now(UTC) - 2 * HOUR)
+    assert store.datasets.open_batch("bars", ADA, [], HOUR) == []
+
+
+def test_two_people_at_once_keep_every_label(store: Store) -> None:
+    make_dataset(store)
+    batches = {who: make_batch(store, who[-3:], 10, who) for who in (ADA, BOB)}
+
+    def work(who: str) -> None:
+        for shown in batches[who]:
+            _say(store, [shown], "malign", who=who)
+
+    threads = [threading.Thread(target=work, args=(who,)) for who in batches]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.datasets.counts("bars")["malign"] == 20
+
+
+def test_what_is_brought_twice_is_there_once(store: Store) -> None:
+    make_dataset(store)
+    (shown,) = make_batch(store, "one", 1)
+    other = replace(shown, id="imp_1", batch="import-1", annotator="import:label/Eve")
+    brought = Labelled(other, "malign", other.annotator, 700, datetime.now(UTC))
+    assert store.datasets.bring([brought], ADA) == 1
+    assert store.datasets.bring([brought], ADA) == 0
+    (found,) = store.datasets.labelled("bars")
+    assert (found.label, found.annotator, found.elapsed_ms) == ("malign", other.annotator, 700)
+
+
+def test_retention_deletes_old_images_and_keeps_labels_and_what_is_shared(store: Store) -> None:
+    make_dataset(store)
+    now = datetime.now(UTC)
+    old = make_batch(store, "old", 2, created=now - timedelta(days=9))
+    make_batch(store, "new", 1, blob=old[1].blob)
+    _say(store, old, "malign", "benign")
+    retention = Retention(store, keep_images_days=100)
+    retention._keep = timedelta(days=7)
+    assert retention.purge(now) == 1
+    assert retention.purge(now) == 0
+    retention.close()
+    assert store.blobs.get(old[1].blob)
+    with pytest.raises(Exception, match="not in the store"):
+        store.blobs.get(old[0].blob)
+    assert len(store.datasets.labelled("bars")) == 2

@@ -63,7 +63,7 @@ def routes(context: Context) -> APIRouter:
         dataset = Dataset(
             name=f"certificate-{begun}",
             model=plan.model,
-            question=policy.question or "",
+            question=covers["question"],
             inputs=[],
             purpose="certificate",
             created=datetime.now(UTC),

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from models.bundle import Manifest
 from service.decisions import PARTS, Versions
 from service.errors import InvalidValue
 from service.policy import Policy
@@ -110,9 +111,10 @@ def covered(
     policy: Policy,
     versions: Versions,
     num_inference_steps: int,
+    question: str,
     inputs: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """All that the law of delivered images depends on, as JSON.
+    """All that the law of delivered images depends on, and what was asked of them, as JSON.
 
     `inputs` are the conditions that images are drawn under; none means the empty prompt. The name
     and the version of the policy are not among it: the same censor under another name is the same.
@@ -122,7 +124,7 @@ def covered(
         "inputs": {"seeds": "random, chosen by the server", "conditions": list(inputs)},
         "model": policy.settings.model,
         "bundle": versions.bundle,
-        "question": policy.question,
+        "question": question,
         "weights": {part: getattr(policy, part) for part in (*PARTS, "schedule")},
         "method": asdict(policy.settings.method(num_inference_steps)),
         "threshold": here.threshold,
@@ -136,6 +138,18 @@ def covered(
     }
     parsed: dict[str, Any] = json.loads(canonical(found))
     return parsed
+
+
+def asked(policy: Policy, manifest: Manifest) -> str:
+    """The question for people, to which yes means malign.
+
+    A bundle's own question is about what is benign, so what it calls malign is asked for instead; a
+    trained reward brings the question of its dataset, to which yes means malign.
+    """
+    if getattr(policy, "reward", None) is not None:
+        return policy.question or ""
+    assert policy.settings.reward is not None, "only a policy that censors is certified"
+    return f"Is this {manifest.rewards[policy.settings.reward].malign}?"
 
 
 def fingerprint(covers: dict[str, Any]) -> str:

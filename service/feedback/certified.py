@@ -11,7 +11,7 @@ from typing import Any
 from models.bundle import Manifest
 from service.config import Settings
 from service.decisions import versions
-from service.feedback.certificate import covered, fingerprint
+from service.feedback.certificate import asked, covered, fingerprint
 from service.policy import Overrides, Policy, resolve
 from service.ports import SamplingPlan
 from service.store.certificates import Certificate, Certificates
@@ -54,8 +54,9 @@ class Certified:
     ) -> dict[str, Any]:
         """All that a certificate of this policy covers, as it runs here."""
         model = policy.settings.model
-        ran = versions(self._settings.models[model], self._manifests[model], policy)
-        return covered(policy, ran, num_inference_steps, inputs)
+        manifest = self._manifests[model]
+        ran = versions(self._settings.models[model], manifest, policy)
+        return covered(policy, ran, num_inference_steps, asked(policy, manifest), inputs)
 
     def steps(self, policy: Policy) -> dict[int, Certificate]:
         """The passed certificate at each step count that has one."""

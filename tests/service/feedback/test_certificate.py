@@ -13,7 +13,7 @@ from models.rewards.calibration import clopper_pearson_upper
 from service.config import Settings
 from service.decisions import Versions, versions
 from service.errors import InvalidValue
-from service.feedback.certificate import Result, covered, fingerprint, judge, terms
+from service.feedback.certificate import Result, asked, covered, fingerprint, judge, terms
 from service.policy import Operating, Policy, pin
 from tests.bundles import settings
 
@@ -113,6 +113,14 @@ def test_trying_until_it_passes_does_not_help() -> None:
     assert passed.mean() >= 0.7 * delta
 
 
+ASKED = "Is this a dark first pixel?"
+
+
+def test_yes_to_the_question_means_malign(policy: Policy, bundle: Bundle) -> None:
+    assert policy.question == "Is the first pixel bright?", "the bundle asks for what is benign"
+    assert asked(policy, bundle.manifest) == ASKED
+
+
 @pytest.fixture
 def policy(bundle: Bundle) -> Policy:
     return pin(Settings.model_validate(settings(str(bundle.folder))), {"tiny": bundle})["bright"]
@@ -136,27 +144,28 @@ def test_every_change_has_another_fingerprint(policy: Policy, ran: Versions) -> 
     packages = ran.packages | {"torch": "0"}
     changed = [
         *(
-            covered(replace(policy, **{part: "sha256:x"}), ran, 50)
+            covered(replace(policy, **{part: "sha256:x"}), ran, 50, ASKED)
             for part in (
-                "backbone", "schedule", "guide", "clean_guide", "probe", "judge", "question"
+                "backbone", "schedule", "guide", "clean_guide", "probe", "judge"
             )
         ),
-        covered(replace(policy, operating=operating), ran, 50),
-        covered(replace(policy, operating=probed), ran, 50),
-        covered(spec(max_draws=7), ran, 50),
-        covered(spec(eta=0.1), ran, 50),
-        covered(spec(sampler="dpmsolver++"), ran, 50),
-        covered(spec(censor_scale=1.0), ran, 50),
-        covered(spec(timestep_spacing="trailing"), ran, 50),
-        covered(policy, ran, 20),
-        covered(policy, ran, 50, [{"prompt": "a seven"}]),
+        covered(replace(policy, operating=operating), ran, 50, ASKED),
+        covered(replace(policy, operating=probed), ran, 50, ASKED),
+        covered(spec(max_draws=7), ran, 50, ASKED),
+        covered(spec(eta=0.1), ran, 50, ASKED),
+        covered(spec(sampler="dpmsolver++"), ran, 50, ASKED),
+        covered(spec(censor_scale=1.0), ran, 50, ASKED),
+        covered(spec(timestep_spacing="trailing"), ran, 50, ASKED),
+        covered(policy, ran, 20, ASKED),
+        covered(policy, ran, 50, "Is it dark?"),
+        covered(policy, ran, 50, ASKED, [{"prompt": "a seven"}]),
         *(
-            covered(policy, there(**{name: "other"}), 50)
+            covered(policy, there(**{name: "other"}), 50, ASKED)
             for name in ("bundle", "runtime", "device", "dtype", "judge_device")
         ),
-        covered(policy, there(packages=packages), 50),
+        covered(policy, there(packages=packages), 50, ASKED),
     ]  # fmt: skip
-    same = fingerprint(covered(policy, ran, 50))
+    same = fingerprint(covered(policy, ran, 50, ASKED))
     found = [fingerprint(one) for one in changed]
     assert same not in found
     assert len(set(found)) == len(found)
@@ -164,4 +173,4 @@ def test_every_change_has_another_fingerprint(policy: Policy, ran: Versions) -> 
 
 def test_the_same_censor_under_another_name_is_the_same(policy: Policy, ran: Versions) -> None:
     other = replace(policy, name="copy", settings=policy.settings.model_copy(update={"version": 9}))
-    assert covered(other, ran, 50) == covered(policy, ran, 50)
+    assert covered(other, ran, 50, ASKED) == covered(policy, ran, 50, ASKED)

@@ -29,7 +29,10 @@ def refuse_own(candidate: Policy, trained_by: str | None, caller: Caller) -> Non
 
 
 def refuse_looser(candidate: Policy, in_force: Policy | None, caller: Caller) -> None:
-    """Raises Conflict when a threshold is lower than the one in force, for all but admins."""
+    """Raises Conflict when a threshold of the same judge would fall, for all but admins.
+
+    Another judge has another scale: its thresholds stand on its own calibration.
+    """
     if in_force is None or not in_force.censors or caller.has("admin"):
         return
     if not candidate.censors:
@@ -37,6 +40,8 @@ def refuse_looser(candidate: Policy, in_force: Policy | None, caller: Caller) ->
             f"policy {candidate.name!r} version {candidate.version} censors nothing, and version "
             f"{in_force.version} does: that needs the 'admin' scope"
         )
+    if candidate.judge != in_force.judge:
+        return
     for steps, here in in_force.operating.items():
         wanted = candidate.operating.get(steps)
         if wanted is not None and wanted.threshold < here.threshold:

@@ -192,13 +192,22 @@ def test_a_laptop_may_let_its_only_person_approve(bundle: Bundle) -> None:
             assert approve.post("/v1/policies/bright/promote").status_code == 200
 
 
-def test_a_lower_threshold_needs_an_admin(served: Served, approve: httpx.Client) -> None:
+def test_a_lower_threshold_of_the_same_judge_needs_an_admin(
+    served: Served, approve: httpx.Client
+) -> None:
+    add(served, reward=trained(served, thresholds={50: 0.7, 20: 0.6}))
+    assert approve.post("/v1/policies/bright/promote").status_code == 200
     add(served, reward=trained(served, thresholds={50: 0.7, 20: 0.59}))
     answer = approve.post("/v1/policies/bright/promote")
     refused(answer, 409, "conflict", "at 20 steps")
     assert "from 0.6000 to 0.5900" in answer.json()["error"]["message"]
     with client(served, "ADMIN_KEY") as admin:
         assert admin.post("/v1/policies/bright/promote").status_code == 200
+
+
+def test_another_judge_has_another_scale(served: Served, approve: httpx.Client) -> None:
+    add(served, reward=trained(served, factor=0.5, thresholds={50: 0.3, 20: 0.3}))
+    assert approve.post("/v1/policies/bright/promote").status_code == 200
 
 
 def test_what_censors_nothing_replaces_no_censor(served: Served, approve: httpx.Client) -> None:

@@ -58,7 +58,7 @@ def test_a_delivered_image_is_reported_byte_for_byte(
     answer = report(reviewer, decision, index=2)
     assert answer.status_code == 201, answer.text
     (labelled,) = served.store.datasets.labelled("seen")
-    assert (labelled.label, labelled.annotator) == ("malign", "approve")
+    assert (labelled.label, labelled.annotator) == ("malign", "approve/api")
     assert labelled.image.strategy == "report"
     assert labelled.image.draw == decision["data"][2]["draws"] - 1
     png = base64.b64decode(decision["data"][2]["b64_json"])

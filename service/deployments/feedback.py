@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import partial
@@ -76,6 +77,7 @@ class Feedback:
             deadline_s=settings.limits.deadline_s,
         )
         self._desk = desk
+        threading.Thread(target=desk.prepare, name="prepare", daemon=True).start()
         self._worker = Worker(desk.rewards, desk.train)
         log.info("the feedback desk is open")
 

@@ -96,6 +96,11 @@ class Desk:
         self._given = training, selection
         self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
+    def prepare(self) -> None:
+        """Load what learns, which takes seconds, before somebody waits for it."""
+        self._training()
+        self._selection()
+
     async def propose(
         self,
         dataset: Dataset,

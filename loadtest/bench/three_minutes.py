@@ -3,7 +3,8 @@
 A scripted person sits before the real pages of a running service, in Chromium with the keyboard
 alone. What is malign is decided by the bundle's annotator; before and after, the oracle, which
 knows other labels, says how many of 2,000 delivered images are malign. The person's time counts at
-0.3 s an image, since the script needs less. `python -m loadtest.bench.three_minutes`; needs chromium.
+0.3 s an image, since the script needs less. `python -m loadtest.bench.three_minutes` (needs
+chromium).
 """
 
 from __future__ import annotations

@@ -125,9 +125,9 @@ def train(
     """Train on labelled images of `shape` [H, W, C] and calibrate for each method, by step count.
 
     With `warm_start`, an older reward's files, judge and guides go on from there. The same
-    arguments give the same networks (safetensors puts its metadata in any order). A method whose draws cannot be made here, or need a part that
-    was not asked for, gets no calibration, and the card says why. Raises ValueError when a class
-    has too few labels, and whatever `report` raises.
+    arguments give the same networks (safetensors puts its metadata in any order). A method whose
+    draws cannot be made here, or need a part that was not asked for, gets no calibration, and the
+    card says why. Raises ValueError when a class has too few labels, and whatever `report` raises.
     """
     _check(examples, recipe, shape)
     progress = _Progress(report, _plan(recipe, method_of))

@@ -127,20 +127,25 @@ def _plot(found: list[Found]) -> None:
     """Fidelity against cost, a panel a question; lower left is better."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(11, 6.4), layout="constrained")
     for axes, question in zip(panels, QUESTIONS, strict=True):
-        for one in found:
-            if one.question != question:
-                continue
-            axes.plot(one.cpu_s * 1000, one.frechet, "o", color="#1b7f5c")
-            axes.annotate(
-                one.method, (one.cpu_s * 1000, one.frechet), fontsize=7, xytext=(4, 3),
-                textcoords="offset points",
-            )  # fmt: skip
+        for number, one in enumerate((o for o in found if o.question == question), start=1):
+            x, y = 1000 * one.cpu_s, one.frechet
+            axes.plot(x, y, "o", color="#1b7f5c", label=f"{number}  {one.method}")
+            axes.annotate(str(number), (x, y), xytext=(5, 4), textcoords="offset points")
         axes.set(xscale="log", yscale="log", title=question)
         axes.set(xlabel="CPU ms per image that leaves", ylabel="Fréchet distance")
-        axes.grid(alpha=0.3, which="both")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
+        axes.grid(alpha=0.3)
+        axes.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=8, frameon=False,
+            handlelength=0, ncols=2,
+        )  # fmt: skip
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
     figure.savefig(OUT / "methods.png", dpi=150)

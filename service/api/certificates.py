@@ -18,12 +18,11 @@ from fastapi.responses import FileResponse, Response
 from starlette.background import BackgroundTask
 
 from models.noise import MAX_SEED
-from service import evidence
 from service.api import schemas
 from service.api.auth import person
 from service.api.context import Context
-from service.errors import CertificateNotFound, InvalidValue, PolicyNotAllowed
-from service.feedback.certificate import (
+from service.certificates import evidence
+from service.certificates.certificate import (
     NOT_COVERED,
     Terms,
     fingerprint,
@@ -31,9 +30,10 @@ from service.feedback.certificate import (
     statement,
     terms,
 )
-from service.feedback.drawing import Drawing
+from service.certificates.drawing import Drawing
+from service.certificates.signing import Signer
+from service.errors import CertificateNotFound, InvalidValue, PolicyNotAllowed
 from service.policy import Overrides, Policy, resolve
-from service.signing import Signer
 from service.store.certificates import Certificate, Status
 from service.store.datasets import Answer, Dataset
 

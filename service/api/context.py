@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from models.bundle import Manifest
+from service.certificates.certified import Certified
 from service.config import KeySettings, Settings
-from service.feedback.certified import Certified
 from service.live import Live
 from service.metrics import IngressMetrics
 from service.policy import Policy

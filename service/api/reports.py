@@ -18,7 +18,6 @@ from service.api.decisions import read
 from service.decisions import Image, Record, sha256
 from service.encode import to_png
 from service.errors import BackendUnavailable, Conflict, InvalidValue
-from service.feedback.certificate import trainable
 from service.ports import DrawKey, FinishReason, Pixels, SamplingPlan, Verdict
 from service.store.datasets import Answer, Dataset, Shown
 
@@ -105,7 +104,7 @@ def _which(record: Record, body: schemas.ReportRequest) -> tuple[Image, Sampling
 
 
 def _fits(dataset: Dataset, plan: SamplingPlan) -> None:
-    if not trainable(dataset):
+    if not dataset.trainable:
         raise InvalidValue(f"{dataset.name!r} is a certificate's: reports train", "dataset")
     if dataset.model != plan.model:
         raise InvalidValue(

@@ -44,7 +44,7 @@ def routes(context: Context) -> APIRouter:
     def train(body: TrainRequest, request: Request) -> dict[str, Any]:
         request.state.caller.require("label")
         dataset = context.store.datasets.read(body.dataset)
-        if dataset.purpose != "labels":
+        if not dataset.trainable:
             raise Conflict(
                 f"dataset {body.dataset!r} is for a certificate: nothing may learn from it"
             )

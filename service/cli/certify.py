@@ -163,8 +163,8 @@ def verify(
 ) -> None:
     """Check evidence offline; exit code 1 at the first fault, or if the certificate failed."""
     # Only here: the other commands need no cryptography.
-    from service.signing import read_public
-    from service.verification import verify as check
+    from service.certificates.signing import read_public
+    from service.certificates.verification import verify as check
 
     out = Console(highlight=False)
     with faults():

@@ -16,10 +16,10 @@ from models import bundle as bundles
 from service import config, logs
 from service.api.app import create_app
 from service.api.context import Context
+from service.certificates.certified import Certified
 from service.config import Settings
 from service.deployments.feedback import HandleDesk
 from service.deployments.handles import HandleDrawer, HandleScorer
-from service.feedback.certified import Certified
 from service.live import Live
 from service.metrics import IngressMetrics, merge, render
 from service.policy import Policy, pin

@@ -24,7 +24,6 @@ from models.method import Method
 from models.noise import MAX_SEED
 from service.encode import from_png, to_png
 from service.errors import BackendUnavailable, Conflict, WinnowError
-from service.feedback.certificate import trainable
 from service.policy import RUNS_ON, Overrides, Policy, resolve
 from service.ports import Pixels, SamplingPlan
 from service.router import Router
@@ -164,7 +163,7 @@ class Desk:
         dataset = self._store.datasets.read(reward.dataset)
         subject = self._subjects[dataset.model]
         recipe = training.Recipe(**reward.recipe)
-        if not trainable(dataset):
+        if not dataset.trainable:
             raise ValueError(f"dataset {dataset.name!r} is a certificate's: it may train nothing")
         policy = self._policy(recipe.policy)
         spec = policy.settings

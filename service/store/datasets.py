@@ -32,6 +32,11 @@ class Dataset:
     created: datetime
     created_by: str
 
+    @property
+    def trainable(self) -> bool:
+        """Whether rewards may learn from it: a certificate's labels prove, and teach nothing."""
+        return self.purpose == "labels"
+
 
 @dataclass(frozen=True)
 class Shown:

@@ -24,10 +24,10 @@ from models.codec import Codec
 from models.method import Method
 from service.api.app import create_app
 from service.api.context import Context
+from service.certificates.certified import Certified
 from service.config import Settings, secrets
 from service.engine.loop import EngineLoop
 from service.errors import WinnowError
-from service.feedback.certified import Certified
 from service.feedback.desk import Desk, Subject, uncensored
 from service.live import Live
 from service.local import LocalBackends

@@ -16,7 +16,6 @@ import pytest
 
 from models.bundle import Bundle
 from service.errors import Conflict, StoreUnavailable
-from service.feedback.certificate import trainable
 from service.store import certificates
 from service.store.datasets import Answer
 from tests.service.api.conftest import client
@@ -154,7 +153,7 @@ def test_blocked_entries_are_replaced_and_counted(served: Served, reviewer: http
 def test_a_policy_that_blocks_nearly_all_is_given_up(
     served: Served, reviewer: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.feedback.drawing.BLOCKED_LIMIT", 1)
+    monkeypatch.setattr("service.certificates.drawing.BLOCKED_LIMIT", 1)
     served.judge.answer = 0.0
     begun = begin(reviewer)
     found = drawn(reviewer, begun["id"], "abandoned")
@@ -164,7 +163,7 @@ def test_a_policy_that_blocks_nearly_all_is_given_up(
 def test_a_fault_picks_no_images_but_asks_for_the_same_seeds_again(
     served: Served, reviewer: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.feedback.drawing.PAUSE_S", 0.05)
+    monkeypatch.setattr("service.certificates.drawing.PAUSE_S", 0.05)
     asked: list[set[int]] = []
     served.judge.fault = RuntimeError("no memory left")
     served.backends.on_results = lambda results: asked.append({r.key.seed for r in results})
@@ -184,7 +183,7 @@ def test_a_fault_picks_no_images_but_asks_for_the_same_seeds_again(
 def test_a_store_that_fails_for_a_while_costs_no_attempt(
     served: Served, reviewer: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.feedback.drawing.PAUSE_S", 0.01)
+    monkeypatch.setattr("service.certificates.drawing.PAUSE_S", 0.01)
     add, failures = served.store.certificates.add, iter(range(3))
 
     def failing(*arguments: Any) -> int:
@@ -208,8 +207,8 @@ def test_images_are_never_added_twice(served: Served, reviewer: httpx.Client) ->
 def test_a_service_that_cannot_draw_gives_up_and_says_so(
     served: Served, reviewer: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.feedback.drawing.PAUSE_S", 0.01)
-    monkeypatch.setattr("service.feedback.drawing.PATIENCE_S", 0.05)
+    monkeypatch.setattr("service.certificates.drawing.PAUSE_S", 0.01)
+    monkeypatch.setattr("service.certificates.drawing.PATIENCE_S", 0.05)
     served.judge.fault = RuntimeError("no memory left")
     begun = begin(reviewer)
     found = drawn(reviewer, begun["id"], "abandoned")
@@ -237,7 +236,9 @@ def test_an_image_with_a_used_seed_never_enters(
     reviewer.post(f"/v1/certificates/{first['id']}/abandon", json={"reason": "test"})
     used = [image.seed for image in served.store.certificates.images(first["id"])]
     offered = iter([*used, *range(10**6, 2 * 10**6)])
-    monkeypatch.setattr("service.feedback.drawing.secrets.randbelow", lambda limit: next(offered))
+    monkeypatch.setattr(
+        "service.certificates.drawing.secrets.randbelow", lambda limit: next(offered)
+    )
     second = begin(reviewer)
     drawn(reviewer, second["id"])
     seeds = {image.seed for image in served.store.certificates.images(second["id"])}
@@ -358,7 +359,7 @@ def test_its_labels_may_train_nothing(
     served: Served, reviewer: httpx.Client, labeller: httpx.Client
 ) -> None:
     ended = certify(reviewer, labeller)
-    assert not trainable(served.store.datasets.read(ended["dataset"]))
+    assert not served.store.datasets.read(ended["dataset"]).trainable
     with pytest.raises(Conflict, match="train"):
         served.store.rewards.queue("reward-1", ended["dataset"], None, {}, "someone")
 

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from typer.testing import CliRunner, Result
 
 from models.bundle import Bundle
+from service.certificates.certificate import canonical
 from service.cli.main import app
-from service.feedback.certificate import canonical
 from tests.service.api.conftest import client
 from tests.service.api.server import KEYS, Served, serve
 from tests.service.api.test_certificates import certify, drawn, page, say

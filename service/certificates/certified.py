@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from models.bundle import Manifest
+from service.certificates.certificate import asked, covered, fingerprint
 from service.config import Settings
 from service.decisions import versions
-from service.feedback.certificate import asked, covered, fingerprint
 from service.policy import Overrides, Policy, resolve
 from service.ports import SamplingPlan
 from service.store.certificates import Certificate, Certificates

@@ -10,10 +10,10 @@ import pytest
 
 from models.bundle import Bundle
 from models.rewards.calibration import clopper_pearson_upper
+from service.certificates.certificate import Result, asked, covered, fingerprint, judge, terms
 from service.config import Settings
 from service.decisions import Versions, versions
 from service.errors import InvalidValue
-from service.feedback.certificate import Result, asked, covered, fingerprint, judge, terms
 from service.policy import Operating, Policy, pin
 from tests.bundles import settings
 

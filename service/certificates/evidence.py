@@ -2,7 +2,7 @@
 
 A zip of `manifest.json` (all that is claimed, in canonical JSON), `manifest.sig` (its Ed25519
 signature), `public_key.pem`, and `images/<id>.png`, which the manifest names by hash. `write` makes
-it; `service.verification` checks it.
+it; `service.certificates.verification` checks it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import zipfile
 from dataclasses import asdict
 from typing import IO, Any
 
+from service.certificates.certificate import NOT_COVERED, canonical
+from service.certificates.signing import Signer
 from service.errors import Conflict
-from service.feedback.certificate import NOT_COVERED, canonical
-from service.signing import Signer
 from service.store.certificates import Certificate
 from service.store.store import Store
 

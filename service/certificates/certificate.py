@@ -1,7 +1,7 @@
 """What a certificate promises, what it covers, and what its labels prove.
 
 Pure arithmetic: no images, no store. `drawing` makes the images, `service.store.certificates`
-keeps the attempts, and `service.evidence` checks all of it again without either.
+keeps the attempts, and `service.certificates.evidence` checks all of it again without either.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from service.errors import InvalidValue
 from service.policy import Policy
 
 if TYPE_CHECKING:
-    from service.store.datasets import Dataset
+    pass
 
 MAX_N = 20_000
 """Labels in one certificate. More is not an afternoon's work, and rather a mistyped epsilon."""
@@ -168,11 +168,6 @@ def statement(policy: str, fixed: Terms) -> str:
         f"With confidence {1 - fixed.delta:g} over all attempts, at most "
         f"{100 * fixed.epsilon:g} % of the images that policy {policy!r} delivers are malign"
     )
-
-
-def trainable(dataset: Dataset) -> bool:
-    """Whether a reward may learn from these labels: never from those of a certificate."""
-    return dataset.purpose != "certificate"
 
 
 def _bound(k: int, n: int, delta: float) -> float:

@@ -15,9 +15,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from service.errors import InvalidValue
-from service.evidence import FORMAT, FORMAT_VERSION, MANIFEST, PUBLIC_KEY, SIGNATURE, path
-from service.feedback.certificate import (
+from service.certificates.certificate import (
     Result,
     Terms,
     canonical,
@@ -26,7 +24,16 @@ from service.feedback.certificate import (
     statement,
     terms,
 )
-from service.signing import read_public, signed, to_text
+from service.certificates.evidence import (
+    FORMAT,
+    FORMAT_VERSION,
+    MANIFEST,
+    PUBLIC_KEY,
+    SIGNATURE,
+    path,
+)
+from service.certificates.signing import read_public, signed, to_text
+from service.errors import InvalidValue
 from service.store.blobs import name_of
 
 MAX_BYTES = 64 * 1024 * 1024

@@ -30,8 +30,9 @@ from models.method import Method
 from models.questions import ONLY_CROSSBAR
 from models.rewards.judge import OnnxJudge
 from models.rewards.making import SECONDS_PER_IMAGE
+from service.feedback.example import Example
 from service.feedback.pool import draw_pool
-from service.feedback.training import Example, Recipe, Trained, train
+from service.feedback.training import Recipe, Trained, train
 
 LABELS = (150, 75, 75)
 STEPS = 20

@@ -6,46 +6,39 @@ training that goes on from an older reward keeps every image on its side.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import time
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter
 from safetensors import safe_open
-from scipy.special import expit
 from torch import Tensor
 
 from models import seeds
-from models.codec import from_uint8
 from models.generate import Generator
 from models.method import Method
 from models.rewards.distil import DistilRecipe, distil, observe
 from models.rewards.ensemble import Ensemble
 from models.rewards.export import export_judge, export_probe, export_student
 from models.rewards.judge import OnnxJudge
-from models.rewards.platt import folds
-from models.rewards.training import CLEAN_GUIDE, JUDGE, TIME_GUIDE, RewardRecipe, train_reward
-from service.feedback import card
+from models.rewards.training import CLEAN_GUIDE, TIME_GUIDE, RewardRecipe, train_reward
+from service.feedback import card, judging
 from service.feedback.calibrating import Scored, calibrate
+from service.feedback.example import Example, arrays, ids, split
+from service.feedback.judging import refit
 from service.feedback.pool import draw_pool, parts_of
-from service.ports import Pixels
+from service.feedback.progress import Progress, Report
 
-Label = Literal["benign", "malign", "unsure"]
-Report = Callable[[str, float], None]
-"""Told the stage and the fraction done, in [0, 1]; raises Cancelled to stop."""
+__all__ = ["Cancelled", "Example", "Recipe", "Trained", "refit", "train"]
+"""What the desk works with."""
 
-FOLDS = 5
-MEMBERS = 5
 POOL = 400
 """Fresh draws at each step count: their scores need no labels, so few cost little and suffice."""
 NEEDED = 4
@@ -53,27 +46,8 @@ NEEDED = 4
 JUDGE_SHARE = {False: 0.75, True: 0.5}
 """Of the labels, by whether a time-dependent guide is wanted. A probe alone, whose thresholds lose
 next to nothing however poor it is, needs few."""
-REPORT_S = 0.25
 
-FEW_JUDGE = replace(JUDGE, members=MEMBERS, iterations=400)
-REFIT = replace(JUDGE, members=3, iterations=120)
 FEW_DISTIL = DistilRecipe(draws=128, iterations=2000)
-
-
-@dataclass(frozen=True)
-class Example:
-    """A labelled image. `inclusion` is the chance with which it was chosen to be shown."""
-
-    id: str
-    pixels: Pixels
-    label: Label
-    inclusion: float
-    strategy: str
-
-    @property
-    def malign(self) -> bool:
-        """Whether it counts as malign: what nobody is sure of must not leave."""
-        return self.label != "benign"
 
 
 @dataclass(frozen=True)
@@ -130,7 +104,7 @@ def train(
     card says why. Raises ValueError when a class has too few labels, and whatever `report` raises.
     """
     _check(examples, recipe, shape)
-    progress = _Progress(report, _plan(recipe, method_of))
+    progress = Progress(report, _plan(recipe, method_of))
     with _threads(recipe.threads), TemporaryDirectory() as scratch:
         run = _Run(examples, recipe, generator, shape, Path(scratch), progress, warm_start or {})
         run.judge()
@@ -138,72 +112,6 @@ def train(
         calibrations, skipped = run.calibrations(method_of)
         files = {part: path.read_bytes() for part, path in sorted(run.parts.items())}
         return Trained(files, run.card(calibrations, skipped))
-
-
-def refit(
-    examples: Sequence[Example], seed: int = 0
-) -> Callable[[NDArray[np.uint8]], NDArray[np.float64]]:
-    """A quick small reward of pixels [N, H, W, C], [N] in (0, 1), for `selection.choose`.
-
-    About a second on one core; it runs with torch's threads as they are. Raises ValueError when a
-    class has no label.
-    """
-    pixels, malign = _arrays(examples)
-    reward = train_reward(pixels, ~malign, replace(REFIT, seed=seed))
-
-    def score(images: NDArray[np.uint8]) -> NDArray[np.float64]:
-        logits = member_logits(reward, images).mean(axis=1)
-        scores: NDArray[np.float64] = expit(logits)
-        return scores
-
-    return score
-
-
-def train_judge(
-    examples: Sequence[Example],
-    seed: int,
-    start: Ensemble | None = None,
-    on_iteration: Callable[[int], None] = lambda _: None,
-) -> tuple[Ensemble, NDArray[np.float64]]:
-    """A judge, and the out-of-fold logits [N] of its own labels. Raises ValueError as `folds`.
-
-    Every member is kept from a fold of the labels, and scores it: one training gives both.
-    """
-    pixels, malign = _arrays(examples)
-    seen = folds(malign, MEMBERS, FOLDS)
-    judge = train_reward(
-        pixels, ~malign, replace(FEW_JUDGE, seed=seed), seen=seen, start=start,
-        on_iteration=on_iteration,
-    )  # fmt: skip
-    logits = np.ma.masked_array(member_logits(judge, pixels), mask=seen.T)
-    return judge, np.asarray(logits.mean(axis=1), dtype=np.float64)
-
-
-def split(
-    examples: Sequence[Example], share: float, known: Mapping[str, str]
-) -> tuple[list[Example], list[Example]]:
-    """(the judge's, the guide's): of each class `share` to the judge, in the order of their ids'
-    hashes. What is `known`, id to side, stays where it was."""
-    sides: dict[str, list[Example]] = {"judge": [], "guide": []}
-    for malign in (False, True):
-        own = [example for example in examples if example.malign == malign]
-        for example in own:
-            if example.id in known:
-                sides[known[example.id]].append(example)
-        placed = sum(example.id in known and known[example.id] == "judge" for example in own)
-        fresh = sorted((e for e in own if e.id not in known), key=_hash)
-        count = min(max(round(share * len(own)) - placed, 0), len(fresh))
-        sides["judge"] += fresh[:count]
-        sides["guide"] += fresh[count:]
-    return sorted(sides["judge"], key=_hash), sorted(sides["guide"], key=_hash)
-
-
-def member_logits(reward: Ensemble, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Each member's logit of pixels [N, H, W, C], [N, K]."""
-    parts = [
-        reward.logits(from_uint8(pixels[i : i + 256])).numpy() for i in range(0, len(pixels), 256)
-    ]
-    return np.concatenate(parts).astype(np.float64)
 
 
 class _Run:
@@ -216,7 +124,7 @@ class _Run:
         generator: Generator,
         shape: tuple[int, int, int],
         folder: Path,
-        progress: _Progress,
+        progress: Progress,
         warm_start: Mapping[str, bytes],
     ) -> None:
         self.recipe = recipe
@@ -239,12 +147,14 @@ class _Run:
             before = self._folder / "older-judge.safetensors"
             before.write_bytes(b64decode(networks))
             start = Ensemble.load(before)
-        with self._progress.stage("judge", FEW_JUDGE.iterations) as done:
-            judge, self._out_of_fold = train_judge(self._judged, self.recipe.seed, start, done)
+        with self._progress.stage("judge", judging.FEW_JUDGE.iterations) as done:
+            judge, self._out_of_fold = judging.train_judge(
+                self._judged, self.recipe.seed, start, done
+            )
         path = self._folder / "judge.safetensors"
         judge.save(path)
         networks = b64encode(path.read_bytes()).decode()
-        labels = _ids(self._judged)
+        labels = ids(self._judged)
         self.parts["judge"] = self._folder / "judge.onnx"
         height, width, _ = self._shape
         export_judge(
@@ -265,7 +175,7 @@ class _Run:
             self._distil(teacher)
 
     def _guide(self, part: str, recipe: RewardRecipe, timed: bool = False) -> Ensemble:
-        pixels, malign = _arrays(self._guided)
+        pixels, malign = arrays(self._guided)
         enough = min(int(malign.sum()), int((~malign).sum())) >= (recipe.per_class or 1)
         wanted = replace(
             recipe, seed=self.recipe.seed, per_class=recipe.per_class if enough else None
@@ -277,7 +187,7 @@ class _Run:
                 pixels, ~malign, wanted, noising=noising, start=start, on_iteration=done
             )
         self.parts[part] = self._folder / f"{part}.safetensors"
-        guide.save(self.parts[part], labels=json.dumps(_ids(self._guided)))
+        guide.save(self.parts[part], labels=json.dumps(ids(self._guided)))
         # As it is stored: what is measured is what will be served.
         return Ensemble.load(self.parts[part])
 
@@ -333,8 +243,8 @@ class _Run:
         return {
             "recipe": self.recipe.to_json(),
             "labels": card.count(self._examples),
-            "split": {"judge": _ids(self._judged), "guide": _ids(self._guided)},
-            **card.cross_validated(_ids(self._judged), self._scored()),
+            "split": {"judge": ids(self._judged), "guide": ids(self._guided)},
+            **card.cross_validated(ids(self._judged), self._scored()),
             "calibrations": calibrations,
             "not_calibrated": skipped,
             "student": self._held_out,
@@ -342,37 +252,9 @@ class _Run:
         }
 
     def _scored(self) -> Scored:
-        _, malign = _arrays(self._judged)
+        _, malign = arrays(self._judged)
         inclusion = np.array([example.inclusion for example in self._judged])
         return Scored(self._out_of_fold, malign, 1 / inclusion)
-
-
-class _Progress:
-    """Turns stages into one fraction, and reports at most every REPORT_S seconds."""
-
-    def __init__(self, report: Report, weights: Mapping[str, float]) -> None:
-        self.seconds: dict[str, float] = {}
-        self._report = report
-        self._weights = weights
-        self._before = 0.0
-        self._last = -REPORT_S
-
-    @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A stage of `total` units; yields the function that hears how many are done."""
-        began = time.monotonic()
-        weight = self._weights[name] / sum(self._weights.values())
-        self._tell(name, self._before, force=True)
-        yield lambda done: self._tell(name, self._before + weight * min(done / total, 1))
-        self._before = min(self._before + weight, 1.0)
-        self.seconds[name] = round(time.monotonic() - began, 2)
-        self._tell(name, self._before, force=True)
-
-    def _tell(self, name: str, fraction: float, force: bool = False) -> None:
-        now = time.monotonic()
-        if force or now - self._last >= REPORT_S:
-            self._last = now
-            self._report(name, fraction)
 
 
 def _plan(recipe: Recipe, method_of: Mapping[int, Method]) -> dict[str, float]:
@@ -404,19 +286,6 @@ def _check(examples: Sequence[Example], recipe: Recipe, shape: tuple[int, int, i
                 f"{count} of the labels are {word}, and {NEEDED} are needed, for judge and guide "
                 "learn from different ones: label more images"
             )
-
-
-def _arrays(examples: Sequence[Example]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    pixels = np.stack([example.pixels for example in examples])
-    return pixels, np.array([example.malign for example in examples])
-
-
-def _ids(examples: Sequence[Example]) -> list[str]:
-    return [example.id for example in examples]
-
-
-def _hash(example: Example) -> bytes:
-    return hashlib.sha256(example.id.encode()).digest()
 
 
 def _metadata(path: Path) -> dict[str, str]:

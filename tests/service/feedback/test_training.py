@@ -18,8 +18,10 @@ from models.codec import Codec
 from models.generate import Generator
 from models.method import Method
 from models.rewards.judge import OnnxJudge
-from service.feedback import training
-from service.feedback.training import Cancelled, Example, Recipe, Trained, refit, split, train
+from service.feedback import judging, progress, training
+from service.feedback.example import Example, split
+from service.feedback.judging import refit
+from service.feedback.training import Cancelled, Recipe, Trained, train
 from tests.engines import make_schedule
 
 SIZE = 12
@@ -53,11 +55,15 @@ def images(n: int, seed: int = 0, start: int = 0) -> list[Example]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, iterations in (("FEW_JUDGE", 25), ("CLEAN_GUIDE", 15), ("TIME_GUIDE", 5)):
-        small = replace(getattr(training, name), iterations=iterations, widths=(4, 4, 8, 8))
-        monkeypatch.setattr(training, name, small)
+    for module, name, iterations in (
+        (judging, "FEW_JUDGE", 25),
+        (training, "CLEAN_GUIDE", 15),
+        (training, "TIME_GUIDE", 5),
+    ):
+        small = replace(getattr(module, name), iterations=iterations, widths=(4, 4, 8, 8))
+        monkeypatch.setattr(module, name, small)
     monkeypatch.setattr(training, "POOL", 20)
-    monkeypatch.setattr(training, "REPORT_S", 0.0)
+    monkeypatch.setattr(progress, "REPORT_S", 0.0)
 
 
 def run(
@@ -128,7 +134,7 @@ def test_going_on_starts_from_the_older_weights(
     forty: Callable[[], Trained], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = forty()
-    monkeypatch.setattr(training, "FEW_JUDGE", replace(training.FEW_JUDGE, learning_rate=0.0))
+    monkeypatch.setattr(judging, "FEW_JUDGE", replace(judging.FEW_JUDGE, learning_rate=0.0))
     assert run(images(40), warm_start=before.files).card["auc"] > 0.9
     assert run(images(40)).card["auc"] < 0.9, "weights that never moved know nothing"
 

@@ -14,7 +14,10 @@ import asyncio
 import base64
 import io
 import shutil
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,7 @@ PAGE, ACROSS = 25, 5
 QUIET = ("background-networking", "component-update", "gpu", "quic", "sync")
 FLAGS = ["--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{one}" for one in QUIET)]
 WAIT_MS = 300_000
+QUIET_S = 10
 
 
 def main() -> None:
@@ -70,6 +74,8 @@ def main() -> None:
         - took["labelling"]
         + labels * SECONDS_PER_IMAGE,
         "training, s": card["trained_seconds"],
+        "serving: p95 before, ms": 1000 * took["p95 before"],
+        "serving: p95 while training ÷ before": f"{took['p95 training'] / took['p95 before']:.2f}",
         "version in force": force["version"],
         "judge": force["judge"],
         "malign % before": before,
@@ -121,17 +127,50 @@ def _person(url: str, annotator: Referee, pages: int, shots: Path) -> dict[str, 
             )
             _ready(page)
         labelled = time.monotonic()
+        with _asking(url) as quiet:
+            time.sleep(QUIET_S)
+        rested = time.monotonic()
         page.goto(f"/feedback/rewards?dataset={DATASET}")
-        page.click("#train button.act")
-        page.wait_for_selector("progress, .progress, .track")
-        page.screenshot(path=shots / "training.png")
+        with _asking(url) as busy:
+            page.click("#train button.act")
+            page.wait_for_selector("progress, .progress, .track")
+            page.screenshot(path=shots / "training.png")
+            page.wait_for_selector("text=Make a version")
         page.click("text=Make a version")
         page.click("button.act:has-text('Promote')")
         page.wait_for_selector(f"text={POLICY} is in force")
         done = time.monotonic()
         page.screenshot(path=shots / "promoted.png", full_page=True)
         browser.close()
-    return {"labelling": labelled - began, "first label to force": done - began}
+    return {
+        "labelling": labelled - began,
+        "first label to force": done - began - (rested - labelled),
+        "p95 before": float(np.quantile(quiet, 0.95)),
+        "p95 training": float(np.quantile(busy, 0.95)),
+    }
+
+
+@contextmanager
+def _asking(url: str) -> Iterator[list[float]]:
+    """Ask for one image after another meanwhile; yields the list that their seconds go into."""
+    seconds: list[float] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=url, headers=ADMIN, timeout=60) as client:
+            while not stop.wait(0.1):
+                started = time.perf_counter()
+                body = {"policy": "none", "seed": len(seconds)}
+                client.post("/v1/images/generations", json=body).raise_for_status()
+                seconds.append(time.perf_counter() - started)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield seconds
+    finally:
+        stop.set()
+        thread.join()
 
 
 def _ready(page: Any) -> None:

@@ -25,7 +25,7 @@ from service.config import secrets as read_secrets
 # Ray reads these when it is imported. A control loop every 20 ms halves the start; a laptop needs
 # neither Ray's metrics agent nor its usage reports. A handle on its replica's own event loop saves
 # each call two changes of thread: a quarter more images a second. Ray runs all workers at nice 15,
-# where a training at 19 would give way to nobody: at 0 it runs at 10, with a ninth of their weight.
+# where a training at 19, the most there is, hardly gives way: at 0 it runs at 10.
 QUICK_START = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.02",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",

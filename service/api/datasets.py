@@ -207,7 +207,7 @@ def _dataset(context: Context, dataset: Dataset) -> dict[str, Any]:
         "question": dataset.question,
         "inputs": dataset.inputs,
         "purpose": dataset.purpose,
-        "created": int(dataset.created.replace(tzinfo=UTC).timestamp()),
+        "created": int(dataset.created.timestamp()),
         "created_by": dataset.created_by,
         "counts": {**counts, "seconds": round(seconds, 1)},
         "goal": GOAL,

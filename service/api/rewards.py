@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -122,7 +122,7 @@ def _reward(reward: RewardVersion, card: bool = True) -> dict[str, Any]:
     described = asdict(reward) | {"object": "reward"}
     for name in ("created", "heartbeat"):
         moment: datetime = described[name]
-        described[name] = int(moment.replace(tzinfo=UTC).timestamp())
+        described[name] = int(moment.timestamp())
     if not card:
         described.pop("card")
     return described

@@ -146,7 +146,7 @@ def asked(policy: Policy, manifest: Manifest) -> str:
     A bundle's own question is about what is benign, so what it calls malign is asked for instead; a
     trained reward brings the question of its dataset, to which yes means malign.
     """
-    if getattr(policy, "reward", None) is not None:
+    if policy.reward is not None:
         return policy.question or ""
     assert policy.settings.reward is not None, "only a policy that censors is certified"
     return f"Is this {manifest.rewards[policy.settings.reward].malign}?"

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import time
-import urllib.error
-import urllib.request
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -17,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
+from service.cli.client import ServiceUrl, base, call, send
 from service.cli.common import bars, console, faults
 
 POLL_S = 1.0
-TIMEOUT_S = 120.0
 
 
 class PolicyOrCommand(TyperGroup):
@@ -38,46 +34,7 @@ app = typer.Typer(
     no_args_is_help=True,
     cls=PolicyOrCommand,
 )
-Server = Annotated[str, typer.Option("--server", help="Where the service listens.")]
-KeyEnv = Annotated[
-    str, typer.Option("--key-env", help="The environment variable that holds your API key.")
-]
 CertificateId = Annotated[str, typer.Argument(help="The certificate's id: cert_…")]
-HERE, KEY = "http://127.0.0.1:8000", "WINNOW_API_KEY"
-
-
-@dataclass(frozen=True)
-class Service:
-    """A running service, spoken to over REST."""
-
-    url: str
-    key: str | None = field(repr=False)
-
-    def ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The JSON of an answer. Raises ValueError with the service's own words."""
-        answer: dict[str, Any] = json.loads(self.read(path, body))
-        return answer
-
-    def read(self, path: str, body: dict[str, Any] | None = None) -> bytes:
-        """The bytes of an answer; a body is posted. Raises as `ask`."""
-        headers = {"Content-Type": "application/json"}
-        if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url.rstrip("/") + path, data, headers)
-        try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-                read: bytes = response.read()
-                return read
-        except urllib.error.HTTPError as error:
-            try:
-                message = json.loads(error.read())["error"]["message"]
-            except (ValueError, KeyError, TypeError):
-                message = f"{path}: HTTP {error.code}"
-            raise ValueError(message) from None
-        except (urllib.error.URLError, TimeoutError) as error:
-            reason = getattr(error, "reason", error)
-            raise ValueError(f"{self.url} does not answer: {reason}") from None
 
 
 @app.command()
@@ -90,15 +47,13 @@ def start(
         int | None, typer.Option(min=1, help="The number of steps; the policy's first.")
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Stay until the last label.")] = False,
-    server: Server = HERE,
-    key_env: KeyEnv = KEY,
+    url: ServiceUrl = None,
 ) -> None:
     """Begin to certify: fix the terms, draw the images, and tell where to label them."""
     with faults():
-        service = Service(server, os.environ.get(key_env))
         body = {"epsilon": epsilon, "delta": delta, "allowed": allowed}
         body |= {} if steps is None else {"num_inference_steps": steps}
-        found = service.ask(f"/v1/policies/{quote(policy, safe='')}/certify", body)
+        found = call("POST", f"/v1/policies/{quote(policy, safe='')}/certify", body, url)
         out = Console(highlight=False)
         fixed = found["terms"]
         out.print(
@@ -107,29 +62,29 @@ def start(
             f"{fixed['allowed']} may be malign or unsure.",
             soft_wrap=True,
         )
-        found = _follow(service, found, "drawn", ("drawing",))
+        found = _follow(url, found, "drawn", ("drawing",))
         if found["status"] == "abandoned":
             raise ValueError(f"abandoned: {found['result']['reason']}")
-        out.print(f"Label them at {server.rstrip('/')}{found['page']}", soft_wrap=True)
+        out.print(f"Label them at {base(url)}{found['page']}", soft_wrap=True)
         if wait:
-            found = _follow(service, found, "labelled", ("drawing", "labelling"))
+            found = _follow(url, found, "labelled", ("drawing", "labelling"))
             _show(found)
             if found["status"] != "passed":
                 raise typer.Exit(1)
 
 
 @app.command()
-def show(certificate_id: CertificateId, server: Server = HERE, key_env: KeyEnv = KEY) -> None:
+def show(certificate_id: CertificateId, url: ServiceUrl = None) -> None:
     """Show a certificate: terms, progress, result, what it covers and what not."""
     with faults():
-        _show(Service(server, os.environ.get(key_env)).ask(f"/v1/certificates/{certificate_id}"))
+        _show(call("GET", f"/v1/certificates/{certificate_id}", url=url))
 
 
 @app.command("list")
-def listed(server: Server = HERE, key_env: KeyEnv = KEY) -> None:
+def listed(url: ServiceUrl = None) -> None:
     """List every attempt, the newest first."""
     with faults():
-        found = Service(server, os.environ.get(key_env)).ask("/v1/certificates")["data"]
+        found = call("GET", "/v1/certificates", url=url)["data"]
     table = Table("created", "id", "policy", "attempt", "n", "status", "bound", box=None)
     for one in found:
         bound = (one["result"] or {}).get("bound")
@@ -143,13 +98,11 @@ def listed(server: Server = HERE, key_env: KeyEnv = KEY) -> None:
 def export(
     certificate_id: CertificateId,
     file: Annotated[Path, typer.Argument(help="Where to write the evidence: FILE.zip")],
-    server: Server = HERE,
-    key_env: KeyEnv = KEY,
+    url: ServiceUrl = None,
 ) -> None:
     """Write the signed evidence of a finished certificate to a file."""
     with faults():
-        service = Service(server, os.environ.get(key_env))
-        file.write_bytes(service.read(f"/v1/certificates/{certificate_id}/evidence"))
+        file.write_bytes(send("GET", f"/v1/certificates/{certificate_id}/evidence", url=url))
     console.print(f"{file}: check it with `winnow certify verify {file}`", soft_wrap=True)
 
 
@@ -182,7 +135,7 @@ def verify(
 
 
 def _follow(
-    service: Service, found: dict[str, Any], what: str, while_in: tuple[str, ...]
+    url: str | None, found: dict[str, Any], what: str, while_in: tuple[str, ...]
 ) -> dict[str, Any]:
     """A progress bar until the certificate is in another state; returns it as it is then."""
     with bars() as start_bar:
@@ -194,7 +147,7 @@ def _follow(
             if found["status"] not in while_in:
                 return found
             time.sleep(POLL_S)
-            found = service.ask(f"/v1/certificates/{found['id']}")
+            found = call("GET", f"/v1/certificates/{found['id']}", url=url)
 
 
 def _show(found: dict[str, Any]) -> None:

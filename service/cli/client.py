@@ -42,15 +42,13 @@ def send(
 
     Raises ServiceError.
     """
-    base = (url or os.environ.get("WINNOW_URL") or DEFAULT_URL).rstrip("/")
-    if not base.startswith(("http://", "https://")):
-        raise ServiceError(f"{base!r} is no URL of a service: it begins with http:// or https://")
+    address = base(url)
     headers = {"Accept": "*/*"}
     if key := os.environ.get("WINNOW_KEY"):
         headers["Authorization"] = f"Bearer {key}"
     if data is not None:
         headers["Content-Type"] = kind
-    request = urllib.request.Request(base + path, data, headers, method=method)
+    request = urllib.request.Request(address + path, data, headers, method=method)
     try:
         with _OPENER.open(request, timeout=TIMEOUT_S) as answer:
             body: bytes = answer.read()
@@ -60,9 +58,17 @@ def send(
     except (urllib.error.URLError, OSError) as error:
         reason = getattr(error, "reason", error)
         raise ServiceError(
-            f"no service answers at {base} ({reason}): start it with `winnow serve`, or say where "
-            "it is with --url or WINNOW_URL"
+            f"no service answers at {address} ({reason}): start it with `winnow serve`, or say "
+            "where it is with --url or WINNOW_URL"
         ) from None
+
+
+def base(url: str | None = None) -> str:
+    """Where the service is, without a slash at the end. Raises ServiceError."""
+    found = (url or os.environ.get("WINNOW_URL") or DEFAULT_URL).rstrip("/")
+    if not found.startswith(("http://", "https://")):
+        raise ServiceError(f"{found!r} is no URL of a service: it begins with http:// or https://")
+    return found
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

@@ -110,6 +110,11 @@ def _write_whole(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(fresh, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # or a power loss may take the name
+        finally:
+            os.close(folder)
     except BaseException:
         Path(fresh).unlink(missing_ok=True)
         raise

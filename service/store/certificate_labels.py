@@ -140,7 +140,7 @@ def _said(connection: Connection, dataset: str) -> list[Said]:
         .order_by(labels.c.id)
     )
     rows = [dict(row._mapping) for row in connection.execute(query)]
-    return [Said(**row | {"created": row["created"].replace(tzinfo=UTC)}) for row in rows]
+    return [Said(**row) for row in rows]
 
 
 def _labels(connection: Connection, dataset: str) -> dict[str, Said]:

@@ -41,6 +41,10 @@ class Certificate:
     finished: datetime | None
 
 
+COUNTING = 0x57494E4E
+"""PostgreSQL's advisory lock of those who number an attempt."""
+
+
 class Certificates:
     """All attempts; nothing is ever deleted. Methods block, and raise StoreUnavailable."""
 
@@ -65,7 +69,10 @@ class Certificates:
         here = certificates.c
         try:
             with self._database.transaction() as connection:
-                # A write comes first: from here on SQLite lets nobody else write.
+                # From here on nobody else counts attempts: SQLite lets one write at a time, and
+                # PostgreSQL is told.
+                if connection.dialect.name == "postgresql":
+                    connection.execute(select(func.pg_advisory_xact_lock(COUNTING)))
                 connection.execute(insert(datasets).values(**asdict(dataset)))
                 self._end_silent(connection)
                 unfinished = connection.scalar(
@@ -207,11 +214,7 @@ def read(connection: Connection, certificate_id: str) -> Certificate:
 
 
 def _certificate(row: Any) -> Certificate:
-    values = dict(row._mapping)
-    for name in ("created", "finished"):
-        if values[name] is not None:
-            values[name] = values[name].replace(tzinfo=UTC)
-    return Certificate(**values)
+    return Certificate(**row._mapping)
 
 
 def hold(connection: Connection, certificate_id: str, states: Sequence[Status]) -> Certificate:

@@ -52,10 +52,17 @@ class Database:
             )
 
     @contextmanager
-    def transaction(self) -> Iterator[Connection]:
-        """A connection whose changes are all made, or none. Raises StoreUnavailable."""
+    def transaction(self, lasting: bool = True) -> Iterator[Connection]:
+        """A connection whose changes are all made, or none. Raises StoreUnavailable.
+
+        What is `lasting` survives a power loss. Otherwise SQLite's commit is an append without an
+        fsync: it survives a crash of the process alone.
+        """
         try:
             with self._engine.begin() as connection:
+                if connection.dialect.name == "sqlite":
+                    level = "FULL" if lasting else "NORMAL"
+                    connection.exec_driver_sql(f"PRAGMA synchronous={level}")
                 yield connection
         except SQLAlchemyError as error:
             raise StoreUnavailable("the store failed; the log holds its cause") from error
@@ -130,9 +137,8 @@ def _sqlite(url: URL, create: bool) -> Engine:
     @event.listens_for(engine, "connect")
     def set_up(connection: Any, _: object) -> None:
         cursor = connection.cursor()
-        # Readers do not wait for writers, and a commit is an append without an fsync.
+        # Readers do not wait for writers.
         cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=NORMAL")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
 

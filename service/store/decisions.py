@@ -25,7 +25,8 @@ class Decisions:
     def insert(self, rows: Sequence[Row], final: Sequence[Row] = ()) -> None:
         """Write all of these decisions, or none. `final` ones replace what has their id."""
         gone = delete(decisions).where(decisions.c.id == bindparam("gone"))
-        with self._database.transaction() as connection:
+        # Requests wait for this: a power loss may take the last records, and no pointer with them.
+        with self._database.transaction(lasting=False) as connection:
             if rows:
                 connection.execute(insert(decisions), [vars(row) for row in rows])
             if final:

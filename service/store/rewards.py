@@ -183,7 +183,7 @@ class Rewards:
 
 def _reward(row: Any) -> RewardVersion:
     values = dict(row._mapping)
-    heartbeat = values["heartbeat"].replace(tzinfo=UTC)
+    heartbeat = values["heartbeat"]
     silent = datetime.now(UTC) - heartbeat > timedelta(seconds=SILENT_S)
     if values["status"] in RUNNING and silent:
         stopped = values["status"] == "cancelling"

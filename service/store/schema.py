@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -17,6 +17,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     DateTime,
+    Dialect,
     Float,
     ForeignKey,
     Index,
@@ -26,14 +27,31 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    TypeDecorator,
 )
 
 metadata = MetaData()
 
 
+class Moment(TypeDecorator[datetime]):
+    """A time with its zone: SQLite has none, and PostgreSQL answers in its session's."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Written as UTC."""
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Read as UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
 def _created(name: str = "created") -> Column[datetime]:
-    # SQLite has no time zones: what is written is always UTC.
-    return Column(name, DateTime(timezone=True), nullable=False)
+    return Column(name, Moment, nullable=False)
 
 
 decisions = Table(
@@ -149,7 +167,7 @@ rewards = Table(
     Column("status", String(16), nullable=False),
     Column("stage", String(128), nullable=False),
     Column("progress", Float, nullable=False),
-    Column("heartbeat", DateTime(timezone=True), nullable=False),
+    _created("heartbeat"),
     # Each network's sha256 by its part; set once, when it is ready.
     Column("weights", JSON),
     Column("card", JSON),
@@ -175,7 +193,7 @@ certificates = Table(
     Column("result", JSON),
     _created(),
     Column("created_by", String(128), nullable=False),
-    Column("finished", DateTime(timezone=True)),
+    Column("finished", Moment),
     Index("ix_certificates_policy", "policy", "attempt", unique=True),
     Index("ix_certificates_fingerprint", "fingerprint"),
 )

@@ -296,8 +296,8 @@ def test_from_start_to_export(
     served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.cli.certify.POLL_S", 0.05)
-    monkeypatch.setenv("WINNOW_API_KEY", KEYS["ADMIN_KEY"])
-    there = ("--server", served.url)
+    monkeypatch.setenv("WINNOW_KEY", KEYS["ADMIN_KEY"])
+    there = ("--url", served.url)
 
     def person() -> None:
         with client(served, "ADMIN_KEY") as http:
@@ -325,6 +325,6 @@ def test_from_start_to_export(
 
 
 def test_a_service_that_is_not_there_is_a_sentence() -> None:
-    answer = run("show", "cert_x", "--server", "http://127.0.0.1:9")
+    answer = run("show", "cert_x", "--url", "http://127.0.0.1:9")
     assert answer.exit_code == 1
-    assert "does not answer" in answer.output
+    assert "no service answers at http://127.0.0.1:9" in answer.output

@@ -39,6 +39,8 @@ def postgres() -> Iterator[str]:
 
     run("initdb", "-D", str(data), "-U", "winnow", "-A", "trust", "-E", "UTF8", "--no-sync")
     options = f"-c listen_addresses=127.0.0.1 -p {port} -k {folder} -c fsync=off"
+    # Not UTC: what is read must not depend on where the server stands.
+    options += " -c timezone=America/New_York"
     try:
         run("pg_ctl", "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
         yield f"postgresql+psycopg://winnow@127.0.0.1:{port}/postgres"

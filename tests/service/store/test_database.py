@@ -81,8 +81,14 @@ def test_tables_of_a_later_version_are_refused(
 def test_sqlite_is_set_up_for_several_processes(database: Database) -> None:
     with database.transaction() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
-        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 1
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
         assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+
+
+def test_records_alone_need_no_fsync(database: Database) -> None:
+    for lasting, level in ((False, 1), (True, 2)):
+        with database.transaction(lasting) as connection:
+            assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == level
 
 
 def test_only_the_owner_may_read_the_file(database: Database, tmp_path: Path) -> None:

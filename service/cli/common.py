@@ -39,10 +39,6 @@ def faults() -> Iterator[None]:
         text = f"{error} ({cause})" if cause else str(error)
         console.print(text, style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from None
-    except ModuleNotFoundError as error:
-        remedy = "`pip install 'winnow-serve[train]'`, or `make setup` in a clone"
-        console.print(f"{error.name} is not installed: {remedy}", style="red", markup=False)
-        raise typer.Exit(1) from None
 
 
 @contextmanager

@@ -209,6 +209,8 @@ def _greet(url: str, seconds: float, settings: Settings, admin_key: str | None) 
         f"{key}-d '{body}' \\\n  | python3 -c '{decode}'\n"
     )
     console.print(line, markup=False, soft_wrap=True)
+    if settings.feedback.enabled:
+        console.print(f"Label    {url}/feedback")
     console.print(f"Docs     {url}/docs")
     if settings.ingress_metrics:
         console.print(f"Metrics  {url}/metrics")

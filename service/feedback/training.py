@@ -98,7 +98,8 @@ def train(
 ) -> Trained:
     """Train on labelled images of `shape` [H, W, C] and calibrate for each method, by step count.
 
-    With `warm_start`, an older reward's files, judge and guides go on from there. The same
+    With `warm_start`, an older reward's files, judge and guides go on from there, unless its judge
+    kept labels from its members in another way: then the card says so (`resumed`). The same
     arguments give the same networks (safetensors puts its metadata in any order). A method whose
     draws cannot be made here, or need a part that was not asked for, gets no calibration, and the
     card says why. Raises ValueError when a class has too few labels, and whatever `report` raises.
@@ -137,6 +138,8 @@ class _Run:
         self._older = {part: folder / f"older-{part}" for part in warm_start}
         for part, path in self._older.items():
             path.write_bytes(warm_start[part])
+        if "judge" in self._older and not _same_folds(self._older["judge"]):
+            self._older = {}
         self._judged, self._guided = split(examples, JUDGE_SHARE[recipe.guide], _sides(self._older))
         self._held_out: dict[str, float] | None = None
 
@@ -159,7 +162,7 @@ class _Run:
         height, width, _ = self._shape
         export_judge(
             judge, height, width, self.parts["judge"],
-            networks=networks, labels=json.dumps(labels),
+            networks=networks, labels=json.dumps(labels), folds=judging.FOLDS,
         )  # fmt: skip
         self._onnx = OnnxJudge(self.parts["judge"], self.recipe.threads)
 
@@ -247,6 +250,7 @@ class _Run:
             **card.cross_validated(ids(self._judged), self._scored()),
             "calibrations": calibrations,
             "not_calibrated": skipped,
+            "resumed": bool(self._older),
             "student": self._held_out,
             "seconds": self._progress.seconds,
         }
@@ -294,6 +298,11 @@ def _metadata(path: Path) -> dict[str, str]:
         return dict(OnnxJudge(path).session.get_modelmeta().custom_metadata_map)
     with safe_open(path, framework="pt") as file:
         return dict(file.metadata() or {})
+
+
+def _same_folds(judge: Path) -> bool:
+    """Whether this judge's members were kept from the labels that ours are kept from."""
+    return _metadata(judge).get("folds") == judging.FOLDS
 
 
 def _sides(older: Mapping[str, Path]) -> dict[str, str]:

@@ -167,7 +167,7 @@ class Desk:
             raise ValueError(f"dataset {dataset.name!r} is a certificate's: it may train nothing")
         policy = self._policy(recipe.policy)
         spec = policy.settings
-        labelled = self._store.datasets.labelled(dataset.name)
+        labelled = self._labelled(dataset.name)
         before: Mapping[str, str] = {}
         if reward.parent is not None:
             before = self._store.rewards.read(reward.parent).weights or {}
@@ -199,7 +199,9 @@ class Desk:
         calibrations = {
             steps: entry | ran_on for steps, entry in trained.card["calibrations"].items()
         }
-        card = trained.card | {"calibrations": calibrations}
+        image_of = {one.image.blob: one.image.id for one in labelled}
+        mistakes = [wrong | {"id": image_of[wrong["id"]]} for wrong in trained.card["mistakes"]]
+        card = trained.card | {"calibrations": calibrations, "mistakes": mistakes}
         return weights, card | _provenance(dataset, labelled, reward, time.monotonic() - started)
 
     def _plan(self, dataset: Dataset, policy: str | None) -> SamplingPlan:
@@ -224,7 +226,7 @@ class Desk:
 
     def _refit(self, dataset: str) -> Callable[[Any], Any] | None:
         """A quick reward of what has been said, if that is enough to learn from."""
-        labelled = self._store.datasets.labelled(dataset)
+        labelled = self._labelled(dataset)
         benign = sum(one.label == "benign" for one in labelled)
         if min(benign, len(labelled) - benign) < ENOUGH:
             return None
@@ -273,8 +275,17 @@ class Desk:
         self._store.datasets.show(shown)
         return shown
 
+    def _labelled(self, dataset: str) -> list[Labelled]:
+        """The labels of a dataset, one for each image: of equal pixels the last label counts."""
+        return list(
+            {one.image.blob: one for one in self._store.datasets.labelled(dataset)}.values()
+        )
+
     def _examples(self, labelled: Sequence[Labelled], training: Any) -> list[Any]:
-        """What a training learns from; an image that was purged teaches nothing any more."""
+        """What a training learns from; an image that was purged teaches nothing any more.
+
+        Pixels name an example, so that equal ones are on one side and in one fold.
+        """
         examples = []
         for one in labelled:
             try:
@@ -284,7 +295,7 @@ class Desk:
                 continue
             image = one.image
             examples.append(
-                training.Example(image.id, pixels, one.label, image.inclusion, image.strategy)
+                training.Example(image.blob, pixels, one.label, image.inclusion, image.strategy)
             )
         return examples
 

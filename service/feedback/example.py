@@ -17,7 +17,8 @@ Label = Literal["benign", "malign", "unsure"]
 
 @dataclass(frozen=True)
 class Example:
-    """A labelled image. `inclusion` is the chance with which it was chosen to be shown."""
+    """A labelled image. `id` names its pixels, so that equal images are one; `inclusion` is the
+    chance with which it was chosen to be shown."""
 
     id: str
     pixels: Pixels

@@ -181,14 +181,21 @@ class Datasets:
     def bring(self, labelled: Sequence[Labelled], by: str) -> int:
         """Append labels from elsewhere with their images, all or none; returns how many were new.
 
-        An image that is here already is passed over, so bringing a file twice changes nothing.
+        An image that is here already, or whose pixels have a label in this dataset, is passed over:
+        bringing a file twice, or a dataset's own, changes nothing. Of equal images the last counts.
         """
         dataset = labelled[0].image.dataset
         with self._database.transaction() as connection:
             _no_certificate(connection, dataset)
             ids = [one.image.id for one in labelled]
             known = set(connection.scalars(select(images.c.id).where(images.c.id.in_(ids))))
-            fresh = {one.image.id: one for one in labelled if one.image.id not in known}
+            here = _labelled(images.c.dataset == dataset).with_only_columns(images.c.blob)
+            said = set(connection.scalars(here))
+            fresh = {
+                one.image.blob: one
+                for one in labelled
+                if one.image.id not in known and one.image.blob not in said
+            }
             if not fresh:
                 return 0
             connection.execute(insert(images), [asdict(one.image) for one in fresh.values()])

@@ -287,6 +287,14 @@ def test_what_is_exported_comes_in_elsewhere_with_its_images_and_only_once(
             assert one[field] == two[field], field
 
 
+def test_a_datasets_own_export_brings_nothing(labeller: httpx.Client, labelled: str) -> None:
+    before = labeller.get(f"/v1/datasets/{labelled}").json()["counts"]
+    lines = labeller.get(f"/v1/datasets/{labelled}/export").content
+    brought = labeller.post(f"/v1/datasets/{labelled}/import", content=lines).json()
+    assert (brought["imported"], brought["known_already"]) == (0, 4)
+    assert brought["counts"] == before
+
+
 def test_a_csv_is_without_images_unless_asked_for(labeller: httpx.Client, labelled: str) -> None:
     text = labeller.get(f"/v1/datasets/{labelled}/export", params={"format": "csv"}).text
     rows = list(csv.DictReader(io.StringIO(text)))

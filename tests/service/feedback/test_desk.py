@@ -322,7 +322,25 @@ def test_a_purged_image_is_left_out_of_a_training(
     store.blobs.delete(labelled[0].blob)
     queue(store)
     run(desk, store)
-    assert [one.id for one in training.seen[0]["examples"]] == [one.id for one in labelled[1:]]
+    assert [one.id for one in training.seen[0]["examples"]] == [one.blob for one in labelled[1:]]
+
+
+def test_an_image_that_is_there_twice_is_learned_once_by_its_last_label(
+    desk: Desk, store: Store, training: Training, labelled: list[Shown]
+) -> None:
+    twin = replace(labelled[0], id="shown_twin", batch="bat_twin", annotator=BOB)
+    store.datasets.show([twin])
+    say(store, [twin], "malign")
+    queue(store)
+    run(desk, store)
+    examples = training.seen[0]["examples"]
+    assert [one.id for one in examples] == [one.blob for one in labelled]
+    assert [one.label for one in examples] == ["malign", "malign", "benign", "unsure"]
+    card = store.rewards.read("rwd_1").card
+    assert card is not None
+    assert card["counts"] == {"benign": 1, "malign": 2, "unsure": 1}
+    # The page fetches pictures by the id of an image.
+    assert [one["id"] for one in card["mistakes"]] == ["shown_twin", labelled[1].id, labelled[2].id]
 
 
 def _wait(condition: Any, seconds: float = 20) -> None:

@@ -146,6 +146,21 @@ def test_an_image_that_is_labelled_here_is_not_brought_again(store: Store) -> No
     assert found == [(one.blob, "malign"), (two.blob, "benign")]
 
 
+def test_a_certificates_image_comes_in_under_no_name(store: Store) -> None:
+    make_dataset(store)
+    make_dataset(store, "proof", "certificate")
+    (proof,) = make_batch(store, "proof", 1, dataset="proof", strategy="certificate")
+    (other,) = make_batch(store, "other", 1)
+    copies = [
+        replace(image, id=f"imp_{n}", batch=f"import-{n}", dataset="bars", strategy="random")
+        for n, image in enumerate((other, proof))
+    ]
+    brought = [Labelled(c, "benign", c.annotator, 700, datetime.now(UTC)) for c in copies]
+    with pytest.raises(Conflict, match="certificate"):
+        store.datasets.bring(brought, ADA)
+    assert store.datasets.labelled("bars") == []
+
+
 def test_retention_deletes_old_images_and_keeps_labels_and_what_is_shared(store: Store) -> None:
     make_dataset(store)
     now = datetime.now(UTC)

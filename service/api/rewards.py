@@ -101,13 +101,10 @@ def routes(context: Context) -> APIRouter:
 
 
 def _policy(context: Context, name: str | None, model: str) -> str:
-    """The policy to calibrate for: the one named, else the default, else the model's first."""
-    known = context.settings.policies
-    ours = [other for other, policy in known.items() if policy.model == model]
-    if name is None:
-        default = context.settings.default_policy
-        return default if default in ours else ours[0]
-    policy = context.live.get(name)
+    """The policy to calibrate for: the one named, else the default, else the model's first that
+    censors. One that was switched off is mended by a training."""
+    name = name or _default(context, model)
+    policy = context.live.known(name)
     if policy.settings.model != model:
         raise InvalidValue(
             f"policy {name!r} is for model {policy.settings.model!r}, the dataset for {model!r}",
@@ -116,6 +113,16 @@ def _policy(context: Context, name: str | None, model: str) -> str:
     if not policy.censors:
         raise InvalidValue(f"policy {name!r} has no judge: there is nothing to calibrate", "policy")
     return name
+
+
+def _default(context: Context, model: str) -> str:
+    default = context.settings.default_policy
+    if context.live.known(default).settings.model == model:
+        return default
+    for name, policy in context.live.policies.items():
+        if policy.settings.model == model and policy.censors:
+            return name
+    raise InvalidValue(f"no policy of model {model!r} censors: name one that does", "policy")
 
 
 def _reward(reward: RewardVersion, card: bool = True) -> dict[str, Any]:

@@ -82,8 +82,8 @@ class Desk:
         training: Any = None,
         selection: Any = None,
     ) -> None:
-        """`policy` finds one in force; `candidates` are drawn for each image that is chosen;
-        a batch that nobody labelled is shown again `within` so long."""
+        """`policy` finds one, switched off or not; `candidates` are drawn for each image that is
+        chosen; a batch that nobody labelled is shown again `within` so long."""
         self.rewards = store.rewards
         self._store = store
         self._routers = routers

@@ -14,10 +14,8 @@ from models.noise import MAX_SEED
 from service.api.context import Context
 from service.config import Name
 from service.errors import Conflict, InvalidValue, RewardNotFound
+from service.feedback.example import LEAST
 from service.store.rewards import RewardVersion
-
-LEAST = 5
-"""Fewer labels than this of either kind teach nothing."""
 
 
 class TrainRequest(BaseModel):

@@ -24,6 +24,7 @@ from models.method import Method
 from models.noise import MAX_SEED
 from service.encode import from_png, to_png
 from service.errors import BackendUnavailable, Conflict, WinnowError
+from service.feedback.example import LEAST
 from service.policy import RUNS_ON, Overrides, Policy, resolve
 from service.ports import Pixels, SamplingPlan
 from service.router import Router
@@ -38,9 +39,6 @@ TENANT = "feedback"
 
 UNCENSORED = "none"
 """What stands in the place of a policy, with version 0, where nothing was held back."""
-
-ENOUGH = 3
-"""Labels of either kind that a refitted reward needs; below, pages stay random."""
 
 BEAT_S = 10.0
 
@@ -228,7 +226,7 @@ class Desk:
         """A quick reward of what has been said, if that is enough to learn from."""
         labelled = self._labelled(dataset)
         benign = sum(one.label == "benign" for one in labelled)
-        if min(benign, len(labelled) - benign) < ENOUGH:
+        if min(benign, len(labelled) - benign) < LEAST:
             return None
         training = self._training()
         reward: Callable[[Any], Any] = training.refit(self._examples(labelled, training))

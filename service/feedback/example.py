@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 
 from service.ports import Pixels
 
+LEAST = 5
+"""Labels of either kind that a reward needs: some for the judge, which is cross-validated, and some
+for the guide. Below it nothing is trained, and pages stay random."""
+
 Label = Literal["benign", "malign", "unsure"]
 
 

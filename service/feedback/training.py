@@ -31,7 +31,7 @@ from models.rewards.judge import OnnxJudge
 from models.rewards.training import CLEAN_GUIDE, TIME_GUIDE, RewardRecipe, train_reward
 from service.feedback import card, judging
 from service.feedback.calibrating import Scored, calibrate
-from service.feedback.example import Example, arrays, ids, split
+from service.feedback.example import LEAST, Example, arrays, ids, split
 from service.feedback.judging import refit
 from service.feedback.pool import draw_pool, parts_of
 from service.feedback.progress import Progress, Report
@@ -41,8 +41,6 @@ __all__ = ["Cancelled", "Example", "Recipe", "Trained", "refit", "train"]
 
 POOL = 400
 """Fresh draws at each step count: their scores need no labels, so few cost little and suffice."""
-NEEDED = 4
-"""Labels of a class: two for the judge, which is cross-validated, and some for the guide."""
 JUDGE_SHARE = {False: 0.75, True: 0.5}
 """Of the labels, by whether a time-dependent guide is wanted. A probe alone, whose thresholds lose
 next to nothing however poor it is, needs few."""
@@ -285,9 +283,9 @@ def _check(examples: Sequence[Example], recipe: Recipe, shape: tuple[int, int, i
         raise ValueError("an image is labelled twice")
     malign = sum(example.malign for example in examples)
     for count, word in ((malign, "malign"), (len(examples) - malign, "benign")):
-        if count < NEEDED:
+        if count < LEAST:
             raise ValueError(
-                f"{count} of the labels are {word}, and {NEEDED} are needed, for judge and guide "
+                f"{count} of the labels are {word}, and {LEAST} are needed, for judge and guide "
                 "learn from different ones: label more images"
             )
 

@@ -190,8 +190,8 @@ def test_a_steered_policy_needs_its_guide_and_is_calibrated_on_its_own_draws() -
 def test_unsure_counts_as_malign_and_too_few_of_a_class_are_refused() -> None:
     labels = [replace(e, label="unsure") if e.malign else e for e in images(40)]
     assert run(labels).card["labels"]["unsure"] == 14
-    with pytest.raises(ValueError, match="3 of the labels are malign, and 4 are needed"):
-        run(images(9))
+    with pytest.raises(ValueError, match="4 of the labels are malign, and 5 are needed"):
+        run(images(12))
 
 
 def test_bad_examples_are_refused_by_name() -> None:

@@ -192,7 +192,8 @@ def test_random_stays_random_when_asked_for_or_when_too_little_was_said(
 ) -> None:
     dataset = make_dataset(store)
     shown = propose(desk, dataset, 9)
-    say(store, shown, *["benign"] * 5, *["malign"] * (LEAST - 1))
+    few: list[Label] = ["malign"] * (LEAST - 1)
+    say(store, shown, *["benign"] * 5, *few)
     assert {one.strategy for one in propose(desk, dataset, annotator=BOB)} == {"random"}
     more = propose(desk, dataset, 2)
     say(store, more, "malign", "malign")

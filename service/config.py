@@ -230,7 +230,7 @@ class FeedbackSettings(_Part):
     enabled: bool = False
     session_hours: float = Field(12.0, gt=0, le=720)
     threads: int = Field(1, ge=1)
-    candidates: int = Field(4, ge=1, le=16)
+    candidates: int = Field(8, ge=1, le=16)
     self_approval: bool = False
     replicas: Replicas = Replicas(ray_actor_options={"num_cpus": 0})
 

@@ -90,12 +90,21 @@ class Live:
         Raises PolicyNotFound, PolicyDisabled, StoreUnavailable when the store has not been read for
         too long, and BackendUnavailable when the policy was made for another backbone.
         """
+        pointer = self._fresh().pointers.get(name)
+        if pointer is not None:
+            _refuse_disabled(pointer)
+        return self.known(name)
+
+    def known(self, name: str) -> Policy:
+        """The version that the pointer names, switched off or not, for those who mend it.
+
+        Raises PolicyNotFound, and the rest as `get`.
+        """
         view = self._fresh()
         if name not in view.pointers:
             raise PolicyNotFound(
                 f"no policy {name!r} (there are {', '.join(self.policies)})", "policy"
             )
-        _refuse_disabled(view.pointers[name])
         policy = view.policies.get(name)
         if policy is None:
             raise StoreUnavailable(f"policy {name!r} cannot be read; the log holds its cause")

@@ -8,6 +8,8 @@ threshold would let through.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,22 +33,23 @@ class Platt:
         return chances
 
 
-def folds(malign: NDArray[np.bool_], members: int, count: int) -> NDArray[np.bool_]:
+def folds(keys: Sequence[str], malign: NDArray[np.bool_], members: int) -> NDArray[np.bool_]:
     """Which of the labels [N] each of the members may learn from, bool [members, N].
 
-    Each label is kept from the members of one of `count` folds, and each fold has its share of
-    both classes. Raises ValueError when a class has fewer than two labels.
+    Each label is kept from one member, which its key's hash names: the same one in every training,
+    whatever other labels there are, so that member never learns from it. Raises ValueError when
+    a member is left without labels of a class.
     """
-    fewest = min(int(malign.sum()), int((~malign).sum()))
-    if fewest < 2:
-        raise ValueError(f"a class has {fewest} labels, and cross-validation needs 2 of each")
-    count = min(count, fewest, members)
-    fold = np.empty(len(malign), dtype=np.int64)
-    for wanted in (False, True):
-        rows = np.flatnonzero(malign == wanted)
-        fold[rows] = np.arange(len(rows)) % count
-    kept_from: NDArray[np.bool_] = np.arange(members)[:, None] % count == fold[None, :]
-    return ~kept_from
+    hashes = [int.from_bytes(hashlib.sha256(key.encode()).digest()) for key in keys]
+    fold = np.array([number % members for number in hashes])
+    seen: NDArray[np.bool_] = np.arange(members)[:, None] != fold[None, :]
+    for word, rows in (("malign", malign), ("benign", ~malign)):
+        if not (seen & rows).any(axis=1).all():
+            raise ValueError(
+                f"all {int(rows.sum())} {word} labels of the judge are in one fold of "
+                "cross-validation: label more images"
+            )
+    return seen
 
 
 def fit_platt(logits: Numbers, malign: NDArray[np.bool_], weights: Numbers) -> Platt:

@@ -147,7 +147,8 @@ def routes(context: Context, desk: Proposer) -> APIRouter:
     def export(
         name: str, request: Request, form: Form = "jsonl", images: bool | None = None
     ) -> Response:
-        find(request, name)
+        # A certificate's labels stay in it, and its judge's scores would sway whoever labels.
+        _for_labels(find(request, name))
         wanted = form == "jsonl" if images is None else images
         lines = exchange.write(datasets.labelled(name), context.store.blobs, form, wanted)
         kind = {"jsonl": "application/jsonl", "csv": "text/csv"}[form]

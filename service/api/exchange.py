@@ -79,6 +79,11 @@ def read(
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
             raise InvalidValue(f"{where}: {field}: {first['msg']}", f"{where}.{field}") from None
+        if row.strategy == "certificate":
+            raise InvalidValue(
+                f"{where}: strategy: a certificate's labels prove, and may not train",
+                f"{where}.strategy",
+            )
         if row.png is None:
             raise InvalidValue(f"{where}: png: a label needs its image", f"{where}.png")
         url = f"data:image/png;base64,{row.png}"

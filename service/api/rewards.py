@@ -14,10 +14,8 @@ from models.noise import MAX_SEED
 from service.api.context import Context
 from service.config import Name
 from service.errors import Conflict, InvalidValue, RewardNotFound
+from service.feedback.example import LEAST
 from service.store.rewards import RewardVersion
-
-LEAST = 5
-"""Fewer labels than this of either kind teach nothing."""
 
 
 class TrainRequest(BaseModel):
@@ -101,13 +99,10 @@ def routes(context: Context) -> APIRouter:
 
 
 def _policy(context: Context, name: str | None, model: str) -> str:
-    """The policy to calibrate for: the one named, else the default, else the model's first."""
-    known = context.settings.policies
-    ours = [other for other, policy in known.items() if policy.model == model]
-    if name is None:
-        default = context.settings.default_policy
-        return default if default in ours else ours[0]
-    policy = context.live.get(name)
+    """The policy to calibrate for: the one named, else the default, else the model's first that
+    censors. One that was switched off is mended by a training."""
+    name = name or _default(context, model)
+    policy = context.live.known(name)
     if policy.settings.model != model:
         raise InvalidValue(
             f"policy {name!r} is for model {policy.settings.model!r}, the dataset for {model!r}",
@@ -116,6 +111,16 @@ def _policy(context: Context, name: str | None, model: str) -> str:
     if not policy.censors:
         raise InvalidValue(f"policy {name!r} has no judge: there is nothing to calibrate", "policy")
     return name
+
+
+def _default(context: Context, model: str) -> str:
+    default = context.settings.default_policy
+    if context.live.known(default).settings.model == model:
+        return default
+    for name, policy in context.live.policies.items():
+        if policy.settings.model == model and policy.censors:
+            return name
+    raise InvalidValue(f"no policy of model {model!r} censors: name one that does", "policy")
 
 
 def _reward(reward: RewardVersion, card: bool = True) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class Feedback:
                 for name, model in settings.models.items()
             },
             subjects=subjects,
-            policy=Live(store, policies).get,
+            policy=Live(store, policies).known,
             candidates=settings.feedback.candidates,
             within=timedelta(hours=settings.feedback.session_hours),
             deadline_s=settings.limits.deadline_s,

@@ -24,6 +24,7 @@ from models.method import Method
 from models.noise import MAX_SEED
 from service.encode import from_png, to_png
 from service.errors import BackendUnavailable, Conflict, WinnowError
+from service.feedback.example import LEAST
 from service.policy import RUNS_ON, Overrides, Policy, resolve
 from service.ports import Pixels, SamplingPlan
 from service.router import Router
@@ -38,9 +39,6 @@ TENANT = "feedback"
 
 UNCENSORED = "none"
 """What stands in the place of a policy, with version 0, where nothing was held back."""
-
-ENOUGH = 3
-"""Labels of either kind that a refitted reward needs; below, pages stay random."""
 
 BEAT_S = 10.0
 
@@ -82,8 +80,8 @@ class Desk:
         training: Any = None,
         selection: Any = None,
     ) -> None:
-        """`policy` finds one in force; `candidates` are drawn for each image that is chosen;
-        a batch that nobody labelled is shown again `within` so long."""
+        """`policy` finds one, switched off or not; `candidates` are drawn for each image that is
+        chosen; a batch that nobody labelled is shown again `within` so long."""
         self.rewards = store.rewards
         self._store = store
         self._routers = routers
@@ -167,7 +165,7 @@ class Desk:
             raise ValueError(f"dataset {dataset.name!r} is a certificate's: it may train nothing")
         policy = self._policy(recipe.policy)
         spec = policy.settings
-        labelled = self._store.datasets.labelled(dataset.name)
+        labelled = self._labelled(dataset.name)
         before: Mapping[str, str] = {}
         if reward.parent is not None:
             before = self._store.rewards.read(reward.parent).weights or {}
@@ -199,7 +197,9 @@ class Desk:
         calibrations = {
             steps: entry | ran_on for steps, entry in trained.card["calibrations"].items()
         }
-        card = trained.card | {"calibrations": calibrations}
+        image_of = {one.image.blob: one.image.id for one in labelled}
+        mistakes = [wrong | {"id": image_of[wrong["id"]]} for wrong in trained.card["mistakes"]]
+        card = trained.card | {"calibrations": calibrations, "mistakes": mistakes}
         return weights, card | _provenance(dataset, labelled, reward, time.monotonic() - started)
 
     def _plan(self, dataset: Dataset, policy: str | None) -> SamplingPlan:
@@ -224,9 +224,9 @@ class Desk:
 
     def _refit(self, dataset: str) -> Callable[[Any], Any] | None:
         """A quick reward of what has been said, if that is enough to learn from."""
-        labelled = self._store.datasets.labelled(dataset)
+        labelled = self._labelled(dataset)
         benign = sum(one.label == "benign" for one in labelled)
-        if min(benign, len(labelled) - benign) < ENOUGH:
+        if min(benign, len(labelled) - benign) < LEAST:
             return None
         training = self._training()
         reward: Callable[[Any], Any] = training.refit(self._examples(labelled, training))
@@ -273,8 +273,17 @@ class Desk:
         self._store.datasets.show(shown)
         return shown
 
+    def _labelled(self, dataset: str) -> list[Labelled]:
+        """The labels of a dataset, one for each image: of equal pixels the last label counts."""
+        return list(
+            {one.image.blob: one for one in self._store.datasets.labelled(dataset)}.values()
+        )
+
     def _examples(self, labelled: Sequence[Labelled], training: Any) -> list[Any]:
-        """What a training learns from; an image that was purged teaches nothing any more."""
+        """What a training learns from; an image that was purged teaches nothing any more.
+
+        Pixels name an example, so that equal ones are on one side and in one fold.
+        """
         examples = []
         for one in labelled:
             try:
@@ -284,7 +293,7 @@ class Desk:
                 continue
             image = one.image
             examples.append(
-                training.Example(image.id, pixels, one.label, image.inclusion, image.strategy)
+                training.Example(image.blob, pixels, one.label, image.inclusion, image.strategy)
             )
         return examples
 

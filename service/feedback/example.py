@@ -12,12 +12,17 @@ from numpy.typing import NDArray
 
 from service.ports import Pixels
 
+LEAST = 5
+"""Labels of either kind that a reward needs: some for the judge, which is cross-validated, and some
+for the guide. Below it nothing is trained, and pages stay random."""
+
 Label = Literal["benign", "malign", "unsure"]
 
 
 @dataclass(frozen=True)
 class Example:
-    """A labelled image. `inclusion` is the chance with which it was chosen to be shown."""
+    """A labelled image. `id` names its pixels, so that equal images are one; `inclusion` is the
+    chance with which it was chosen to be shown."""
 
     id: str
     pixels: Pixels

@@ -13,10 +13,12 @@ from models.codec import from_uint8
 from models.rewards.ensemble import Ensemble
 from models.rewards.platt import folds
 from models.rewards.training import JUDGE, train_reward
-from service.feedback.example import Example, arrays
+from service.feedback.example import Example, arrays, ids
 
-FOLDS = 5
 MEMBERS = 5
+FOLDS = f"sha256 of the blob's name, modulo {MEMBERS}"
+"""How labels are kept from members, as a judge's file says it. A judge whose file says otherwise
+has members that know other labels: no training may go on from it."""
 FEW_JUDGE = replace(JUDGE, members=MEMBERS, iterations=400)
 REFIT = replace(JUDGE, members=3, iterations=120)
 
@@ -48,10 +50,11 @@ def train_judge(
 ) -> tuple[Ensemble, NDArray[np.float64]]:
     """A judge, and the out-of-fold logits [N] of its own labels. Raises ValueError as `folds`.
 
-    Every member is kept from a fold of the labels, and scores it: one training gives both.
+    Every member is kept from a fold of the labels, and scores it: one training gives both. With
+    `start`, a judge that was trained so, training goes on, and its members' folds are the same.
     """
     pixels, malign = arrays(examples)
-    seen = folds(malign, MEMBERS, FOLDS)
+    seen = folds(ids(examples), malign, MEMBERS)
     judge = train_reward(
         pixels, ~malign, replace(FEW_JUDGE, seed=seed), seen=seen, start=start,
         on_iteration=on_iteration,

@@ -31,7 +31,7 @@ from models.rewards.judge import OnnxJudge
 from models.rewards.training import CLEAN_GUIDE, TIME_GUIDE, RewardRecipe, train_reward
 from service.feedback import card, judging
 from service.feedback.calibrating import Scored, calibrate
-from service.feedback.example import Example, arrays, ids, split
+from service.feedback.example import LEAST, Example, arrays, ids, split
 from service.feedback.judging import refit
 from service.feedback.pool import draw_pool, parts_of
 from service.feedback.progress import Progress, Report
@@ -41,8 +41,6 @@ __all__ = ["Cancelled", "Example", "Recipe", "Trained", "refit", "train"]
 
 POOL = 400
 """Fresh draws at each step count: their scores need no labels, so few cost little and suffice."""
-NEEDED = 4
-"""Labels of a class: two for the judge, which is cross-validated, and some for the guide."""
 JUDGE_SHARE = {False: 0.75, True: 0.5}
 """Of the labels, by whether a time-dependent guide is wanted. A probe alone, whose thresholds lose
 next to nothing however poor it is, needs few."""
@@ -98,7 +96,8 @@ def train(
 ) -> Trained:
     """Train on labelled images of `shape` [H, W, C] and calibrate for each method, by step count.
 
-    With `warm_start`, an older reward's files, judge and guides go on from there. The same
+    With `warm_start`, an older reward's files, judge and guides go on from there, unless its judge
+    kept labels from its members in another way: then the card says so (`resumed`). The same
     arguments give the same networks (safetensors puts its metadata in any order). A method whose
     draws cannot be made here, or need a part that was not asked for, gets no calibration, and the
     card says why. Raises ValueError when a class has too few labels, and whatever `report` raises.
@@ -137,6 +136,8 @@ class _Run:
         self._older = {part: folder / f"older-{part}" for part in warm_start}
         for part, path in self._older.items():
             path.write_bytes(warm_start[part])
+        if "judge" in self._older and not _same_folds(self._older["judge"]):
+            self._older = {}
         self._judged, self._guided = split(examples, JUDGE_SHARE[recipe.guide], _sides(self._older))
         self._held_out: dict[str, float] | None = None
 
@@ -159,7 +160,7 @@ class _Run:
         height, width, _ = self._shape
         export_judge(
             judge, height, width, self.parts["judge"],
-            networks=networks, labels=json.dumps(labels),
+            networks=networks, labels=json.dumps(labels), folds=judging.FOLDS,
         )  # fmt: skip
         self._onnx = OnnxJudge(self.parts["judge"], self.recipe.threads)
 
@@ -247,6 +248,7 @@ class _Run:
             **card.cross_validated(ids(self._judged), self._scored()),
             "calibrations": calibrations,
             "not_calibrated": skipped,
+            "resumed": bool(self._older),
             "student": self._held_out,
             "seconds": self._progress.seconds,
         }
@@ -281,9 +283,9 @@ def _check(examples: Sequence[Example], recipe: Recipe, shape: tuple[int, int, i
         raise ValueError("an image is labelled twice")
     malign = sum(example.malign for example in examples)
     for count, word in ((malign, "malign"), (len(examples) - malign, "benign")):
-        if count < NEEDED:
+        if count < LEAST:
             raise ValueError(
-                f"{count} of the labels are {word}, and {NEEDED} are needed, for judge and guide "
+                f"{count} of the labels are {word}, and {LEAST} are needed, for judge and guide "
                 "learn from different ones: label more images"
             )
 
@@ -294,6 +296,11 @@ def _metadata(path: Path) -> dict[str, str]:
         return dict(OnnxJudge(path).session.get_modelmeta().custom_metadata_map)
     with safe_open(path, framework="pt") as file:
         return dict(file.metadata() or {})
+
+
+def _same_folds(judge: Path) -> bool:
+    """Whether this judge's members were kept from the labels that ours are kept from."""
+    return _metadata(judge).get("folds") == judging.FOLDS
 
 
 def _sides(older: Mapping[str, Path]) -> dict[str, str]:

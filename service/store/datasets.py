@@ -181,14 +181,23 @@ class Datasets:
     def bring(self, labelled: Sequence[Labelled], by: str) -> int:
         """Append labels from elsewhere with their images, all or none; returns how many were new.
 
-        An image that is here already is passed over, so bringing a file twice changes nothing.
+        An image that is here already, or whose pixels have a label in this dataset, is passed over:
+        bringing a file twice, or a dataset's own, changes nothing. Of equal images the last counts.
+        Raises Conflict when one is a certificate's.
         """
         dataset = labelled[0].image.dataset
         with self._database.transaction() as connection:
             _no_certificate(connection, dataset)
+            _no_proof(connection, [one.image.blob for one in labelled])
             ids = [one.image.id for one in labelled]
             known = set(connection.scalars(select(images.c.id).where(images.c.id.in_(ids))))
-            fresh = {one.image.id: one for one in labelled if one.image.id not in known}
+            here = _labelled(images.c.dataset == dataset).with_only_columns(images.c.blob)
+            said = set(connection.scalars(here))
+            fresh = {
+                one.image.blob: one
+                for one in labelled
+                if one.image.id not in known and one.image.blob not in said
+            }
             if not fresh:
                 return 0
             connection.execute(insert(images), [asdict(one.image) for one in fresh.values()])
@@ -288,6 +297,17 @@ def _no_certificate(connection: Connection, dataset: str) -> None:
         raise Conflict(
             f"dataset {dataset!r} is a certificate's: label it by way of /v1/certificates"
         )
+
+
+def _no_proof(connection: Connection, blobs: Sequence[str]) -> None:
+    """Raises Conflict: what a certificate counts must teach nothing, under any name."""
+    query = (
+        select(images.c.blob)
+        .join(datasets, datasets.c.name == images.c.dataset)
+        .where(datasets.c.purpose == "certificate", images.c.blob.in_(blobs))
+    )
+    if (blob := connection.scalar(query.limit(1))) is not None:
+        raise Conflict(f"image {blob} is a certificate's, and may not train: leave it out")
 
 
 def _current() -> Select[tuple[int]]:

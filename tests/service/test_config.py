@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from service.config import (
     AuthSettings,
     ConfigError,
+    FeedbackSettings,
     Settings,
     StoreSettings,
     check_bind,
@@ -185,3 +186,8 @@ def test_a_store_has_one_place() -> None:
 @pytest.mark.parametrize("days", [0, -1, 1.5])
 def test_records_are_kept_for_whole_days(days: float) -> None:
     assert _faults(_with("store.keep_days", days))[0].startswith("store.keep_days:")
+
+
+def test_pages_are_chosen_among_as_many_candidates_as_the_benchmark_measured() -> None:
+    labels = pytest.importorskip("loadtest.bench.labels")
+    assert FeedbackSettings().candidates == labels.OVER

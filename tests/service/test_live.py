@@ -150,6 +150,9 @@ def test_a_policy_that_was_switched_off_is_refused_in_every_version(
         live.check(before)
     live.get("none")
     assert list(live.policies) == ["none"]
+    assert live.known("bright").version == 2, "whoever mends it must find it"
+    with pytest.raises(PolicyNotFound):
+        live.known("moon")
 
 
 def test_what_could_not_be_read_for_too_long_is_not_believed(live: Live) -> None:

@@ -202,7 +202,7 @@ def serve(
                 lambda: None,
             )
         },
-        policy=live.get,
+        policy=live.known,
         candidates=2,
         within=timedelta(hours=1),
         deadline_s=30,

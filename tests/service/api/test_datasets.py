@@ -247,6 +247,10 @@ def test_a_certificates_dataset_is_closed_to_learning(
     for path, body in (("batches", {}), ("import", None)):
         answer = labeller.post(f"/v1/datasets/cert/{path}", json=body)
         refused(answer, 409, "conflict")
+    for form in ("jsonl", "csv"):
+        # It would tell the judge's scores to whoever is still labelling.
+        refused(labeller.get(f"/v1/datasets/cert/export?format={form}"), 409, "conflict")
+    refused(labeller.post("/v1/datasets/cert/labels/undo"), 409, "conflict")
     refused(labeller.post("/v1/rewards", json={"dataset": "cert"}), 409, "conflict")
 
 
@@ -287,6 +291,14 @@ def test_what_is_exported_comes_in_elsewhere_with_its_images_and_only_once(
             assert one[field] == two[field], field
 
 
+def test_a_datasets_own_export_brings_nothing(labeller: httpx.Client, labelled: str) -> None:
+    before = labeller.get(f"/v1/datasets/{labelled}").json()["counts"]
+    lines = labeller.get(f"/v1/datasets/{labelled}/export").content
+    brought = labeller.post(f"/v1/datasets/{labelled}/import", content=lines).json()
+    assert (brought["imported"], brought["known_already"]) == (0, 4)
+    assert brought["counts"] == before
+
+
 def test_a_csv_is_without_images_unless_asked_for(labeller: httpx.Client, labelled: str) -> None:
     text = labeller.get(f"/v1/datasets/{labelled}/export", params={"format": "csv"}).text
     rows = list(csv.DictReader(io.StringIO(text)))
@@ -318,6 +330,7 @@ def _line(labeller: httpx.Client, labelled: str) -> dict[str, Any]:
         ({"elapsed_ms": -1}, "line 1.elapsed_ms"),
         ({"labelled": "2026-01-01T00:00:00"}, "line 1.labelled"),
         ({"annotator": ""}, "line 1.annotator"),
+        ({"strategy": "certificate"}, "line 1.strategy"),
         ({"moon": "full"}, "line 1.moon"),
         ({"png": None}, "line 1.png"),
         ({"png": "AAAA"}, "line 1.png"),

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
+from models.bundle import Bundle
+from service.api.rewards import _policy
+from service.errors import InvalidValue
 from service.store.rewards import RewardVersion
-from tests.service.api.conftest import refused
-from tests.service.api.server import Served
+from tests.service.api.conftest import client, refused
+from tests.service.api.server import Served, serve
 
 
 @pytest.fixture
 def labelled(labeller: httpx.Client, dataset: str) -> str:
     """A dataset with just enough labels."""
+    _label(labeller, dataset)
+    return dataset
+
+
+def _label(http: httpx.Client, dataset: str) -> None:
     url = f"/v1/datasets/{dataset}"
-    images = labeller.post(f"{url}/batches", json={"size": 10}).json()["images"]
+    images = http.post(f"{url}/batches", json={"size": 10}).json()["images"]
     labels = [*["benign"] * 5, *["malign"] * 4, "unsure"]
     said = [
         {"image_id": image["id"], "label": label, "elapsed_ms": 300}
         for image, label in zip(images, labels, strict=True)
     ]
-    assert labeller.post(f"{url}/labels", json={"labels": said}).status_code == 200
-    return dataset
+    assert http.post(f"{url}/labels", json={"labels": said}).status_code == 200
 
 
 def _train(http: httpx.Client, dataset: str, **body: Any) -> dict[str, Any]:
@@ -68,6 +76,40 @@ def test_a_training_is_accepted_watched_and_becomes_a_reward(
     listed = labeller.get("/v1/rewards", params={"dataset": labelled}).json()["data"]
     assert [one["id"] for one in listed] == [again["id"], queued["id"]]
     assert all("card" not in one for one in listed)
+
+
+def test_a_policy_that_was_switched_off_can_be_trained_for(bundle: Bundle) -> None:
+    with serve(bundle) as served, client(served, "LABEL_KEY") as http:
+        http.post("/v1/datasets", json={"name": "bars", "question": "Is it dark?"})
+        _label(http, "bars")
+        served.store.policies.disable("bright", "somebody")
+        served.live.refresh()
+        for policy in ({}, {"policy": "bright"}):
+            assert _train(http, "bars", **policy)["recipe"]["policy"] == "bright"
+            taken = served.store.rewards.take()
+            assert taken is not None
+            served.desk.train(taken)
+            assert served.store.rewards.read(taken.id).status == "ready"
+
+
+def test_another_models_training_is_for_a_policy_of_it_that_censors() -> None:
+    def policy(model: str, censors: bool) -> Any:
+        return SimpleNamespace(settings=SimpleNamespace(model=model), censors=censors)
+
+    found = {
+        "bright": policy("tiny", True),
+        "none": policy("other", False),
+        "promoted": policy("other", True),
+        "open": policy("third", False),
+    }
+    context: Any = SimpleNamespace(
+        settings=SimpleNamespace(default_policy="bright"),
+        live=SimpleNamespace(policies=found, known=found.__getitem__),
+    )
+    assert _policy(context, None, "tiny") == "bright"
+    assert _policy(context, None, "other") == "promoted"
+    with pytest.raises(InvalidValue, match="no policy of model 'third' censors"):
+        _policy(context, None, "third")
 
 
 def test_cancel(labeller: httpx.Client, labelled: str, take: Any) -> None:

@@ -87,13 +87,18 @@ def test_broken_scores_and_single_labels_are_refused() -> None:
         calibrate(one, pool, NO_PROBES, 0.01)
 
 
-def test_every_label_is_kept_from_a_member_and_folds_share_both_classes() -> None:
-    malign = np.arange(40) % 8 == 0
-    seen = folds(malign, members=5, count=5)
+def test_every_label_is_kept_from_one_member_and_from_the_same_one_ever_after() -> None:
+    keys = [f"blob-{i}" for i in range(200)]
+    malign = np.arange(200) % 8 == 0
+    seen = folds(keys, malign, members=5)
     assert ((~seen).sum(axis=0) == 1).all()
-    assert ((~seen)[:, malign].sum(axis=1) == 1).all()
-    with pytest.raises(ValueError, match="2 of each"):
-        folds(np.arange(40) == 0, 5, 5)
+    assert (~seen).sum(axis=1).min() > 20
+    # More labels, in another order, and all of them said to be the opposite.
+    order = np.random.default_rng(0).permutation(200)
+    again = folds([*(keys[i] for i in order), "new"], np.append(~malign[order], False), 5)
+    assert (again[:, :200] == seen[:, order]).all()
+    with pytest.raises(ValueError, match="all 1 malign labels"):
+        folds(keys, np.arange(200) == 0, 5)
 
 
 def test_a_card_tells_auc_curve_and_mistakes() -> None:

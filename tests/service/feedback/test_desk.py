@@ -19,6 +19,7 @@ from models.method import Method
 from service.encode import from_png
 from service.errors import BackendUnavailable, CensorUnavailable, Conflict, PolicyNotFound
 from service.feedback.desk import Desk, Subject, uncensored
+from service.feedback.example import LEAST
 from service.feedback.worker import Worker
 from service.ports import DrawKey, DrawResult, Pixels, SamplingPlan
 from service.router import Router
@@ -169,8 +170,8 @@ def test_later_pages_are_chosen_among_candidates_by_what_was_said(
     desk: Desk, store: Store, backbone: Backbone, training: Training
 ) -> None:
     dataset = make_dataset(store)
-    shown = propose(desk, dataset, 8)
-    say(store, shown, *["benign"] * 4, *["malign"] * 3, "unsure")
+    shown = propose(desk, dataset, 10)
+    say(store, shown, *["benign"] * 5, *["malign"] * 4, "unsure")
     drawn = len(backbone.seeds)
     chosen = propose(desk, dataset)
     assert len(backbone.seeds) - drawn == 3 * 4, "three candidates for each image"
@@ -179,8 +180,8 @@ def test_later_pages_are_chosen_among_candidates_by_what_was_said(
     scores = [one.score for one in chosen]
     assert None not in scores
     assert [one.label for one in training.refits[-1]] == [
-        *["benign"] * 4,
-        *["malign"] * 3,
+        *["benign"] * 5,
+        *["malign"] * 4,
         "unsure",
     ]
     assert training.refits[-1][0].pixels.shape == SHAPE
@@ -190,8 +191,9 @@ def test_random_stays_random_when_asked_for_or_when_too_little_was_said(
     desk: Desk, store: Store, training: Training
 ) -> None:
     dataset = make_dataset(store)
-    shown = propose(desk, dataset, 6)
-    say(store, shown, *["benign"] * 4, "malign", "malign")
+    shown = propose(desk, dataset, 9)
+    few: list[Label] = ["malign"] * (LEAST - 1)
+    say(store, shown, *["benign"] * 5, *few)
     assert {one.strategy for one in propose(desk, dataset, annotator=BOB)} == {"random"}
     more = propose(desk, dataset, 2)
     say(store, more, "malign", "malign")
@@ -322,7 +324,25 @@ def test_a_purged_image_is_left_out_of_a_training(
     store.blobs.delete(labelled[0].blob)
     queue(store)
     run(desk, store)
-    assert [one.id for one in training.seen[0]["examples"]] == [one.id for one in labelled[1:]]
+    assert [one.id for one in training.seen[0]["examples"]] == [one.blob for one in labelled[1:]]
+
+
+def test_an_image_that_is_there_twice_is_learned_once_by_its_last_label(
+    desk: Desk, store: Store, training: Training, labelled: list[Shown]
+) -> None:
+    twin = replace(labelled[0], id="shown_twin", batch="bat_twin", annotator=BOB)
+    store.datasets.show([twin])
+    say(store, [twin], "malign")
+    queue(store)
+    run(desk, store)
+    examples = training.seen[0]["examples"]
+    assert [one.id for one in examples] == [one.blob for one in labelled]
+    assert [one.label for one in examples] == ["malign", "malign", "benign", "unsure"]
+    card = store.rewards.read("rwd_1").card
+    assert card is not None
+    assert card["counts"] == {"benign": 1, "malign": 2, "unsure": 1}
+    # The page fetches pictures by the id of an image.
+    assert [one["id"] for one in card["mistakes"]] == ["shown_twin", labelled[1].id, labelled[2].id]
 
 
 def _wait(condition: Any, seconds: float = 20) -> None:

@@ -19,6 +19,7 @@ from models.generate import Generator
 from models.method import Method
 from models.rewards.judge import OnnxJudge
 from service.feedback import judging, progress, training
+from service.feedback.card import auc
 from service.feedback.example import Example, split
 from service.feedback.judging import refit
 from service.feedback.training import Cancelled, Recipe, Trained, train
@@ -139,6 +140,37 @@ def test_going_on_starts_from_the_older_weights(
     assert run(images(40)).card["auc"] < 0.9, "weights that never moved know nothing"
 
 
+def test_a_judge_that_goes_on_is_measured_on_labels_that_it_never_saw(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Labels that mean nothing: whoever scores them well has seen them.
+    few = replace(judging.FEW_JUDGE, iterations=150, widths=(8, 8, 16, 16), rotation_degrees=0,
+                  shift=0, scale=0)  # fmt: skip
+    monkeypatch.setattr(judging, "FEW_JUDGE", few)
+    rng = np.random.default_rng(3)
+    labels = [
+        replace(e, pixels=rng.integers(0, 256, (SIZE, SIZE, 1)).astype(np.uint8))
+        for e in images(180)
+    ]
+    malign = np.array([e.malign for e in labels])
+    started, first = judging.train_judge(labels[61:], 0)
+    _, resumed = judging.train_judge(labels, 0, started)
+    assert 0.38 < auc(first, malign[61:], np.ones(119)) < 0.62
+    found = auc(resumed, malign, np.ones(180))
+    assert found < 0.62
+
+
+def test_a_judge_with_other_folds_is_not_gone_on_from(
+    forty: Callable[[], Trained], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = forty()
+    assert before.card["resumed"] is False
+    assert run(images(40), warm_start=before.files).card["resumed"] is True
+    monkeypatch.setattr(judging, "FOLDS", "as the labels lie")
+    later = run(images(40), warm_start=before.files)
+    assert later.card["resumed"] is False
+
+
 def test_both_sides_get_their_share_of_each_class() -> None:
     judged, guided = split(images(60), 0.75, {})
     assert (sum(e.malign for e in judged), len(judged)) == (15, 45)
@@ -158,8 +190,8 @@ def test_a_steered_policy_needs_its_guide_and_is_calibrated_on_its_own_draws() -
 def test_unsure_counts_as_malign_and_too_few_of_a_class_are_refused() -> None:
     labels = [replace(e, label="unsure") if e.malign else e for e in images(40)]
     assert run(labels).card["labels"]["unsure"] == 14
-    with pytest.raises(ValueError, match="3 of the labels are malign, and 4 are needed"):
-        run(images(9))
+    with pytest.raises(ValueError, match="4 of the labels are malign, and 5 are needed"):
+        run(images(12))
 
 
 def test_bad_examples_are_refused_by_name() -> None:

@@ -130,6 +130,37 @@ def test_what_is_brought_twice_is_there_once(store: Store) -> None:
     assert (found.label, found.annotator, found.elapsed_ms) == ("malign", other.annotator, 700)
 
 
+def test_an_image_that_is_labelled_here_is_not_brought_again(store: Store) -> None:
+    make_dataset(store)
+    one, two = make_batch(store, "one", 2)
+    _say(store, [one, two], "malign", "malign")
+    store.datasets.withdraw("bars", ADA)
+    _say(store, [one], "malign")
+    copies = [
+        replace(image, id=f"imp_{n}", batch=f"import-{n}", annotator="import:label/Ada")
+        for n, image in enumerate((one, two, two))
+    ]
+    brought = [Labelled(c, "benign", c.annotator, 700, datetime.now(UTC)) for c in copies]
+    assert store.datasets.bring(brought, ADA) == 1, "what was taken back has no label"
+    found = [(one.image.blob, one.label) for one in store.datasets.labelled("bars")]
+    assert found == [(one.blob, "malign"), (two.blob, "benign")]
+
+
+def test_a_certificates_image_comes_in_under_no_name(store: Store) -> None:
+    make_dataset(store)
+    make_dataset(store, "proof", "certificate")
+    (proof,) = make_batch(store, "proof", 1, dataset="proof", strategy="certificate")
+    (other,) = make_batch(store, "other", 1)
+    copies = [
+        replace(image, id=f"imp_{n}", batch=f"import-{n}", dataset="bars", strategy="random")
+        for n, image in enumerate((other, proof))
+    ]
+    brought = [Labelled(c, "benign", c.annotator, 700, datetime.now(UTC)) for c in copies]
+    with pytest.raises(Conflict, match="certificate"):
+        store.datasets.bring(brought, ADA)
+    assert store.datasets.labelled("bars") == []
+
+
 def test_retention_deletes_old_images_and_keeps_labels_and_what_is_shared(store: Store) -> None:
     make_dataset(store)
     now = datetime.now(UTC)

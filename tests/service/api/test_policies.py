@@ -17,6 +17,7 @@ from service.errors import BackendUnavailable, StoreUnavailable
 from service.live import STALE_S
 from service.policy import to_document
 from service.ports import DrawResult
+from service.store.schema import Row
 from tests.metrics import parse, value
 from tests.rewards import put_reward
 from tests.service.api.conftest import client
@@ -330,6 +331,28 @@ def test_images_that_are_done_do_not_leave_a_policy_that_was_just_switched_off(
     served.backends.on_results = off
     served.judge.answer = 0.9
     refused(generate(http, seed=1), 403, "policy_disabled", "switched off")
+
+
+def test_images_do_not_leave_a_policy_that_was_switched_off_while_they_were_recorded(
+    served: Served, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = served.recorder.write
+
+    async def slowly(record: Row) -> None:
+        await write(record)
+        served.store.policies.disable("bright", "another")
+        served.live.refresh()
+
+    monkeypatch.setattr(served.recorder, "write", slowly)
+    answer = generate(http, seed=1)
+    refused(answer, 403, "policy_disabled", "switched off")
+    assert "b64_json" not in answer.text
+
+    def recorded() -> Any:
+        return served.store.decisions.read(answer.json()["id"])
+
+    wait_for(lambda: recorded()["outcome"] == "policy_disabled")
+    assert [image["pixels_sha256"] for image in recorded()["images"]] == [None]
 
 
 def test_pointers_that_cannot_be_read_count_as_pulled_switches(

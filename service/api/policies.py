@@ -29,9 +29,6 @@ from service.store.policies import Pointer, Version
 
 log = logging.getLogger("winnow.policies")
 
-HISTORY = 1000
-"""Entries of the audit log that are looked at."""
-
 
 def routes(context: Context) -> APIRouter:
     """The routes that change what is in force, and tell what was."""
@@ -61,6 +58,16 @@ def routes(context: Context) -> APIRouter:
             raise PolicyNotFound(f"no policy {name!r}", "policy")
         return readable(versions[0])
 
+    def refuse_unfit(wanted: Policy, caller: Caller) -> None:
+        """What holds for whatever comes into force, by a promotion or by a rollback."""
+        live.fits(wanted)
+        refuse_uncalibrated(wanted)
+        if wanted.name == context.settings.default_policy and not wanted.censors:
+            raise Conflict(f"{wanted.name!r} is the default policy, which must censor")
+        numbers = {move["detail"]["version"] for move in store.moves(wanted.name)}
+        earlier = [parse(store.read(wanted.name, number)) for number in sorted(numbers)]
+        refuse_looser(wanted, [one for one in earlier if one is not None], caller)
+
     # Not async where nothing is awaited: FastAPI gives these a thread, and the store blocks.
     @router.post("/v1/policies", summary="A new version, not in force yet", status_code=201)
     def add(body: PolicyRequest, request: Request) -> dict[str, Any]:
@@ -85,15 +92,10 @@ def routes(context: Context) -> APIRouter:
         def look() -> tuple[Pointer | None, Policy]:
             before = store.pointers().get(name)
             wanted = candidate(name, body.version if body else None)
-            live.fits(wanted)
-            refuse_uncalibrated(wanted)
-            if name == context.settings.default_policy and not wanted.censors:
-                raise Conflict(f"{name!r} is the default policy, which must censor")
+            refuse_unfit(wanted, caller)
             if wanted.reward is not None and not context.settings.feedback.self_approval:
                 trained_by = context.store.rewards.read(wanted.reward).created_by
                 refuse_own(wanted, trained_by, caller)
-            in_force = parse(store.read(name, before.version)) if before else None
-            refuse_looser(wanted, in_force, caller)
             return before, wanted
 
         before, wanted = await asyncio.to_thread(look)
@@ -110,10 +112,16 @@ def routes(context: Context) -> APIRouter:
 
         def look() -> tuple[Pointer, Policy]:
             before = pointer(name)
-            number = version_before(store.history(name, HISTORY))
+            if before.disabled:
+                raise Conflict(
+                    f"policy {name!r} is switched off: promote a version to switch it on"
+                )
+            number = version_before(store.moves(name))
             if number is None:
                 raise Conflict(f"policy {name!r} has had no version in force before this one")
-            return before, candidate(name, number)
+            wanted = candidate(name, number)
+            refuse_unfit(wanted, caller)
+            return before, wanted
 
         before, wanted = await asyncio.to_thread(look)
         try:

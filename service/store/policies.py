@@ -13,6 +13,9 @@ from service.errors import Conflict, PolicyNotFound
 from service.store.database import Database
 from service.store.schema import audit, policy_pointers, policy_versions
 
+MOVES = ("policy.seed", "policy.promote", "policy.rollback")
+"""The actions that put a version in force."""
+
 
 @dataclass(frozen=True)
 class Pointer:
@@ -129,6 +132,16 @@ class Policies:
         """The audit log of a name, newest first."""
         query = (
             select(audit).where(audit.c.subject == name).order_by(audit.c.id.desc()).limit(limit)
+        )
+        with self._database.transaction() as connection:
+            return [dict(row._mapping) for row in connection.execute(query)]
+
+    def moves(self, name: str) -> list[dict[str, Any]]:
+        """All entries of the audit log that put a version of a name in force, the oldest first."""
+        query = (
+            select(audit)
+            .where(audit.c.subject == name, audit.c.action.in_(MOVES))
+            .order_by(audit.c.id)
         )
         with self._database.transaction() as connection:
             return [dict(row._mapping) for row in connection.execute(query)]

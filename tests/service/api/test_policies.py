@@ -70,6 +70,10 @@ def add(served: Served, key: str = "LABEL_KEY", **body: Any) -> httpx.Response:
         return http.post("/v1/policies", json={"name": "bright", "based_on": "bright"} | body)
 
 
+def promote(http: httpx.Client, version: int, name: str = "bright") -> httpx.Response:
+    return http.post(f"/v1/policies/{name}/promote", json={"version": version})
+
+
 def refused(answer: httpx.Response, status: int, code: str, words: str) -> None:
     assert answer.status_code == status, answer.text
     error = answer.json()["error"]
@@ -204,6 +208,51 @@ def test_a_lower_threshold_of_the_same_judge_needs_an_admin(
     assert "from 0.6000 to 0.5900" in answer.json()["error"]["message"]
     with client(served, "ADMIN_KEY") as admin:
         assert admin.post("/v1/policies/bright/promote").status_code == 200
+
+
+def test_a_detour_over_another_judge_lowers_nothing(served: Served, approve: httpx.Client) -> None:
+    strict, loose = {50: 0.7, 20: 0.6}, {50: 0.7, 20: 0.59}
+    for changes in ({"thresholds": strict}, {"factor": 0.5}, {"thresholds": loose}):
+        add(served, reward=trained(served, **changes))
+    assert promote(approve, 2).status_code == 200
+    assert promote(approve, 3).status_code == 200
+    refused(promote(approve, 4), 409, "conflict", "at 20 steps")
+    # However much is written into the audit log meanwhile.
+    for _ in range(150):
+        served.store.policies.add("bright", {}, None, "somebody")
+    refused(promote(approve, 4), 409, "conflict", "at 20 steps")
+    with client(served, "ADMIN_KEY") as admin:
+        assert promote(admin, 4).status_code == 200
+
+
+def test_a_rollback_loosens_for_admins_only(served: Served, approve: httpx.Client) -> None:
+    for threshold in (0.7, 0.8):
+        add(served, reward=trained(served, thresholds={50: threshold, 20: threshold}))
+    assert promote(approve, 2).status_code == 200
+    assert promote(approve, 3).status_code == 200
+    refused(approve.post("/v1/policies/bright/rollback"), 409, "conflict", "from 0.8000 to 0.7000")
+    with client(served, "ADMIN_KEY") as admin:
+        assert admin.post("/v1/policies/bright/rollback").json()["version"] == 2
+
+
+def test_a_rollback_needs_a_threshold_at_every_step_count(
+    served: Served, approve: httpx.Client
+) -> None:
+    """Such a version can be in force in a store that somebody wrote to by hand."""
+    add(served, reward=trained(served, thresholds={50: 0.7}))
+    before = served.store.policies.pointers()["bright"]
+    served.store.policies.point("bright", before, 2, "somebody", "policy.promote")
+    add(served, reward=trained(served, 0.9))
+    assert promote(approve, 3).status_code == 200
+    refused(approve.post("/v1/policies/bright/rollback"), 409, "conflict", "threshold at 20 steps")
+
+
+def test_a_rollback_does_not_switch_on(served: Served, approve: httpx.Client) -> None:
+    add(served, reward=trained(served, 0.9))
+    assert promote(approve, 2).status_code == 200
+    approve.post("/v1/policies/bright/disable")
+    refused(approve.post("/v1/policies/bright/rollback"), 409, "conflict", "promote a version")
+    assert served.store.policies.pointers()["bright"].disabled
 
 
 def test_another_judge_has_another_scale(served: Served, approve: httpx.Client) -> None:

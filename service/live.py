@@ -215,7 +215,7 @@ class Live:
             log.warning(
                 "the configuration says otherwise of %s: the store wins. To put what the "
                 "configuration says in force: `winnow policies add NAME` and `winnow policies "
-                "promote NAME`",
+                "promote NAME VERSION`",
                 ", ".join(differ),
             )
 

@@ -50,14 +50,6 @@ def routes(context: Context) -> APIRouter:
             )
         return policy
 
-    def candidate(name: str, number: int | None) -> Policy:
-        """A version of a name, the newest by default."""
-        if number is not None:
-            return readable(store.read(name, number))
-        if not (versions := store.versions(name)):
-            raise PolicyNotFound(f"no policy {name!r}", "policy")
-        return readable(versions[0])
-
     def refuse_unfit(wanted: Policy, caller: Caller) -> None:
         """What holds for whatever comes into force, by a promotion or by a rollback."""
         live.fits(wanted)
@@ -83,15 +75,13 @@ def routes(context: Context) -> APIRouter:
         return _described(replace(policy, version=number)) | {"created_by": caller.name}
 
     @router.post("/v1/policies/{name}/promote", summary="Put a version in force")
-    async def promote(
-        name: str, request: Request, body: PromoteRequest | None = None
-    ) -> dict[str, Any]:
+    async def promote(name: str, body: PromoteRequest, request: Request) -> dict[str, Any]:
         caller: Caller = request.state.caller
         caller.require("approve")
 
         def look() -> tuple[Pointer | None, Policy]:
             before = store.pointers().get(name)
-            wanted = candidate(name, body.version if body else None)
+            wanted = readable(store.read(name, body.version))
             refuse_unfit(wanted, caller)
             if wanted.reward is not None and not context.settings.feedback.self_approval:
                 trained_by = context.store.rewards.read(wanted.reward).created_by
@@ -119,7 +109,7 @@ def routes(context: Context) -> APIRouter:
             number = version_before(store.moves(name))
             if number is None:
                 raise Conflict(f"policy {name!r} has had no version in force before this one")
-            wanted = candidate(name, number)
+            wanted = readable(store.read(name, number))
             refuse_unfit(wanted, caller)
             return before, wanted
 
@@ -152,7 +142,7 @@ def routes(context: Context) -> APIRouter:
             before = pointer(name)
             if body.version is None:
                 return before, None
-            wanted = candidate(name, body.version)
+            wanted = readable(store.read(name, body.version))
             if wanted.judge is None:
                 raise InvalidValue(f"version {body.version} has no judge to score with", "version")
             live.fits(wanted)

@@ -49,8 +49,8 @@ def refuse_looser(candidate: Policy, earlier: Sequence[Policy], caller: Caller) 
         if wanted.threshold < highest:
             raise Conflict(
                 f"at {steps} steps the threshold of policy {candidate.name!r} would fall from "
-                f"{highest:.4f} to {wanted.threshold:.4f}, and this judge has had the higher one in "
-                "force: lowering one needs the 'admin' scope"
+                f"{highest:.4f} to {wanted.threshold:.4f}, and this judge has had the higher one "
+                "in force: lowering one needs the 'admin' scope"
             )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -226,7 +226,7 @@ def _seen(context: Context) -> None:
 
 def _pointer(pointer: Pointer) -> dict[str, Any]:
     return {"id": pointer.name, "object": "policy.pointer"} | {
-        key: value for key, value in asdict(pointer).items() if key != "name"
+        key: getattr(pointer, key) for key in ("version", "disabled", "shadow")
     }
 
 

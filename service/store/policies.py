@@ -19,12 +19,16 @@ MOVES = ("policy.seed", "policy.promote", "policy.rollback")
 
 @dataclass(frozen=True)
 class Pointer:
-    """What is in force under a name: a version, perhaps switched off, perhaps with a shadow."""
+    """What is in force under a name: a version, perhaps switched off, perhaps with a shadow.
+
+    `changed` tells one move from another that left the rest as it was.
+    """
 
     name: str
     version: int
     disabled: bool
     shadow: int | None
+    changed: datetime
 
 
 @dataclass(frozen=True)
@@ -171,11 +175,13 @@ class Policies:
                 change = update(policy_pointers).where(here.name == name)
                 if before is not None:
                     change = change.where(
-                        here.version == before.version, here.disabled == before.disabled
+                        here.version == before.version,
+                        here.disabled == before.disabled,
+                        here.changed == before.changed,
                     )
                 if connection.execute(change.values(**values, **changed)).rowcount != 1:
                     raise Conflict(f"policy {name!r} was changed meanwhile: look again")
-            log(connection, by, action, name, {"before": vars(before) if before else None} | values)
+            log(connection, by, action, name, {"before": before and _told(before)} | values)
             row = connection.execute(select(policy_pointers).where(here.name == name)).one()
             return _pointer(row)
 
@@ -216,7 +222,11 @@ def log(
 
 
 def _pointer(row: Any) -> Pointer:
-    return Pointer(row.name, row.version, row.disabled, row.shadow)
+    return Pointer(row.name, row.version, row.disabled, row.shadow, row.changed)
+
+
+def _told(pointer: Pointer) -> dict[str, Any]:
+    return {key: value for key, value in vars(pointer).items() if key != "changed"}
 
 
 def _version(row: Any) -> Version:

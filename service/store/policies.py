@@ -8,10 +8,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
-from service.errors import Conflict, PolicyNotFound
+from service.errors import Conflict, PolicyNotFound, StoreUnavailable
 from service.store.database import Database
 from service.store.schema import audit, policy_pointers, policy_versions
+
+ADDING_TRIES = 20
 
 MOVES = ("policy.seed", "policy.promote", "policy.rollback")
 """The actions that put a version in force."""
@@ -105,11 +108,18 @@ class Policies:
 
     def add(self, name: str, document: Mapping[str, Any], reward: str | None, by: str) -> int:
         """Append a version, which is not in force yet; returns its number."""
-        with self._database.transaction() as connection:
-            version = self._next(connection, name)
-            self._insert(connection, name, version, document, reward, by)
-            log(connection, by, "policy.add", name, {"version": version, "reward": reward})
-            return version
+        for tries_left in reversed(range(ADDING_TRIES)):
+            try:
+                with self._database.transaction() as connection:
+                    version = self._next(connection, name)
+                    self._insert(connection, name, version, document, reward, by)
+                    log(connection, by, "policy.add", name, {"version": version, "reward": reward})
+                    return version
+            except StoreUnavailable as error:
+                # Somebody else may have taken the number this moment.
+                if not (tries_left and isinstance(error.__cause__, IntegrityError)):
+                    raise
+        raise AssertionError("unreachable")
 
     def point(
         self, name: str, before: Pointer | None, version: int, by: str, action: str
@@ -168,9 +178,10 @@ class Policies:
         with self._database.transaction() as connection:
             if before is None and not forced:
                 fresh = {"name": name, "shadow": None} | values | changed
-                if connection.scalar(select(here.name).where(here.name == name)):
-                    raise Conflict(f"policy {name!r} was changed meanwhile: look again")
-                connection.execute(insert(policy_pointers).values(**fresh))
+                try:
+                    connection.execute(insert(policy_pointers).values(**fresh))
+                except IntegrityError:
+                    raise Conflict(f"policy {name!r} was changed meanwhile: look again") from None
             else:
                 change = update(policy_pointers).where(here.name == name)
                 if before is not None:

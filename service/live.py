@@ -91,16 +91,18 @@ class Live:
         too long, and BackendUnavailable when the policy was made for another backbone.
         """
         view = self._fresh()
-        if name not in view.pointers:
-            raise PolicyNotFound(
-                f"no policy {name!r} (there are {', '.join(self.policies)})", "policy"
-            )
-        _refuse_disabled(view.pointers[name])
-        policy = view.policies.get(name)
-        if policy is None:
-            raise StoreUnavailable(f"policy {name!r} cannot be read; the log holds its cause")
+        if name in view.pointers:
+            _refuse_disabled(view.pointers[name])
+        policy = self._named(view, name)
         self.fits(policy)
         return policy
+
+    def known(self, name: str) -> Policy:
+        """The version that a name points to, switched off or not: for those who mend it.
+
+        Raises PolicyNotFound, and StoreUnavailable when that version could never be read.
+        """
+        return self._named(self._view, name)
 
     def shadow(self, name: str) -> Policy | None:
         """The version that scores beside the one in force, if there is one."""
@@ -176,6 +178,16 @@ class Live:
                 "while nobody can tell what is switched off"
             )
         return view
+
+    def _named(self, view: _View, name: str) -> Policy:
+        if name not in view.pointers:
+            raise PolicyNotFound(
+                f"no policy {name!r} (there are {', '.join(self.policies)})", "policy"
+            )
+        policy = view.policies.get(name)
+        if policy is None:
+            raise StoreUnavailable(f"policy {name!r} cannot be read; the log holds its cause")
+        return policy
 
     def _read(self, name: str, number: int) -> Policy | None:
         """A version, which never changes: read once. None where this Winnow cannot read it."""

@@ -90,24 +90,18 @@ class Live:
         Raises PolicyNotFound, PolicyDisabled, StoreUnavailable when the store has not been read for
         too long, and BackendUnavailable when the policy was made for another backbone.
         """
-        pointer = self._fresh().pointers.get(name)
-        if pointer is not None:
-            _refuse_disabled(pointer)
+        view = self._fresh()
+        if name in view.pointers:
+            _refuse_disabled(view.pointers[name])
         return self.known(name)
 
     def known(self, name: str) -> Policy:
-        """The version that the pointer names, switched off or not, for those who mend it.
+        """The version that a name points to, switched off or not: for those who mend it.
 
-        Raises PolicyNotFound, and the rest as `get`.
+        Raises PolicyNotFound, StoreUnavailable when that version could never be read, and
+        BackendUnavailable when it was made for another backbone.
         """
-        view = self._fresh()
-        if name not in view.pointers:
-            raise PolicyNotFound(
-                f"no policy {name!r} (there are {', '.join(self.policies)})", "policy"
-            )
-        policy = view.policies.get(name)
-        if policy is None:
-            raise StoreUnavailable(f"policy {name!r} cannot be read; the log holds its cause")
+        policy = self._named(self._view, name)
         self.fits(policy)
         return policy
 
@@ -186,6 +180,16 @@ class Live:
             )
         return view
 
+    def _named(self, view: _View, name: str) -> Policy:
+        if name not in view.pointers:
+            raise PolicyNotFound(
+                f"no policy {name!r} (there are {', '.join(self.policies)})", "policy"
+            )
+        policy = view.policies.get(name)
+        if policy is None:
+            raise StoreUnavailable(f"policy {name!r} cannot be read; the log holds its cause")
+        return policy
+
     def _read(self, name: str, number: int) -> Policy | None:
         """A version, which never changes: read once. None where this Winnow cannot read it."""
         key = name, number
@@ -224,7 +228,7 @@ class Live:
             log.warning(
                 "the configuration says otherwise of %s: the store wins. To put what the "
                 "configuration says in force: `winnow policies add NAME` and `winnow policies "
-                "promote NAME`",
+                "promote NAME VERSION`",
                 ", ".join(differ),
             )
 

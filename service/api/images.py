@@ -76,6 +76,8 @@ def routes(context: Context) -> APIRouter:
             ending, response = _answer(order, outcome, decision.id, caller.has("scores"), certified)
             seconds = time.monotonic() - started
             await context.recorder.write(row(decision.record(ending, seconds, outcome)))
+            # To record takes up to 5 s, and nothing is awaited after this last look.
+            context.live.check(order.policy)
             context.metrics.outcome(outcome)
             if shadow is not None and witness is not None:
                 # Starlette runs this once the response has gone.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -28,9 +28,6 @@ from service.policy import Policy, derive, to_document
 from service.store.policies import Pointer, Version
 
 log = logging.getLogger("winnow.policies")
-
-HISTORY = 1000
-"""Entries of the audit log that are looked at."""
 
 
 def routes(context: Context) -> APIRouter:
@@ -53,13 +50,15 @@ def routes(context: Context) -> APIRouter:
             )
         return policy
 
-    def candidate(name: str, number: int | None) -> Policy:
-        """A version of a name, the newest by default."""
-        if number is not None:
-            return readable(store.read(name, number))
-        if not (versions := store.versions(name)):
-            raise PolicyNotFound(f"no policy {name!r}", "policy")
-        return readable(versions[0])
+    def refuse_unfit(wanted: Policy, caller: Caller) -> None:
+        """What holds for whatever comes into force, by a promotion or by a rollback."""
+        live.fits(wanted)
+        refuse_uncalibrated(wanted)
+        if wanted.name == context.settings.default_policy and not wanted.censors:
+            raise Conflict(f"{wanted.name!r} is the default policy, which must censor")
+        numbers = {move["detail"]["version"] for move in store.moves(wanted.name)}
+        earlier = [parse(store.read(wanted.name, number)) for number in sorted(numbers)]
+        refuse_looser(wanted, [one for one in earlier if one is not None], caller)
 
     # Not async where nothing is awaited: FastAPI gives these a thread, and the store blocks.
     @router.post("/v1/policies", summary="A new version, not in force yet", status_code=201)
@@ -76,24 +75,17 @@ def routes(context: Context) -> APIRouter:
         return _described(replace(policy, version=number)) | {"created_by": caller.name}
 
     @router.post("/v1/policies/{name}/promote", summary="Put a version in force")
-    async def promote(
-        name: str, request: Request, body: PromoteRequest | None = None
-    ) -> dict[str, Any]:
+    async def promote(name: str, body: PromoteRequest, request: Request) -> dict[str, Any]:
         caller: Caller = request.state.caller
         caller.require("approve")
 
         def look() -> tuple[Pointer | None, Policy]:
             before = store.pointers().get(name)
-            wanted = candidate(name, body.version if body else None)
-            live.fits(wanted)
-            refuse_uncalibrated(wanted)
-            if name == context.settings.default_policy and not wanted.censors:
-                raise Conflict(f"{name!r} is the default policy, which must censor")
+            wanted = readable(store.read(name, body.version))
+            refuse_unfit(wanted, caller)
             if wanted.reward is not None and not context.settings.feedback.self_approval:
                 trained_by = context.store.rewards.read(wanted.reward).created_by
                 refuse_own(wanted, trained_by, caller)
-            in_force = parse(store.read(name, before.version)) if before else None
-            refuse_looser(wanted, in_force, caller)
             return before, wanted
 
         before, wanted = await asyncio.to_thread(look)
@@ -110,10 +102,16 @@ def routes(context: Context) -> APIRouter:
 
         def look() -> tuple[Pointer, Policy]:
             before = pointer(name)
-            number = version_before(store.history(name, HISTORY))
+            if before.disabled:
+                raise Conflict(
+                    f"policy {name!r} is switched off: promote a version to switch it on"
+                )
+            number = version_before(store.moves(name))
             if number is None:
                 raise Conflict(f"policy {name!r} has had no version in force before this one")
-            return before, candidate(name, number)
+            wanted = readable(store.read(name, number))
+            refuse_unfit(wanted, caller)
+            return before, wanted
 
         before, wanted = await asyncio.to_thread(look)
         try:
@@ -144,7 +142,7 @@ def routes(context: Context) -> APIRouter:
             before = pointer(name)
             if body.version is None:
                 return before, None
-            wanted = candidate(name, body.version)
+            wanted = readable(store.read(name, body.version))
             if wanted.judge is None:
                 raise InvalidValue(f"version {body.version} has no judge to score with", "version")
             live.fits(wanted)
@@ -228,7 +226,7 @@ def _seen(context: Context) -> None:
 
 def _pointer(pointer: Pointer) -> dict[str, Any]:
     return {"id": pointer.name, "object": "policy.pointer"} | {
-        key: value for key, value in asdict(pointer).items() if key != "name"
+        key: getattr(pointer, key) for key in ("version", "disabled", "shadow")
     }
 
 

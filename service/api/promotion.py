@@ -28,42 +28,42 @@ def refuse_own(candidate: Policy, trained_by: str | None, caller: Caller) -> Non
         )
 
 
-def refuse_looser(candidate: Policy, in_force: Policy | None, caller: Caller) -> None:
-    """Raises Conflict when a threshold of the same judge would fall, for all but admins.
+def refuse_looser(candidate: Policy, earlier: Sequence[Policy], caller: Caller) -> None:
+    """Raises Conflict when a threshold would fall below one that was in force, for all but admins.
 
-    Another judge has another scale: its thresholds stand on its own calibration.
+    `earlier` are all versions of the name that were ever in force. Another judge has another scale:
+    thresholds are compared with those of the same judge, however long ago.
     """
-    if in_force is None or not in_force.censors or caller.has("admin"):
+    if caller.has("admin"):
         return
-    if not candidate.censors:
-        raise Conflict(
-            f"policy {candidate.name!r} version {candidate.version} censors nothing, and version "
-            f"{in_force.version} does: that needs the 'admin' scope"
-        )
-    if candidate.judge != in_force.judge:
-        return
-    for steps, here in in_force.operating.items():
-        wanted = candidate.operating.get(steps)
-        if wanted is not None and wanted.threshold < here.threshold:
+    for one in earlier:
+        if one.censors and not candidate.censors:
+            raise Conflict(
+                f"policy {candidate.name!r} version {candidate.version} censors nothing, and "
+                f"version {one.version} does: that needs the 'admin' scope"
+            )
+    same = [one for one in earlier if one.judge == candidate.judge]
+    for steps, wanted in candidate.operating.items():
+        had = [one.operating[steps].threshold for one in same if steps in one.operating]
+        highest = max(had, default=wanted.threshold)
+        if wanted.threshold < highest:
             raise Conflict(
                 f"at {steps} steps the threshold of policy {candidate.name!r} would fall from "
-                f"{here.threshold:.4f} to {wanted.threshold:.4f}: lowering one needs the 'admin' "
-                "scope"
+                f"{highest:.4f} to {wanted.threshold:.4f}, and this judge has had the higher one "
+                "in force: lowering one needs the 'admin' scope"
             )
 
 
-def version_before(history: Sequence[Mapping[str, Any]]) -> int | None:
-    """The version that a rollback goes to, from the audit log, newest first; None if none is known.
+def version_before(moves: Sequence[Mapping[str, Any]]) -> int | None:
+    """The version that a rollback goes to, from the store's `moves`; None if none is known.
 
     A rollback undoes the last promotion that no rollback has undone yet.
     """
     in_force: list[int] = []
-    for entry in reversed(history):
-        version = entry["detail"].get("version")
+    for entry in moves:
+        version = entry["detail"]["version"]
         if entry["action"] == "policy.rollback":
             del in_force[-1:]
-        elif entry["action"] not in ("policy.seed", "policy.promote"):
-            continue
         # To promote what is in force already only switches it on.
         if in_force[-1:] != [version]:
             in_force.append(version)

@@ -77,9 +77,9 @@ class PolicyRequest(_Request):
 
 
 class PromoteRequest(_Request):
-    """`POST /v1/policies/{name}/promote`: the newest version, unless one is given."""
+    """`POST /v1/policies/{name}/promote`: the version that somebody looked at."""
 
-    version: int | None = Field(None, ge=1)
+    version: int = Field(ge=1)
 
 
 class ShadowRequest(_Request):

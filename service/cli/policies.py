@@ -97,7 +97,10 @@ def add(
     body = {"name": name, "based_on": based_on or name, "reward": reward}
     with faults():
         made = call("POST", "/v1/policies", body, url=url)
-    typer.echo(f"{name} version {made['version']} is there. In force: `winnow policies promote`")
+    version = made["version"]
+    typer.echo(
+        f"{name} version {version} is there. In force: `winnow policies promote {name} {version}`"
+    )
     if made["uncalibrated"]:
         steps = ", ".join(str(number) for number in made["uncalibrated"])
         typer.echo(f"It cannot be promoted: it has no calibrated threshold at {steps} steps")
@@ -106,11 +109,11 @@ def add(
 @app.command()
 def promote(
     name: Name,
-    version: Annotated[int | None, typer.Option(min=1, help="The newest by default.")] = None,
+    version: Annotated[int, typer.Argument(min=1, help="`winnow policies show` lists them.")],
     url: ServiceUrl = None,
 ) -> None:
     """Put a version in force, once every replica has loaded it."""
-    _move(name, "promote", {} if version is None else {"version": version}, url)
+    _move(name, "promote", {"version": version}, url)
 
 
 @app.command()

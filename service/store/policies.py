@@ -8,20 +8,30 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
-from service.errors import Conflict, PolicyNotFound
+from service.errors import Conflict, PolicyNotFound, StoreUnavailable
 from service.store.database import Database
 from service.store.schema import audit, policy_pointers, policy_versions
+
+ADDING_TRIES = 20
+
+MOVES = ("policy.seed", "policy.promote", "policy.rollback")
+"""The actions that put a version in force."""
 
 
 @dataclass(frozen=True)
 class Pointer:
-    """What is in force under a name: a version, perhaps switched off, perhaps with a shadow."""
+    """What is in force under a name: a version, perhaps switched off, perhaps with a shadow.
+
+    `changed` tells one move from another that left the rest as it was.
+    """
 
     name: str
     version: int
     disabled: bool
     shadow: int | None
+    changed: datetime
 
 
 @dataclass(frozen=True)
@@ -98,11 +108,18 @@ class Policies:
 
     def add(self, name: str, document: Mapping[str, Any], reward: str | None, by: str) -> int:
         """Append a version, which is not in force yet; returns its number."""
-        with self._database.transaction() as connection:
-            version = self._next(connection, name)
-            self._insert(connection, name, version, document, reward, by)
-            log(connection, by, "policy.add", name, {"version": version, "reward": reward})
-            return version
+        for tries_left in reversed(range(ADDING_TRIES)):
+            try:
+                with self._database.transaction() as connection:
+                    version = self._next(connection, name)
+                    self._insert(connection, name, version, document, reward, by)
+                    log(connection, by, "policy.add", name, {"version": version, "reward": reward})
+                    return version
+            except StoreUnavailable as error:
+                # Somebody else may have taken the number this moment.
+                if not (tries_left and isinstance(error.__cause__, IntegrityError)):
+                    raise
+        raise AssertionError("unreachable")
 
     def point(
         self, name: str, before: Pointer | None, version: int, by: str, action: str
@@ -133,6 +150,16 @@ class Policies:
         with self._database.transaction() as connection:
             return [dict(row._mapping) for row in connection.execute(query)]
 
+    def moves(self, name: str) -> list[dict[str, Any]]:
+        """All entries of the audit log that put a version of a name in force, the oldest first."""
+        query = (
+            select(audit)
+            .where(audit.c.subject == name, audit.c.action.in_(MOVES))
+            .order_by(audit.c.id)
+        )
+        with self._database.transaction() as connection:
+            return [dict(row._mapping) for row in connection.execute(query)]
+
     def _next(self, connection: Connection, name: str) -> int:
         query = select(func.max(policy_versions.c.version)).where(policy_versions.c.name == name)
         return (connection.scalar(query) or 0) + 1
@@ -151,18 +178,21 @@ class Policies:
         with self._database.transaction() as connection:
             if before is None and not forced:
                 fresh = {"name": name, "shadow": None} | values | changed
-                if connection.scalar(select(here.name).where(here.name == name)):
-                    raise Conflict(f"policy {name!r} was changed meanwhile: look again")
-                connection.execute(insert(policy_pointers).values(**fresh))
+                try:
+                    connection.execute(insert(policy_pointers).values(**fresh))
+                except IntegrityError:
+                    raise Conflict(f"policy {name!r} was changed meanwhile: look again") from None
             else:
                 change = update(policy_pointers).where(here.name == name)
                 if before is not None:
                     change = change.where(
-                        here.version == before.version, here.disabled == before.disabled
+                        here.version == before.version,
+                        here.disabled == before.disabled,
+                        here.changed == before.changed,
                     )
                 if connection.execute(change.values(**values, **changed)).rowcount != 1:
                     raise Conflict(f"policy {name!r} was changed meanwhile: look again")
-            log(connection, by, action, name, {"before": vars(before) if before else None} | values)
+            log(connection, by, action, name, {"before": before and _told(before)} | values)
             row = connection.execute(select(policy_pointers).where(here.name == name)).one()
             return _pointer(row)
 
@@ -203,7 +233,11 @@ def log(
 
 
 def _pointer(row: Any) -> Pointer:
-    return Pointer(row.name, row.version, row.disabled, row.shadow)
+    return Pointer(row.name, row.version, row.disabled, row.shadow, row.changed)
+
+
+def _told(pointer: Pointer) -> dict[str, Any]:
+    return {key: value for key, value in vars(pointer).items() if key != "changed"}
 
 
 def _version(row: Any) -> Version:

@@ -131,7 +131,7 @@ def test_a_promotion_under_load_fails_no_request(house: House) -> None:
         asking = [pool.submit(ask, 10_000 * number) for number in range(4)]
         try:
             wait_for(lambda: len(answers) > 40)
-            promoted = house.post("/v1/policies/no-crossbar/promote")
+            promoted = house.post("/v1/policies/no-crossbar/promote", version=made["version"])
             at, told = time.monotonic(), len(answers)
             wait_for(lambda: len(answers) > told + 60 and time.monotonic() > at + 2)
         finally:
@@ -178,7 +178,7 @@ def test_a_guided_policy_changes_its_guide(house: House) -> None:
     made = _version(house, "no-crossbar-guided", 2)
     body = {"n": 4, "seed": 50, "policy": "no-crossbar-guided"}
     before = house.post("/v1/images/generations", **body).json()
-    answer = house.post("/v1/policies/no-crossbar-guided/promote")
+    answer = house.post("/v1/policies/no-crossbar-guided/promote", version=2)
     assert answer.status_code == 200, answer.text
     wait_for(
         lambda: all(
@@ -199,7 +199,7 @@ def test_a_network_that_cannot_be_verified_is_not_promoted(house: House) -> None
     store = open_store(house.service.store_url)
     store.blobs.delete(made["networks"]["probe"])
     store.close()
-    answer = house.post("/v1/policies/no-crossbar/promote")
+    answer = house.post("/v1/policies/no-crossbar/promote", version=made["version"])
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "backend_unavailable")
     assert "is not in the store" in answer.json()["error"]["message"]
     assert house.generate(n=1, seed=1).json()["policy"]["version"] == 2

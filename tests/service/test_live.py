@@ -102,7 +102,7 @@ def test_a_restart_keeps_what_was_promoted_and_says_where_the_configuration_diff
     assert policy.operating[50].threshold == pytest.approx(0.6)
     (record,) = caplog.records
     assert "bright (version 2 is in force): the store wins" in record.getMessage()
-    assert "winnow policies promote NAME" in record.getMessage()
+    assert "winnow policies promote NAME VERSION`" in record.getMessage()
 
 
 def test_replicas_may_seed_at_once(url: str, store: Store, seeds: dict[str, Policy]) -> None:
@@ -153,6 +153,24 @@ def test_a_policy_that_was_switched_off_is_refused_in_every_version(
     assert live.known("bright").version == 2, "whoever mends it must find it"
     with pytest.raises(PolicyNotFound):
         live.known("moon")
+
+
+def test_whoever_mends_a_policy_finds_it_switched_off_and_all(
+    live: Live, store: Store, seeds: dict[str, Policy]
+) -> None:
+    promote(store, stricter(seeds["bright"]) | {"dtype": "another"})
+    store.policies.disable("bright", "somebody")
+    live.refresh()
+    live.stale_s = 0.0
+    assert live.known("bright").version == 2
+    with pytest.raises(PolicyNotFound, match="no policy 'other'"):
+        live.known("other")
+    before = store.policies.pointers()["bright"]
+    number = store.policies.add("bright", {"colour": "red"}, None, "somebody")
+    store.policies.point("bright", before, number, "somebody", "policy.promote")
+    live.refresh()
+    with pytest.raises(StoreUnavailable, match="cannot be read"):
+        live.known("bright")
 
 
 def test_what_could_not_be_read_for_too_long_is_not_believed(live: Live) -> None:

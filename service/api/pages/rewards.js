@@ -253,9 +253,9 @@ function force(reward, card) {
     event.preventDefault();
     attempt(make, async () => {
       const answer = await call("POST", "/v1/policies", { name: name.value, based_on: select.value, reward: reward.id });
-      version = answer.version ?? null;
-      said.textContent = `Version ${version ?? ""} of ${name.value} is made. It is not in force yet.`;
-      promote.textContent = `Promote ${name.value}${version === null ? "" : ` version ${version}`}`;
+      version = answer.version;
+      said.textContent = `Version ${version} of ${name.value} is made. It is not in force yet.`;
+      promote.textContent = `Promote ${name.value} version ${version}`;
       promote.hidden = false;
       make.classList.remove("main");
       promote.focus();
@@ -269,7 +269,7 @@ function force(reward, card) {
     wrong,
   );
   promote.addEventListener("click", () => attempt(promote, async () => {
-    await call("POST", `/v1/policies/${encodeURIComponent(name.value)}/promote`, version === null ? {} : { version });
+    await call("POST", `/v1/policies/${encodeURIComponent(name.value)}/promote`, { version });
     said.textContent = `${name.value} now censors with this reward.`;
     promote.hidden = true;
     say(`${name.value} is in force.`);

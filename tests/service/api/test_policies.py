@@ -17,6 +17,7 @@ from service.errors import BackendUnavailable, StoreUnavailable
 from service.live import STALE_S
 from service.policy import to_document
 from service.ports import DrawResult
+from service.store.schema import Row
 from tests.metrics import parse, value
 from tests.rewards import put_reward
 from tests.service.api.conftest import client
@@ -67,6 +68,10 @@ def add(served: Served, key: str = "LABEL_KEY", **body: Any) -> httpx.Response:
     """A version of `bright`, unless `body` says otherwise."""
     with client(served, key) as http:
         return http.post("/v1/policies", json={"name": "bright", "based_on": "bright"} | body)
+
+
+def promote(http: httpx.Client, version: int, name: str = "bright") -> httpx.Response:
+    return http.post(f"/v1/policies/{name}/promote", json={"version": version})
 
 
 def refused(answer: httpx.Response, status: int, code: str, words: str) -> None:
@@ -126,7 +131,7 @@ def test_a_promoted_version_judges_by_the_judge_and_threshold_of_its_reward(
 def test_a_name_may_be_new(served: Served, http: httpx.Client, approve: httpx.Client) -> None:
     assert add(served, name="brighter", reward=trained(served)).json()["version"] == 1
     assert generate(http, policy="brighter").status_code == 404
-    assert approve.post("/v1/policies/brighter/promote").status_code == 200
+    assert promote(approve, 1, "brighter").status_code == 200
     said = generate(http, policy="brighter", seed=1).json()
     assert said["policy"]["id"] == "brighter"
     assert "brighter" in said["data"][0]["content_filter_results"]
@@ -168,7 +173,7 @@ def test_a_step_count_without_a_threshold_is_not_promoted(
 ) -> None:
     said = add(served, reward=trained(served, thresholds={50: 0.7})).json()
     assert said["uncalibrated"] == [20]
-    answer = approve.post("/v1/policies/bright/promote")
+    answer = promote(approve, 2)
     refused(answer, 409, "conflict", "no calibrated threshold at 20 steps")
     refused(
         approve.post("/v1/policies/bright/shadow", json={"version": 2}), 409, "conflict", "at 20"
@@ -180,54 +185,108 @@ def test_a_step_count_without_a_threshold_is_not_promoted(
 @pytest.mark.parametrize("by", ["approve", "approve/ann"])
 def test_whoever_trained_does_not_approve(served: Served, approve: httpx.Client, by: str) -> None:
     add(served, reward=trained(served, by=by))
-    refused(approve.post("/v1/policies/bright/promote"), 409, "conflict", "somebody else")
+    refused(promote(approve, 2), 409, "conflict", "somebody else")
     with client(served, "ADMIN_KEY") as admin:
-        assert admin.post("/v1/policies/bright/promote").status_code == 200
+        assert promote(admin, 2).status_code == 200
+
+
+def test_what_is_promoted_is_named(served: Served, approve: httpx.Client) -> None:
+    """The newest may be another than the one that somebody looked at."""
+    add(served, reward=trained(served))
+    path = "/v1/policies/bright/promote"
+    for answer in (approve.post(path), approve.post(path, json={})):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_value")
+    assert served.live.pointers["bright"].version == 1
 
 
 def test_a_laptop_may_let_its_only_person_approve(bundle: Bundle) -> None:
     with serve(bundle, feedback={"self_approval": True}) as served:
         add(served, reward=trained(served, by="approve"))
         with client(served, "APPROVE_KEY") as approve:
-            assert approve.post("/v1/policies/bright/promote").status_code == 200
+            assert promote(approve, 2).status_code == 200
 
 
 def test_a_lower_threshold_of_the_same_judge_needs_an_admin(
     served: Served, approve: httpx.Client
 ) -> None:
     add(served, reward=trained(served, thresholds={50: 0.7, 20: 0.6}))
-    assert approve.post("/v1/policies/bright/promote").status_code == 200
+    assert promote(approve, 2).status_code == 200
     add(served, reward=trained(served, thresholds={50: 0.7, 20: 0.59}))
-    answer = approve.post("/v1/policies/bright/promote")
+    answer = promote(approve, 3)
     refused(answer, 409, "conflict", "at 20 steps")
     assert "from 0.6000 to 0.5900" in answer.json()["error"]["message"]
     with client(served, "ADMIN_KEY") as admin:
-        assert admin.post("/v1/policies/bright/promote").status_code == 200
+        assert promote(admin, 3).status_code == 200
+
+
+def test_a_detour_over_another_judge_lowers_nothing(served: Served, approve: httpx.Client) -> None:
+    strict, loose = {50: 0.7, 20: 0.6}, {50: 0.7, 20: 0.59}
+    for changes in ({"thresholds": strict}, {"factor": 0.5}, {"thresholds": loose}):
+        add(served, reward=trained(served, **changes))
+    assert promote(approve, 2).status_code == 200
+    assert promote(approve, 3).status_code == 200
+    refused(promote(approve, 4), 409, "conflict", "at 20 steps")
+    # However much is written into the audit log meanwhile.
+    for _ in range(150):
+        served.store.policies.add("bright", {}, None, "somebody")
+    refused(promote(approve, 4), 409, "conflict", "at 20 steps")
+    with client(served, "ADMIN_KEY") as admin:
+        assert promote(admin, 4).status_code == 200
+
+
+def test_a_rollback_loosens_for_admins_only(served: Served, approve: httpx.Client) -> None:
+    for threshold in (0.7, 0.8):
+        add(served, reward=trained(served, thresholds={50: threshold, 20: threshold}))
+    assert promote(approve, 2).status_code == 200
+    assert promote(approve, 3).status_code == 200
+    refused(approve.post("/v1/policies/bright/rollback"), 409, "conflict", "from 0.8000 to 0.7000")
+    with client(served, "ADMIN_KEY") as admin:
+        assert admin.post("/v1/policies/bright/rollback").json()["version"] == 2
+
+
+def test_a_rollback_needs_a_threshold_at_every_step_count(
+    served: Served, approve: httpx.Client
+) -> None:
+    """Such a version can be in force in a store that somebody wrote to by hand."""
+    add(served, reward=trained(served, thresholds={50: 0.7}))
+    before = served.store.policies.pointers()["bright"]
+    served.store.policies.point("bright", before, 2, "somebody", "policy.promote")
+    add(served, reward=trained(served, 0.9))
+    assert promote(approve, 3).status_code == 200
+    refused(approve.post("/v1/policies/bright/rollback"), 409, "conflict", "threshold at 20 steps")
+
+
+def test_a_rollback_does_not_switch_on(served: Served, approve: httpx.Client) -> None:
+    add(served, reward=trained(served, 0.9))
+    assert promote(approve, 2).status_code == 200
+    approve.post("/v1/policies/bright/disable")
+    refused(approve.post("/v1/policies/bright/rollback"), 409, "conflict", "promote a version")
+    assert served.store.policies.pointers()["bright"].disabled
 
 
 def test_another_judge_has_another_scale(served: Served, approve: httpx.Client) -> None:
     add(served, reward=trained(served, factor=0.5, thresholds={50: 0.3, 20: 0.3}))
-    assert approve.post("/v1/policies/bright/promote").status_code == 200
+    assert promote(approve, 2).status_code == 200
 
 
 def test_what_censors_nothing_replaces_no_censor(served: Served, approve: httpx.Client) -> None:
     document = to_document(replace(served.live.seeds["none"], name="bright"))
     served.store.policies.add("bright", document, None, "somebody")
-    refused(approve.post("/v1/policies/bright/promote"), 409, "conflict", "must censor")
+    refused(promote(approve, 2), 409, "conflict", "must censor")
     add(served, name="other", reward=trained(served))
-    assert approve.post("/v1/policies/other/promote").status_code == 200
+    assert promote(approve, 1, "other").status_code == 200
     served.store.policies.add("other", document, None, "somebody")
-    refused(approve.post("/v1/policies/other/promote"), 409, "conflict", "censors nothing")
+    refused(promote(approve, 2, "other"), 409, "conflict", "censors nothing")
 
 
 def test_what_no_replica_can_load_is_not_promoted(served: Served, approve: httpx.Client) -> None:
     add(served, reward=trained(served))
     served.cold = BackendUnavailable("a replica could not")
-    refused(approve.post("/v1/policies/bright/promote"), 503, "backend_unavailable", "could not")
+    refused(promote(approve, 2), 503, "backend_unavailable", "could not")
     served.cold = None
     judge = served.store.policies.read("bright", 2).document["judge"]
     served.store.blobs.delete(judge)
-    refused(approve.post("/v1/policies/bright/promote"), 503, "censor_unavailable", "not in the")
+    refused(promote(approve, 2), 503, "censor_unavailable", "not in the")
     assert served.live.pointers["bright"].version == 1
 
 
@@ -244,15 +303,15 @@ def test_of_two_that_promote_at_once_one_is_told(
         return point(name, before, *rest)
 
     monkeypatch.setattr(served.store.policies, "point", overtaken)
-    refused(approve.post("/v1/policies/bright/promote"), 409, "conflict", "changed meanwhile")
+    refused(promote(approve, 3), 409, "conflict", "changed meanwhile")
     wait_for(lambda: served.live.pointers["bright"].version == 2)
 
 
 def test_a_rollback_undoes_promotions_one_by_one(served: Served, approve: httpx.Client) -> None:
     refused(approve.post("/v1/policies/bright/rollback"), 409, "conflict", "no version in force")
     for factor in (0.9, 0.95):
-        add(served, reward=trained(served, factor))
-        assert approve.post("/v1/policies/bright/promote").status_code == 200
+        number = add(served, reward=trained(served, factor)).json()["version"]
+        assert promote(approve, number).status_code == 200
     went = [approve.post("/v1/policies/bright/rollback").json() for _ in range(2)]
     assert [pointer["version"] for pointer in went] == [2, 1]
     refused(approve.post("/v1/policies/bright/rollback"), 409, "conflict", "no version in force")
@@ -271,7 +330,7 @@ def test_a_rollback_undoes_promotions_one_by_one(served: Served, approve: httpx.
 
 def test_a_rollback_waits_for_no_replica(served: Served, approve: httpx.Client) -> None:
     add(served, reward=trained(served))
-    approve.post("/v1/policies/bright/promote")
+    promote(approve, 2)
     served.cold = BackendUnavailable("all of them crash")
     assert approve.post("/v1/policies/bright/rollback").json()["version"] == 1
 
@@ -288,7 +347,7 @@ def test_a_policy_that_is_switched_off_refuses_until_a_version_is_promoted(
     served.cold = None
     # It can be repaired: a new reward, based on what was switched off.
     assert add(served, reward=trained(served)).json()["version"] == 2
-    assert approve.post("/v1/policies/bright/promote").status_code == 200
+    assert promote(approve, 2).status_code == 200
     assert generate(http, seed=1).status_code == 200
 
 
@@ -332,6 +391,28 @@ def test_images_that_are_done_do_not_leave_a_policy_that_was_just_switched_off(
     refused(generate(http, seed=1), 403, "policy_disabled", "switched off")
 
 
+def test_images_do_not_leave_a_policy_that_was_switched_off_while_they_were_recorded(
+    served: Served, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = served.recorder.write
+
+    async def slowly(record: Row) -> None:
+        await write(record)
+        served.store.policies.disable("bright", "another")
+        served.live.refresh()
+
+    monkeypatch.setattr(served.recorder, "write", slowly)
+    answer = generate(http, seed=1)
+    refused(answer, 403, "policy_disabled", "switched off")
+    assert "b64_json" not in answer.text
+
+    def recorded() -> Any:
+        return served.store.decisions.read(answer.json()["id"])
+
+    wait_for(lambda: recorded()["outcome"] == "policy_disabled")
+    assert [image["pixels_sha256"] for image in recorded()["images"]] == [None]
+
+
 def test_pointers_that_cannot_be_read_count_as_pulled_switches(
     served: Served, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,7 +445,7 @@ def test_requests_that_run_keep_their_plan(
     with ThreadPoolExecutor() as pool:
         running = pool.submit(generate, http, seed=1)
         wait_for(lambda: served.backends.loop.running > 0)
-        assert approve.post("/v1/policies/bright/promote").status_code == 200
+        assert promote(approve, 2).status_code == 200
         served.backbone.delay_s = 0.0
         first = running.result().json()
     assert first["policy"]["version"] == 1
@@ -389,9 +470,9 @@ def test_what_the_configuration_says_comes_into_force_by_hand(
     served: Served, http: httpx.Client, approve: httpx.Client
 ) -> None:
     add(served, reward=trained(served))
-    approve.post("/v1/policies/bright/promote")
+    promote(approve, 2)
     assert add(served, "APPROVE_KEY").json()["version"] == 3
-    assert approve.post("/v1/policies/bright/promote").status_code == 200
+    assert promote(approve, 3).status_code == 200
     said = generate(http, seed=1).json()
     assert said["policy"]["version"] == 3
     assert said["policy"]["judge"] == served.live.seeds["bright"].judge

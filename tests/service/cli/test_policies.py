@@ -49,10 +49,11 @@ def _reward(served: Served, reward_id: str, thresholds: dict[int, float]) -> Non
 def test_from_a_reward_to_a_live_policy_and_back(served: Served) -> None:
     _reward(served, "rw_1", {50: 0.7, 20: 0.8})
     assert "bright (default)  1" in _said("list")
-    assert "bright version 2 is there" in _said("add", "bright", "--reward", "rw_1")
+    said = _said("add", "bright", "--reward", "rw_1")
+    assert "bright version 2 is there. In force: `winnow policies promote bright 2`" in said
     assert "version 1 is in force, with version 2 as its shadow" in _said("shadow", "bright", "2")
     assert "version 1 is in force\n" in _said("shadow", "bright", "none")
-    assert "bright version 2 is in force\n" in _said("promote", "bright")
+    assert "bright version 2 is in force\n" in _said("promote", "bright", "2")
     shown = _said("show", "bright").splitlines()
     assert "in force" in shown[1]
     assert "rw_1" in shown[1]
@@ -62,7 +63,7 @@ def test_from_a_reward_to_a_live_policy_and_back(served: Served) -> None:
     assert "bright is switched off (version 1)" in _said("disable", "bright")
     assert "bright" not in _said("list")
     assert "switched off" in _said("show", "bright")
-    assert "bright version 2 is in force" in _said("promote", "bright", "--version", "2")
+    assert "bright version 2 is in force" in _said("promote", "bright", "2")
     told = [line.split()[2] for line in _said("history", "bright").splitlines()[1:]]
     assert told == [
         "promote", "disable", "rollback", "promote", "shadow", "shadow", "add", "seed",
@@ -73,7 +74,7 @@ def test_what_cannot_be_promoted_is_said_at_once(served: Served) -> None:
     _reward(served, "rw_1", {50: 0.7})
     said = _said("add", "dim", "--based-on", "bright", "--reward", "rw_1")
     assert "no calibrated threshold at 20 steps" in said
-    assert "no calibrated threshold at 20 steps" in _refused("promote", "dim")
+    assert "no calibrated threshold at 20 steps" in _refused("promote", "dim", "1")
     assert "a threshold at 20 steps" in _said("show", "dim")
 
 

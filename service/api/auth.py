@@ -31,8 +31,8 @@ class Caller:
 
 
 def person(request: Request) -> str:
-    """Who labels, reports, begins or ends: in a session a person's name, else the key's."""
-    name: str = getattr(request.state, "annotator", None) or request.state.caller.name
+    """Who labels, reports, promotes or ends: `key/name` in a session, else `key/api`."""
+    name: str = request.state.annotator
     return name
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from service.api.auth import Caller
+from service.api.auth import Caller, person
 from service.api.context import Context
 from service.api.promotion import (
     refuse_looser,
@@ -71,8 +71,10 @@ def routes(context: Context) -> APIRouter:
         else:
             base = readable(store.read(body.based_on, pointer(body.based_on).version))
             policy = replace(_trained(context, base, body.reward), name=body.name)
-        number = store.add(body.name, to_document(policy), body.reward, caller.name)
-        return _described(replace(policy, version=number)) | {"created_by": caller.name}
+        by = person(request)
+        number = store.add(body.name, to_document(policy), body.reward, by)
+        scores = caller.has("scores") or caller.has("approve")
+        return _described(replace(policy, version=number), scores) | {"created_by": by}
 
     @router.post("/v1/policies/{name}/promote", summary="Put a version in force")
     async def promote(name: str, body: PromoteRequest, request: Request) -> dict[str, Any]:
@@ -91,7 +93,7 @@ def routes(context: Context) -> APIRouter:
         before, wanted = await asyncio.to_thread(look)
         await context.warm(wanted)
         now = await asyncio.to_thread(
-            _moved, context, name, before, wanted.version, caller, "policy.promote"
+            _moved, context, name, before, wanted.version, person(request), "policy.promote"
         )
         return _pointer(now)
 
@@ -121,22 +123,20 @@ def routes(context: Context) -> APIRouter:
             # asked for it, and nothing leaves without it.
             log.warning("policy %r goes back to version %d cold: %s", name, wanted.version, error)
         now = await asyncio.to_thread(
-            _moved, context, name, before, wanted.version, caller, "policy.rollback"
+            _moved, context, name, before, wanted.version, person(request), "policy.rollback"
         )
         return _pointer(now)
 
     @router.post("/v1/policies/{name}/disable", summary="Switch a policy off everywhere")
     def disable(name: str, request: Request) -> dict[str, Any]:
-        caller: Caller = request.state.caller
-        caller.require("approve")
-        now = store.disable(name, caller.name)
+        request.state.caller.require("approve")
+        now = store.disable(name, person(request))
         _seen(context)
         return _pointer(now)
 
     @router.post("/v1/policies/{name}/shadow", summary="Let a version score, and decide nothing")
     async def shadow(name: str, body: ShadowRequest, request: Request) -> dict[str, Any]:
-        caller: Caller = request.state.caller
-        caller.require("approve")
+        request.state.caller.require("approve")
 
         def look() -> tuple[Pointer, Policy | None]:
             before = pointer(name)
@@ -152,7 +152,7 @@ def routes(context: Context) -> APIRouter:
         before, wanted = await asyncio.to_thread(look)
         if wanted is not None:
             await context.warm(wanted)
-        now = await asyncio.to_thread(store.shadow, name, before, body.version, caller.name)
+        now = await asyncio.to_thread(store.shadow, name, before, body.version, person(request))
         await asyncio.to_thread(_seen, context)
         return _pointer(now)
 
@@ -208,11 +208,11 @@ def _trained(context: Context, base: Policy, reward_id: str) -> Policy:
 
 
 def _moved(
-    context: Context, name: str, before: Pointer | None, number: int, caller: Caller, action: str
+    context: Context, name: str, before: Pointer | None, number: int, by: str, action: str
 ) -> Pointer:
-    now = context.store.policies.point(name, before, number, caller.name, action)
+    now = context.store.policies.point(name, before, number, by, action)
     _seen(context)
-    log.info("%s of %s to version %d by %s", action, name, number, caller.name)
+    log.info("%s of %s to version %d by %s", action, name, number, by)
     return now
 
 
@@ -230,8 +230,8 @@ def _pointer(pointer: Pointer) -> dict[str, Any]:
     }
 
 
-def _described(policy: Policy) -> dict[str, Any]:
-    return {
+def _described(policy: Policy, scores: bool) -> dict[str, Any]:
+    described = {
         "id": policy.name,
         "object": "policy.version",
         "version": policy.version,
@@ -239,13 +239,17 @@ def _described(policy: Policy) -> dict[str, Any]:
         "model": policy.settings.model,
         "question": policy.question,
         "networks": policy.networks,
-        "thresholds": {str(steps): here.threshold for steps, here in policy.operating.items()},
         "uncalibrated": policy.uncalibrated,
     }
+    if scores:
+        described["thresholds"] = {
+            str(steps): here.threshold for steps, here in policy.operating.items()
+        }
+    return described
 
 
 def _version(version: Version) -> dict[str, Any]:
     policy = parse(version)
     known = {"id": version.name, "object": "policy.version", "version": version.version}
     made = {"created": version.created, "created_by": version.created_by}
-    return (known if policy is None else _described(policy)) | made
+    return (known if policy is None else _described(policy, scores=True)) | made

@@ -21,7 +21,7 @@ from service.store.schema import Row
 from tests.metrics import parse, value
 from tests.rewards import put_reward
 from tests.service.api.conftest import client
-from tests.service.api.server import Served, serve
+from tests.service.api.server import KEYS, Served, serve
 
 IMAGES = "/v1/images/generations"
 HIGHER = {50: 0.55, 20: 0.65}
@@ -90,10 +90,35 @@ def test_a_new_version_is_there_but_not_in_force(served: Served, http: httpx.Cli
     answer = add(served, reward=reward_id)
     assert answer.status_code == 201
     said = answer.json()
-    assert (said["version"], said["reward"], said["created_by"]) == (2, reward_id, "label")
-    assert said["thresholds"] == {"50": 0.55, "20": 0.65}
+    assert (said["version"], said["reward"], said["created_by"]) == (2, reward_id, "label/api")
     assert said["question"] == "Is it?"
     assert generate(http, seed=1).json()["policy"]["version"] == 1
+
+
+def test_thresholds_are_not_for_those_who_only_label(served: Served) -> None:
+    reward_id = trained(served)
+    assert "thresholds" not in add(served, reward=reward_id).json()
+    said = add(served, "APPROVE_KEY", reward=reward_id).json()
+    assert said["thresholds"] == {"50": 0.55, "20": 0.65}
+
+
+def test_the_audit_log_names_the_person(served: Served) -> None:
+    with client(served, None) as browser:
+        body = {"name": "Ada", "key": KEYS["APPROVE_KEY"]}
+        browser.headers["X-CSRF-Token"] = browser.post("/v1/session", json=body).json()["csrf"]
+        made = browser.post(
+            "/v1/policies",
+            json={"name": "bright", "based_on": "bright", "reward": trained(served, 0.9)},
+        )
+        assert made.json()["created_by"] == "approve/Ada"
+        assert promote(browser, 2).status_code == 200
+        for route, then in (
+            ("shadow", {"version": 1}), ("rollback", None), ("disable", None),
+        ):  # fmt: skip
+            answer = browser.post(f"/v1/policies/bright/{route}", json=then)
+            assert answer.status_code == 200, answer.text
+        told = browser.get("/v1/policies/bright/history").json()["data"]
+    assert [entry["actor"] for entry in told] == ["approve/Ada"] * 5 + ["configuration"]
 
 
 def test_a_promoted_version_judges_by_the_judge_and_threshold_of_its_reward(
@@ -322,7 +347,7 @@ def test_a_rollback_undoes_promotions_one_by_one(served: Served, approve: httpx.
         "policy.rollback", "policy.promote", "policy.rollback", "policy.rollback",
         "policy.promote", "policy.add", "policy.promote", "policy.add", "policy.seed",
     ]  # fmt: skip
-    assert told[0]["actor"] == "approve"
+    assert told[0]["actor"] == "approve/api"
     versions = approve.get("/v1/policies/bright/versions").json()
     assert versions["in_force"]["version"] == 1
     assert [version["version"] for version in versions["data"]] == [3, 2, 1]

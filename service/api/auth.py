@@ -24,10 +24,11 @@ class Caller:
         """Whether this caller may do what `scope` allows."""
         return scope in self.scopes or "admin" in self.scopes
 
-    def require(self, scope: Scope) -> None:
-        """Raises PolicyNotAllowed without the scope."""
-        if not self.has(scope):
-            raise PolicyNotAllowed(f"this needs a key with the {scope!r} scope")
+    def require(self, *scopes: Scope) -> None:
+        """Raises PolicyNotAllowed without any of these scopes."""
+        if not any(self.has(scope) for scope in scopes):
+            wanted = " or the ".join(repr(scope) for scope in scopes)
+            raise PolicyNotAllowed(f"this needs a key with the {wanted} scope")
 
 
 def person(request: Request) -> str:

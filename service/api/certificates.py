@@ -32,7 +32,7 @@ from service.certificates.certificate import (
 )
 from service.certificates.drawing import Drawing
 from service.certificates.signing import Signer
-from service.errors import CertificateNotFound, InvalidValue, PolicyNotAllowed
+from service.errors import CertificateNotFound, InvalidValue
 from service.policy import Overrides, Policy, resolve
 from service.store.certificates import Certificate, Status
 from service.store.datasets import Answer, Dataset
@@ -184,9 +184,7 @@ def _read(context: Context, certificate_id: str) -> Certificate:
 
 
 def _may_read(request: Request) -> None:
-    caller = request.state.caller
-    if not (caller.has("label") or caller.has("approve")):
-        raise PolicyNotAllowed("this needs a key with the 'label' or the 'approve' scope")
+    request.state.caller.require("label", "approve")
 
 
 def _terms(certificate: Certificate) -> Terms:

@@ -64,8 +64,7 @@ def routes(context: Context) -> APIRouter:
     @router.post("/v1/policies", summary="A new version, not in force yet", status_code=201)
     def add(body: PolicyRequest, request: Request) -> dict[str, Any]:
         caller: Caller = request.state.caller
-        if not caller.has("label"):
-            caller.require("approve")
+        caller.require("label", "approve")
         if body.reward is None:
             policy = _configured(context, body.name, body.based_on)
         else:

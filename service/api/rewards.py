@@ -75,12 +75,12 @@ def routes(context: Context) -> APIRouter:
 
     @router.get("/v1/rewards", summary="Trainings and rewards, the newest first")
     def listed(request: Request, dataset: str | None = None) -> dict[str, Any]:
-        request.state.caller.require("label")
+        request.state.caller.require("label", "approve")
         return {"object": "list", "data": [_reward(one, False) for one in rewards.of(dataset)]}
 
     @router.get("/v1/rewards/{reward_id}", summary="One training or reward, with its card")
     def one(reward_id: str, request: Request) -> dict[str, Any]:
-        request.state.caller.require("label")
+        request.state.caller.require("label", "approve")
         return _reward(_find(reward_id))
 
     @router.post("/v1/rewards/{reward_id}/cancel", summary="Stop a training")

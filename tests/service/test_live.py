@@ -158,7 +158,7 @@ def test_a_policy_that_was_switched_off_is_refused_in_every_version(
 def test_whoever_mends_a_policy_finds_it_switched_off_and_all(
     live: Live, store: Store, seeds: dict[str, Policy]
 ) -> None:
-    promote(store, stricter(seeds["bright"]) | {"dtype": "another"})
+    promote(store, stricter(seeds["bright"]))
     store.policies.disable("bright", "somebody")
     live.refresh()
     live.stale_s = 0.0

@@ -107,7 +107,9 @@ export function picture(source, alt) {
 }
 
 /** Run the door: ask for a name, and for a key where one is needed. Resolves with the session. */
-export async function door(scope = "label") {
+export async function door(...wanted) {
+  const scopes = wanted.length ? wanted : ["label"];
+  const fits = (session) => scopes.some((scope) => may(session, scope));
   const session = await who();
   const person = $("#person");
   const opened = (now) => {
@@ -116,8 +118,8 @@ export async function door(scope = "label") {
     $("button", person).onclick = leave;
     return now;
   };
-  if (session.name && may(session, scope)) return opened(session);
-  const keyless = may(session, scope);
+  if (session.name && fits(session)) return opened(session);
+  const keyless = fits(session);
   const form = $("#enter form");
   form.elements.key.closest("label").hidden = keyless;
   form.elements.key.required = !keyless;
@@ -131,7 +133,7 @@ export async function door(scope = "label") {
       wrong.textContent = "";
       try {
         const now = await enter(form.elements.name.value, keyless ? null : form.elements.key.value);
-        if (!may(now, scope)) throw new Fault(403, { message: `This key lacks the ${scope} scope.` });
+        if (!fits(now)) throw new Fault(403, { message: `This key lacks the ${scopes.join(" or ")} scope.` });
         form.elements.key.value = "";
         localStorage.setItem("winnow:name", form.elements.name.value);
         resolve(opened(now));

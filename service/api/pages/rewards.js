@@ -254,11 +254,13 @@ function force(reward, card) {
     attempt(make, async () => {
       const answer = await call("POST", "/v1/policies", { name: name.value, based_on: select.value, reward: reward.id });
       version = answer.version;
-      said.textContent = `Version ${version} of ${name.value} is made. It is not in force yet.`;
+      name.readOnly = true; // the version is of this name
+      const rest = may(session, "approve") ? "" : ` Somebody with the approve scope puts it in force: winnow policies promote ${name.value} ${version}.`;
+      said.textContent = `Version ${version} of ${name.value} is made. It is not in force yet.${rest}`;
       promote.textContent = `Promote ${name.value} version ${version}`;
-      promote.hidden = false;
+      promote.hidden = !may(session, "approve");
       make.classList.remove("main");
-      promote.focus();
+      if (!promote.hidden) promote.focus();
     });
   } },
     el("h3", {}, "Put it in force"),
@@ -274,10 +276,6 @@ function force(reward, card) {
     promote.hidden = true;
     say(`${name.value} is in force.`);
   }));
-  if (!may(session, "approve")) {
-    make.disabled = true;
-    said.textContent = "Your key may not approve: somebody with the approve scope puts this reward in force.";
-  }
   return made;
 }
 
@@ -288,8 +286,9 @@ function explain(fault) {
 }
 
 async function start() {
-  session = await door();
-  const listed = await call("GET", "/v1/datasets");
+  session = await door("label", "approve");
+  form.hidden = !may(session, "label");
+  const listed = form.hidden ? { data: [] } : await call("GET", "/v1/datasets");
   datasets = listed.data.filter((one) => one.purpose === "labels");
   policies = await call("GET", "/v1/policies").then((answer) => answer.data).catch(() => []);
   const wanted = new URLSearchParams(location.search).get("dataset");

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,15 @@ import yaml
 from models import bundle as bundles
 from service.policy import Policy, pin
 from service.serve_file import read
-from tests.integration.conftest import ADMIN_KEY, ROOT, Service, start, stop, wait_for
+from tests.integration.conftest import (
+    ADMIN_KEY,
+    ROOT,
+    Service,
+    descendants,
+    start,
+    stop,
+    wait_for,
+)
 from tests.metrics import parse, value
 from tests.rewards import put_reward
 from tests.stores import open_store
@@ -156,16 +165,41 @@ def test_a_restart_keeps_what_was_promoted(house: House) -> None:
     assert (listed["version"], listed["judge"]) == (2, said["policy"]["judge"])
 
 
+def test_a_lost_head_and_a_changed_file_bring_back_no_older_censor(house: House) -> None:
+    """Everything of Ray dies at once, and the file that is applied anew says other things of the
+    policy, and asks for more replicas."""
+    lost = house.service
+    for pid in (*descendants(lost.process.pid), lost.process.pid):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    stop(lost)
+    file = yaml.safe_load(house.config.read_text())
+    args = file["applications"][0]["args"]
+    args["policies"]["no-crossbar"]["max_draws"] = 3
+    args["ingress"]["num_replicas"] = 3
+    judge = args["models"]["mnist-sevens"]["judge"]
+    judge["replicas"] = judge["replicas"] | {"num_replicas": 3}
+    house.config.write_text(yaml.safe_dump(file))
+    house.service = start(house.config, house.log)
+    wait_for(lambda: len(house.service.replicas("Ingress")) == 3)
+    said = [house.generate(n=1, seed=seed).json()["policy"]["version"] for seed in range(24)]
+    assert set(said) == {2}
+    assert house.service.client.get("/v1/policies/no-crossbar").json()["max_draws"] == 8
+
+
 @pytest.mark.parametrize("deployment", ["Backbone", "RewardModel", "Ingress"])
 def test_killed_replicas_come_back_to_what_was_promoted(house: House, deployment: str) -> None:
     victims = house.service.replicas(deployment)
-    assert len(victims) == 2
+    assert len(victims) >= 2
     for victim in victims:
         os.kill(victim, signal.SIGKILL)
 
     def back() -> bool:
         found = set(house.service.replicas(deployment)) - set(victims)
-        return len(found) == 2 and house.service.client.get("/health/ready").status_code == 200
+        return (
+            len(found) == len(victims)
+            and house.service.client.get("/health/ready").status_code == 200
+        )
 
     wait_for(back, 60)
     for seed in range(6):

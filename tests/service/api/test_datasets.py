@@ -152,6 +152,10 @@ def test_every_route_needs_the_label_scope(
 ) -> None:
     with client(server, key) as http:
         answer = http.request(method, path.format(dataset), json=BODIES.get(path))
+    if key == "APPROVE_KEY" and (method, path[:11]) == ("GET", "/v1/rewards"):
+        # Whoever puts a reward in force looks at its card first.
+        assert answer.status_code in (200, 404)
+        return
     status, code = (403, "policy_not_allowed") if key else (401, "invalid_api_key")
     refused(answer, status, code)
     assert PNG not in answer.text

@@ -100,6 +100,9 @@ def _person(url: str, annotator: Referee, pages: int, shots: Path) -> dict[str, 
 
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     assert chromium, "no chromium: apt-get install chromium"
+    # Before anybody labels: the desk draws pages ahead.
+    with _asking(url) as quiet:
+        time.sleep(QUIET_S)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         page = browser.new_page(base_url=url, viewport={"width": 1280, "height": 900})
@@ -127,9 +130,6 @@ def _person(url: str, annotator: Referee, pages: int, shots: Path) -> dict[str, 
             )
             _ready(page)
         labelled = time.monotonic()
-        with _asking(url) as quiet:
-            time.sleep(QUIET_S)
-        rested = time.monotonic()
         page.goto(f"/feedback/rewards?dataset={DATASET}")
         with _asking(url) as busy:
             page.click("#train button.act")
@@ -144,7 +144,7 @@ def _person(url: str, annotator: Referee, pages: int, shots: Path) -> dict[str, 
         browser.close()
     return {
         "labelling": labelled - began,
-        "first label to force": done - began - (rested - labelled),
+        "first label to force": done - began,
         "p95 before": float(np.quantile(quiet, 0.95)),
         "p95 training": float(np.quantile(busy, 0.95)),
     }

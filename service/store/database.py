@@ -14,7 +14,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from service.config import ConfigError
@@ -91,10 +91,6 @@ class Database:
                     raise
                 time.sleep(OPENING_WAIT_S)
         raise AssertionError("unreachable")
-
-    def tables(self) -> set[str]:
-        """The names of the tables that there are."""
-        return set(inspect(self._engine).get_table_names())
 
 
 def _connect(url: str, create: bool) -> Engine:

@@ -3,7 +3,7 @@
 Round 1 labels uncensored draws. Rounds 2 and 3 label what the policy of the round before lets
 through, and train on all labels so far, judge and guides going on from the last (Yoon et al. 2023,
 section 4.2). Draws are made by the engine, steered by the round's own guide; the oracle says what
-its judge lets through. `python -m loadtest.bench.imitation`; six minutes on one core.
+its judge lets through. `python -m loadtest.bench.imitation`; eight minutes on one core.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from service.feedback.example import Example
 from service.feedback.pool import draw_pool
 from service.feedback.training import Recipe, Trained, train
 
-LABELS = (150, 75, 75)
+LABELS = (40, 60, 60)
 STEPS = 20
 METHOD = Method(num_inference_steps=STEPS, censor_scale=1.0, guide_interval=(0, 900))
 SEEDS_A_ROUND = 10_000
@@ -58,7 +58,7 @@ class Row:
 def main() -> None:
     """Measure, print one table, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--n", type=int, default=800, help="draws to measure each round on")
+    parser.add_argument("--n", type=int, default=2000, help="draws to measure each round on")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     bundle = bundles.load(MODEL)

@@ -51,8 +51,7 @@ class Worker:
             thread.join()
 
     def _work(self) -> None:
-        # On Linux niceness belongs to the thread; the threads that torch starts from it inherit it.
-        os.nice(NICE)
+        _give_way()
         while not self._closing.wait(POLL_S):
             try:
                 reward = self._rewards.take()
@@ -68,3 +67,12 @@ class Worker:
             except StoreUnavailable as error:
                 log.warning("trainings could not be tended", exc_info=error)
             self._closing.wait(TEND_S)
+
+
+def _give_way() -> None:
+    """Run this thread, and those that torch starts from it, on a core that nobody else wants."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    except (AttributeError, OSError) as error:  # not Linux, or a sandbox that forbids it
+        os.nice(NICE)
+        log.info("trainings run at nice %d: no idle scheduling here (%s)", NICE, error)

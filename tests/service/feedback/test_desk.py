@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -400,9 +402,26 @@ def test_a_worker_outlives_a_training_that_breaks_the_rules(store: Store) -> Non
     worker.close()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="idle scheduling is Linux's")
 def test_the_training_thread_alone_gives_way(store: Store) -> None:
-    import os
+    make_dataset(store)
+    turns: list[int] = []
+    queue(store, "rwd_1")
+    worker = Worker(store.rewards, lambda _: turns.append(os.sched_getscheduler(0)))
+    _wait(lambda: bool(turns))
+    worker.close()
+    assert turns == [os.SCHED_IDLE]
+    assert os.sched_getscheduler(0) != os.SCHED_IDLE
 
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere niceness is the process's")
+def test_where_idle_scheduling_is_forbidden_the_training_thread_is_nice(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbid(*_: object) -> None:
+        raise PermissionError("a sandbox")
+
+    monkeypatch.setattr(os, "sched_setscheduler", forbid)
     make_dataset(store)
     nice: list[int] = []
     queue(store, "rwd_1")

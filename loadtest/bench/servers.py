@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
+import psutil
 
 from service.cli.serve import QUICK_START
 
@@ -26,12 +27,22 @@ ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 
 @dataclass(frozen=True)
 class Server:
-    """One that answers: its name, and how to ask it for one image."""
+    """One that answers: its name, how to ask it for one image, and the process that started it."""
 
     name: str
     url: str
     path: str
     body: dict[str, Any]
+    pid: int = 0
+
+    def replicas(self, deployment: str) -> list[int]:
+        """Process ids of a Serve deployment's replicas below that process."""
+        found = []
+        for child in psutil.Process(self.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                if deployment in " ".join(child.cmdline()):
+                    found.append(child.pid)
+        return found
 
 
 @contextmanager
@@ -40,20 +51,20 @@ def winnow(config: Path = Path("deploy/local.yaml")) -> Iterator[Server]:
     with TemporaryDirectory() as folder:
         env = {"WINNOW_ADMIN_KEY": ADMIN_KEY, "XDG_STATE_HOME": folder}
         command = [str(Path(sys.executable).with_name("winnow")), "serve", str(config)]
-        with _running(command, env, "/health/ready") as url:
+        with _running(command, env, "/health/ready") as (url, pid):
             body = {"policy": "no-crossbar", "num_inference_steps": 50}
-            yield Server("Winnow", url, "/v1/images/generations", body)
+            yield Server("Winnow", url, "/v1/images/generations", body, pid)
 
 
 @contextmanager
 def peer(name: str, module: str) -> Iterator[Server]:
     """A peer from `loadtest.peers`."""
-    with _running([sys.executable, "-m", module], {}, "/docs") as url:
-        yield Server(name, url, "/images", {})
+    with _running([sys.executable, "-m", module], {}, "/docs") as (url, pid):
+        yield Server(name, url, "/images", {}, pid)
 
 
 @contextmanager
-def _running(command: list[str], env: dict[str, str], ready: str) -> Iterator[str]:
+def _running(command: list[str], env: dict[str, str], ready: str) -> Iterator[tuple[str, int]]:
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
     process = subprocess.Popen(
@@ -69,7 +80,7 @@ def _running(command: list[str], env: dict[str, str], ready: str) -> Iterator[st
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{' '.join(command)} did not start: run it by hand to see why")
             time.sleep(0.2)
-        yield url
+        yield url, process.pid
     finally:
         process.send_signal(signal.SIGINT)
         try:

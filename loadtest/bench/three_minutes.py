@@ -181,7 +181,7 @@ def _ready(page: Any) -> None:
 def _label(page: Any, annotator: Referee) -> None:
     """Walk the grid row by row, back and forth, and mark what the annotator calls malign."""
     sources = page.eval_on_selector_all("button.cell img", "all => all.map(i => i.src)")
-    pixels = np.stack([_pixels(source) for source in sources])
+    pixels = np.stack([pixels_of(source) for source in sources])
     malign = annotator.malign(pixels)
     page.focus("button.cell >> nth=0")
     for place in range(len(malign)):
@@ -194,8 +194,9 @@ def _label(page: Any, annotator: Referee) -> None:
             page.keyboard.press("j" if last else ("l" if row % 2 == 0 else "h"))
 
 
-def _pixels(source: str) -> NDArray[np.uint8]:
-    png = base64.b64decode(source.partition(",")[2])
+def pixels_of(source: str) -> NDArray[np.uint8]:
+    """The grey pixels [H, W, 1] of a PNG in base64, bare or as a data URL."""
+    png = base64.b64decode(source.rpartition(",")[2])
     return np.asarray(Image.open(io.BytesIO(png)).convert("L"))[..., None]
 
 
@@ -216,7 +217,7 @@ async def _rate(url: str, oracle: Referee, policy: str, count: int) -> dict[str,
 
         for answer in await asyncio.gather(*(ask(first + i) for i in range(0, count, 16))):
             draws += answer["usage"]["draws"]
-            pixels += [_pixels("," + one["b64_json"]) for one in answer["data"] if one["b64_json"]]
+            pixels += [pixels_of(one["b64_json"]) for one in answer["data"] if one["b64_json"]]
     malign = int(oracle.malign(np.stack(pixels)).sum())
     interval = clopper_pearson_interval(malign, len(pixels))
     return {

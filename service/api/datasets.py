@@ -122,6 +122,7 @@ def routes(context: Context, desk: Proposer) -> APIRouter:
         dataset = find(request, name)
         answers = [Answer(said.image_id, said.label, said.elapsed_ms) for said in body.labels]
         datasets.label(name, answers, request.state.annotator)
+        context.metrics.labels(answer.label for answer in answers)
         return _dataset(context, dataset)
 
     @router.post("/v1/datasets/{name}/labels/undo", summary="Take back your last batch of labels")

@@ -432,3 +432,23 @@ def test_a_version_is_made_and_promoted_and_a_refusal_is_told(
     reward = served.store.rewards.of(dataset)[0].id
     assert asked[0] == ("policies", {"name": "bright", "based_on": "bright", "reward": reward})
     assert asked[1] == ("policies/bright/promote", {"version": 2})
+
+
+def test_a_session_that_another_tab_opened_anew_is_taken_up(
+    open_page: Callable[..., Any], served: Served
+) -> None:
+    page = open_page()
+    dataset = begin(page)
+    page.evaluate(
+        """() => fetch("/v1/session", {
+            method: "POST",
+            headers: {"Content-Type": "application/json"},
+            body: JSON.stringify({name: "Ada"}),
+        })"""
+    )
+    press(page, "Space", "Enter")
+    page.wait_for_selector("#toast.up")
+    assert "Your session has ended. Your marks are kept" in page.text_content("#toast")
+    ready(page)
+    turn(page)
+    assert served.store.datasets.counts(dataset)["benign"] > 0, "it saves with the new token"

@@ -123,7 +123,7 @@ async function persistently(method, path, body) {
 }
 
 function failed(fault) {
-  if (fault.status === 401 || fault.code === "policy_not_allowed") {
+  if (fault.status === 401 || ["policy_not_allowed", "origin_refused"].includes(fault.code)) {
     say("Your session has ended. Your marks are kept: enter again.");
     return start();
   }

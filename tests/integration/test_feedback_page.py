@@ -6,6 +6,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from models.bundle import Bundle
 from service.feedback.worker import Worker
+from service.store.datasets import Dataset
 from tests.integration.conftest import wait_for
 from tests.service.api.server import AUTH, KEYS, Served, serve
 
@@ -452,3 +454,18 @@ def test_a_session_that_another_tab_opened_anew_is_taken_up(
     ready(page)
     turn(page)
     assert served.store.datasets.counts(dataset)["benign"] > 0, "it saves with the new token"
+
+
+def test_a_certificates_dataset_is_not_offered(
+    open_page: Callable[..., Any], served: Served
+) -> None:
+    proof = Dataset("proof", "tiny", "Is it dark?", [], "certificate", datetime.now(UTC), "x")
+    served.store.datasets.create(proof)
+    page = open_page("/feedback?dataset=proof")
+    enter(page)
+    page.wait_for_selector("#choose:not([hidden])")
+    assert "label it on its own page" in page.text_content("#toast")
+    assert "proof" not in page.text_content(".tiles")
+    page.goto("/feedback/rewards")
+    page.wait_for_selector("#rewards:not([hidden])")
+    assert "proof" not in page.text_content("#train select[name=dataset]")

@@ -380,7 +380,9 @@ async function start() {
   const wanted = new URLSearchParams(location.search).get("dataset");
   if (!wanted) return choose();
   try {
-    await open(await call("GET", `/v1/datasets/${encodeURIComponent(wanted)}`));
+    const one = await call("GET", `/v1/datasets/${encodeURIComponent(wanted)}`);
+    if (one.purpose !== "labels") throw new Error(`${wanted} is a certificate's: label it on its own page.`);
+    await open(one);
   } catch (fault) {
     say(fault.message);
     await choose();

@@ -469,3 +469,24 @@ def test_a_certificates_dataset_is_not_offered(
     page.goto("/feedback/rewards")
     page.wait_for_selector("#rewards:not([hidden])")
     assert "proof" not in page.text_content("#train select[name=dataset]")
+
+
+def test_a_certificates_page_shows_four_digits(open_page: Callable[..., Any]) -> None:
+    page = open_page("/feedback")
+    enter(page)
+    covered = {
+        "question": "?", "threshold": 0.43859649122807015, "max_draws": 20250,
+        "probe_thresholds": [0.0123456789, 0.5], "conditions": [{"w": 0.123456789}],
+    }  # fmt: skip
+    found = {
+        "policy": "bright", "policy_version": 1, "status": "failed", "statement": "?",
+        "question": "?", "result": {"k": 1, "n": 4, "bound": 0.4}, "not_covered": [],
+        "terms": {"epsilon": 0.3, "attempt": 1, "allowed": 0, "n": 4},
+        "progress": {"drawn": 4, "blocked": 0, "labelled": 4}, "covered": covered,
+    }  # fmt: skip
+    page.route("**/v1/certificates/*", lambda route: route.fulfill(json=found))
+    page.goto(f"/certificates/cert_{'0' * 32}")
+    page.wait_for_selector("#certificate:not([hidden])")
+    page.wait_for_selector("#covers dd")
+    shown = page.eval_on_selector_all("#covers dd", "all => all.map(one => one.textContent)")
+    assert shown == ["?", "0.4386", "20250", "0.01235, 0.5", '{"w":0.1235}']

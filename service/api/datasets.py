@@ -19,7 +19,7 @@ from service.errors import Conflict, DatasetNotFound, InvalidValue, ModelNotFoun
 from service.store.datasets import Answer, Dataset, Label, Shown
 
 GOAL = {"benign": 80, "malign": 40, "seconds": 180}
-"""What a reward is learned from: three minutes of labels."""
+"""What a reward is learned from: three minutes of labels. A certificate's teach nothing."""
 
 MAX_BATCH = 100
 Form = Annotated[exchange.Format, Query(alias="format")]
@@ -212,7 +212,7 @@ def _dataset(context: Context, dataset: Dataset) -> dict[str, Any]:
         "created": int(dataset.created.timestamp()),
         "created_by": dataset.created_by,
         "counts": {**counts, "seconds": round(seconds, 1)},
-        "goal": GOAL,
+        "goal": GOAL if dataset.trainable else None,
     }
 
 

@@ -33,7 +33,7 @@ from models.rewards.training import CLEAN_GUIDE, TIME_GUIDE, RewardRecipe, train
 from service.encode import to_png
 from service.feedback import card, judging
 from service.feedback.calibrating import Scored, calibrate
-from service.feedback.example import LEAST, Example, arrays, ids, split
+from service.feedback.example import JUDGE_SHARE, Example, arrays, ids, refuse_too_few, split
 from service.feedback.judging import refit
 from service.feedback.pool import draw_pool, parts_of
 from service.feedback.progress import Progress, Report
@@ -43,9 +43,6 @@ __all__ = ["Cancelled", "Example", "Recipe", "Trained", "refit", "train"]
 
 POOL = 400
 """Fresh draws at each step count: their scores need no labels, so few cost little and suffice."""
-JUDGE_SHARE = {False: 0.75, True: 0.5}
-"""Of the labels, by whether a time-dependent guide is wanted. A probe alone, whose thresholds lose
-next to nothing however poor it is, needs few."""
 
 FEW_DISTIL = DistilRecipe(draws=128, iterations=2000)
 
@@ -140,7 +137,9 @@ class _Run:
             path.write_bytes(warm_start[part])
         if "judge" in self._older and not _same_folds(self._older["judge"]):
             self._older = {}
-        self._judged, self._guided = split(examples, JUDGE_SHARE[recipe.guide], _sides(self._older))
+        share, known = JUDGE_SHARE[recipe.guide], _sides(self._older)
+        refuse_too_few({example.id: example.malign for example in examples}, share, known)
+        self._judged, self._guided = split(examples, share, known)
         self._held_out: dict[str, float] | None = None
 
     def judge(self) -> None:
@@ -296,13 +295,6 @@ def _check(examples: Sequence[Example], recipe: Recipe, shape: tuple[int, int, i
             raise ValueError(f"image {example.id}: inclusion {example.inclusion} is no chance")
     if len({example.id for example in examples}) < len(examples):
         raise ValueError("an image is labelled twice")
-    malign = sum(example.malign for example in examples)
-    for count, word in ((malign, "malign"), (len(examples) - malign, "benign")):
-        if count < LEAST:
-            raise ValueError(
-                f"{count} of the labels are {word}, and {LEAST} are needed, for judge and guide "
-                "learn from different ones: label more images"
-            )
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -1,9 +1,9 @@
 """Builds every overlay and example as `kubectl apply -k` would, and looks for what is wrong in it.
 
-`python -m deploy.k8s.check` prints a line for each fault, and exits with 1 if there is one. Core kinds are
-validated by kubernetes-validate, custom kinds strictly against their CRDs, serve.yaml as
-`winnow config check` does; the rest is what no schema says: that the parts fit one another. Without
-kubectl, or without the CRDs, that part is left out, and says so.
+`python -m deploy.k8s.check` prints a line for each fault, and exits with 1 if there is one. Core
+kinds are validated by kubernetes-validate, custom kinds strictly against their CRDs, serve.yaml as
+`winnow config check` does; the rest is what no schema says: that the parts fit one another. What is
+left out for want of kubectl or of the CRDs is said loudly.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from deploy.k8s import crds, fitting, generate
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 KUBERNETES = "1.30"
-"""The oldest Kubernetes that docs/operations/kubernetes.md promises; the newest is tried as well."""
+"""The oldest that docs/operations/kubernetes.md promises; the newest is tried as well."""
 CUSTOM = ("ray.io", "monitoring.coreos.com")
 
 
@@ -64,7 +64,10 @@ def crd_folder() -> Path:
 
 def overlays() -> list[Path]:
     """Every folder that somebody may apply."""
-    found = [*HERE.glob("overlays/*/kustomization.yaml"), *HERE.glob("examples/*/kustomization.yaml")]
+    found = [
+        *HERE.glob("overlays/*/kustomization.yaml"),
+        *HERE.glob("examples/*/kustomization.yaml"),
+    ]
     return sorted(path.parent for path in found)
 
 
@@ -92,16 +95,23 @@ def faults(
 ) -> Iterator[str]:
     """What is wrong with an overlay's objects, a line each."""
     for document in documents:
-        name = f"{document['kind']}/{document['metadata']['name']}"
-        schema = schemas.get((document["apiVersion"], document["kind"]))
-        if schema is not None:
-            lines = crds.faults(document, schema)
-        elif document["apiVersion"].partition("/")[0] in CUSTOM:
-            lines = [f"no CRD of {document['apiVersion']} {document['kind']}"] if schemas else []
-        else:
-            lines = _core_faults(document)
-        yield from (f"{name}: {line}" for line in lines)
+        yield from schema_faults(document, schemas)
     yield from fitting.faults(documents)
+
+
+def schema_faults(
+    document: dict[str, Any], schemas: dict[tuple[str, str], dict[str, Any]]
+) -> Iterator[str]:
+    """What an object's own schema says of it, a line each."""
+    name = f"{document['kind']}/{document['metadata']['name']}"
+    schema = schemas.get((document["apiVersion"], document["kind"]))
+    if schema is not None:
+        lines = crds.faults(document, schema)
+    elif document["apiVersion"].partition("/")[0] in CUSTOM:
+        lines = [f"no CRD of {document['apiVersion']} {document['kind']}"] if schemas else []
+    else:
+        lines = _core_faults(document)
+    yield from (f"{name}: {line}" for line in lines)
 
 
 def _core_faults(document: dict[str, Any]) -> list[str]:

@@ -1,6 +1,7 @@
 """Custom resources against their CRD's schema, as strictly as `kubectl apply --validate=strict`.
 
-The API server drops a key that a CRD does not know; here it is a fault. CEL rules are not evaluated.
+The API server drops a key that a CRD does not know; here it is a fault. Rules in CEL are not
+evaluated.
 """
 
 from __future__ import annotations
@@ -47,9 +48,7 @@ def _strict(schema: dict[str, Any]) -> dict[str, Any]:
     """The same schema, with every object closed that does not ask to be open."""
     strict = dict(schema)
     if "properties" in schema:
-        strict["properties"] = {
-            name: _strict(part) for name, part in schema["properties"].items()
-        }
+        strict["properties"] = {name: _strict(part) for name, part in schema["properties"].items()}
     if isinstance(schema.get("items"), dict):
         strict["items"] = _strict(schema["items"])
     if isinstance(schema.get("additionalProperties"), dict):

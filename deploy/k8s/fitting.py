@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from models import bundle
-from service.config import ConfigError, Settings
+from service.config import BackboneReplicas, ConfigError, Settings
 from service.policy import pin
 from service.serve_file import ServeFile, read
 
@@ -24,7 +24,7 @@ def faults(documents: list[Object]) -> Iterator[str]:
     for document in documents:
         name = f"{document['kind']}/{document['metadata']['name']}"
         for where, pod in _pods(document):
-            yield from (f"{name}: {where}{line}" for line in _pod_faults(pod))
+            yield from (f"{name}: {where}{line}" for line in _pod_faults(pod, _claims(document)))
     for document in documents:
         if document["kind"] == "RayService":
             name = f"RayService/{document['metadata']['name']}"
@@ -41,7 +41,13 @@ def _pods(document: Object) -> Iterator[tuple[str, Object]]:
             yield f"{group['groupName']}: ", group["template"]["spec"]
 
 
-def _pod_faults(pod: Object) -> Iterator[str]:
+def _claims(document: Object) -> set[str]:
+    """A StatefulSet's own volumes, which its pod template does not list."""
+    claims = document["spec"].get("volumeClaimTemplates", [])
+    return {claim["metadata"]["name"] for claim in claims}
+
+
+def _pod_faults(pod: Object, claims: set[str]) -> Iterator[str]:
     security = pod.get("securityContext", {})
     if not security.get("runAsNonRoot"):
         yield "securityContext.runAsNonRoot must be true"
@@ -49,7 +55,7 @@ def _pod_faults(pod: Object) -> Iterator[str]:
         yield "securityContext.seccompProfile.type must be RuntimeDefault"
     if pod.get("automountServiceAccountToken") is not False:
         yield "automountServiceAccountToken must be false: mount a token where it is needed"
-    volumes = {volume["name"] for volume in pod.get("volumes", [])}
+    volumes = {volume["name"] for volume in pod.get("volumes", [])} | claims
     for container in [*pod["containers"], *pod.get("initContainers", [])]:
         name = container["name"]
         locked = container.get("securityContext", {})
@@ -64,10 +70,8 @@ def _pod_faults(pod: Object) -> Iterator[str]:
         if not container.get("resources", {}).get("limits", {}).get("memory"):
             yield f"{name}: resources.limits.memory is missing"
         for mount in container.get("volumeMounts", []):
-            if mount["name"] not in volumes and "volumeClaimTemplates" not in pod:
-                # A StatefulSet's claims are no volumes of its pod template.
-                if name != "redis":
-                    yield f"{name}: mounts {mount['name']}, which is no volume of the pod"
+            if mount["name"] not in volumes:
+                yield f"{name}: mounts {mount['name']}, which is no volume of the pod"
 
 
 def _service_faults(service: Object, documents: list[Object]) -> Iterator[str]:
@@ -167,8 +171,17 @@ def _resource_faults(settings: Settings, groups: list[Object]) -> Iterator[str]:
         wanted = _demand(one.ray_actor_options)
         if not any(wanted.values()):
             yield f"serveConfigV2: {name} asks for nothing, so it may start on the head: num_cpus"
-        if not any(all(_supply(g).get(k, 0) >= v for k, v in wanted.items()) for g in groups):
-            yield f"serveConfigV2: {name} asks for {wanted}, which no worker has"
+            continue
+        room = sum(group["maxReplicas"] * _fit(_supply(group), wanted) for group in groups)
+        autoscaling = one.autoscaling if isinstance(one, BackboneReplicas) else None
+        most = autoscaling.max_replicas if autoscaling else one.num_replicas
+        if room < most:
+            yield f"serveConfigV2: {name} may want {most} of {wanted}; the workers hold {room}"
+
+
+def _fit(supply: dict[str, float], wanted: dict[str, float]) -> int:
+    """How many of these one worker holds, with nothing else on it."""
+    return int(min(supply.get(name, 0) // much for name, much in wanted.items() if much))
 
 
 def _demand(options: Object) -> dict[str, float]:
@@ -187,11 +200,10 @@ def _supply(group: Object) -> dict[str, float]:
 
 def _metrics_faults(settings: Settings, groups: list[Object]) -> Iterator[str]:
     """Exporters that look elsewhere than the replicas listen."""
-    metrics = settings.metrics
-    if metrics is None:
-        yield "serveConfigV2: metrics is missing: the exporters would find nothing"
+    if settings.metrics_ports is None:
+        yield "serveConfigV2: metrics_ports is missing: the exporters would find nothing"
         return
-    ports = "-".join(str(port) for port in metrics.ports)
+    ports = "-".join(str(port) for port in settings.metrics_ports)
     for group in groups:
         pod = group["template"]["spec"]
         exporters = [one for one in pod.get("initContainers", []) if one["name"] == "exporter"]

@@ -1,5 +1,7 @@
-"""Writes what Kubernetes needs of deploy/observability: the rules as a PrometheusRule, the dashboards
-as ConfigMaps for Grafana's sidecar. `make k8s` runs it; `python -m deploy.k8s.check` says if it is due.
+"""Writes what Kubernetes needs of deploy/observability.
+
+The rules become a PrometheusRule, the dashboards ConfigMaps for Grafana's sidecar. `make k8s` runs
+it; `python -m deploy.k8s.check` says if it is due.
 """
 
 from __future__ import annotations

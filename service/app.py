@@ -1,7 +1,7 @@
 """Winnow as a Ray Serve application: the only file that binds deployments together."""
 
-# No `from __future__ import annotations`: to `serve deploy`, and so to KubeRay, an annotation that is
-# no class says nothing, and `build` would get a plain dict.
+# No `from __future__ import annotations`: to `serve deploy`, and so to KubeRay, an annotation that
+# is no class says nothing, and `build` would get a plain dict.
 from collections.abc import Callable
 
 from ray import serve

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from models.noise import MAX_SEED
 from service.encode import from_data_url, to_png
-from service.errors import InvalidValue, StoreUnavailable
+from service.errors import BlobMissing, InvalidValue
 from service.store.blobs import Blobs, name_of
 from service.store.datasets import Label, Labelled, Shown
 
@@ -49,7 +50,10 @@ FIELDS = list(Row.model_fields)
 
 
 def write(labelled: list[Labelled], blobs: Blobs, form: Format, images: bool) -> Iterator[str]:
-    """The lines of a file, one label each; an image that was purged is left out of its row."""
+    """The lines of a file, one label each; an image that was purged is left out of its row.
+
+    Raises StoreUnavailable at an image that cannot be read, or was changed.
+    """
     if form == "csv":
         yield _csv(FIELDS)
     for one in labelled:
@@ -115,11 +119,8 @@ def _row(one: Labelled, blobs: Blobs | None) -> dict[str, Any]:
     image = one.image
     png = None
     if blobs is not None:
-        try:
+        with suppress(BlobMissing):  # anything else would pass for purged
             png = base64.b64encode(blobs.get(image.blob)).decode("ascii")
-        except StoreUnavailable as error:
-            if error.__cause__ is not None:  # not missing, but unreadable
-                raise
     labelled = one.labelled.isoformat()
     return {
         "image_id": image.id,

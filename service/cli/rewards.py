@@ -123,6 +123,7 @@ def _facts(reward: dict[str, Any]) -> Table:
         rows += [
             ("question", (card.get("dataset") or {}).get("question")),
             ("labels", ", ".join(f"{count} {kind}" for kind, count in counts.items())),
+            ("purged", card.get("purged") or None),
             ("time", f"{card.get('label_seconds')} s of labelling by {_people(card)}"),
             ("training", f"{card.get('trained_seconds')} s"),
             ("AUC", f"{card['auc']:.4f}, cross-validated" if "auc" in card else None),

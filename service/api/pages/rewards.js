@@ -155,7 +155,7 @@ function cardOf(reward, card) {
   const parts = [
     el("p", { class: "soft" }, card.dataset?.question ?? ""),
     el("dl", { class: "facts" },
-      fact("Labels", labels, `${counts.malign ?? 0} malign`),
+      fact("Labels", labels, `${counts.malign ?? 0} malign${card.purged ? `, ${card.purged} more purged` : ""}`),
       fact("A person's time", duration(card.label_seconds ?? 0), count((card.annotators ?? []).length, "person", "people")),
       fact("AUC", number(card.auc, 3), "cross-validated"),
       fact("Training", duration(card.trained_seconds ?? 0)),

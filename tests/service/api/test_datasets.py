@@ -7,6 +7,7 @@ import csv
 import io
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -301,6 +302,18 @@ def test_what_is_exported_comes_in_elsewhere_with_its_images_and_only_once(
         assert two["annotator"] == f"import:{one['annotator']}"
         for field in set(one) - {"image_id", "annotator"}:
             assert one[field] == two[field], field
+
+
+def test_an_export_leaves_out_what_was_purged_and_breaks_off_at_what_was_changed(
+    server: Served, labeller: httpx.Client, labelled: str
+) -> None:
+    first, second = server.store.datasets.labelled(labelled)[:2]
+    server.store.blobs.delete(first.image.blob)
+    lines = labeller.get(f"/v1/datasets/{labelled}/export").text.splitlines()
+    assert [json.loads(line)["png"] is None for line in lines] == [True, False, False, False]
+    Path(server.store.blobs._path(second.image.blob)).write_bytes(b"another")
+    with pytest.raises(httpx.RemoteProtocolError):
+        labeller.get(f"/v1/datasets/{labelled}/export")
 
 
 def test_a_datasets_own_export_brings_nothing(labeller: httpx.Client, labelled: str) -> None:

@@ -83,6 +83,22 @@ def test_export_to_stdout_is_json_lines(run: object) -> None:
     assert {json.loads(line)["label"] for line in lines} == {"benign", "malign"}
 
 
+def test_an_export_that_breaks_off_is_a_sentence_and_no_file(
+    run: object, served: Served, tmp_path: Path
+) -> None:
+    last = served.store.datasets.labelled("bars")[-1]
+    blob = Path(served.store.blobs._path(last.image.blob))
+    before = blob.read_bytes()
+    blob.write_bytes(b"another")
+    file = tmp_path / "labels.jsonl"
+    try:
+        broken = run("datasets", "export", "bars", "--to", str(file), code=1)  # type: ignore[operator]
+    finally:
+        blob.write_bytes(before)
+    assert "broke off" in broken.output
+    assert not file.exists()
+
+
 def test_train_watch_show(run: object) -> None:
     trained = run("rewards", "train", "bars", "--target", "0.02")  # type: ignore[operator]
     reward_id = trained.stdout.splitlines()[0]

@@ -402,6 +402,22 @@ def test_what_runs_when_its_policy_is_switched_off_delivers_nothing(
     assert [image["pixels_sha256"] for image in record["images"]] == [None, None]
 
 
+def test_a_switch_that_is_pulled_and_put_back_ends_what_runs(
+    served: Served, http: httpx.Client
+) -> None:
+    """Both between two looks: no reading ever shows the policy switched off."""
+    store = served.store.policies
+    served.backbone.delay_s = 0.1
+    with ThreadPoolExecutor() as pool, served.live._reading:
+        running = pool.submit(generate, http, n=2, seed=1)
+        wait_for(lambda: served.backends.loop.running > 0)
+        off = store.disable("bright", "another")
+        store.point("bright", off, 1, "another", "policy.promote")
+    refused(running.result(), 403, "policy_disabled", "switched off")
+    served.backbone.delay_s = 0.0
+    assert generate(http, seed=1).status_code == 200
+
+
 def test_images_that_are_done_do_not_leave_a_policy_that_was_just_switched_off(
     served: Served, http: httpx.Client
 ) -> None:

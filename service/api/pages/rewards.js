@@ -219,7 +219,7 @@ function thresholds(card) {
   return el("table", { class: "table" },
     el("thead", {}, el("tr", {}, el("th", {}, "Steps"), el("th", {}, "Threshold"), el("th", {}, "Draws accepted"))),
     el("tbody", {},
-      ...rows.map(([steps, one]) => el("tr", {}, el("td", {}, steps), el("td", {}, Number(one.threshold).toFixed(4)), el("td", {}, `${(100 * one.acceptance).toFixed(1)} %`))),
+      ...rows.map(([steps, one]) => el("tr", {}, el("td", {}, steps), el("td", {}, one.threshold?.toFixed(4) ?? "–"), el("td", {}, `${(100 * one.acceptance).toFixed(1)} %`))),
       ...skipped.map(([steps, why]) => el("tr", {}, el("td", {}, steps), el("td", { colspan: 2, class: "soft" }, why))),
     ));
 }

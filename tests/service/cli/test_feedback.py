@@ -99,14 +99,19 @@ def test_an_export_that_breaks_off_is_a_sentence_and_no_file(
     assert not file.exists()
 
 
-def test_train_watch_show(run: object) -> None:
+def test_train_watch_show(run: object, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = run("rewards", "train", "bars", "--target", "0.02")  # type: ignore[operator]
     reward_id = trained.stdout.splitlines()[0]
     assert reward_id.startswith("rwd_")
     assert "is ready" in trained.output
     shown = run("rewards", "show", reward_id).output  # type: ignore[operator]
-    for word in (reward_id, "ready", "0.9700", "5 benign", "label/api", "threshold 0.5000"):
+    for word in (reward_id, "ready", "0.9700", "5 benign", "label/api", "80.0% of draws"):
         assert word in shown, word
+    assert "threshold" not in shown
+    with monkeypatch.context() as patch:
+        patch.setenv("WINNOW_KEY", KEYS["APPROVE_KEY"])
+        approver = run("rewards", "show", reward_id).output  # type: ignore[operator]
+        assert "threshold 0.5000, 80.0% of draws" in approver
     assert shown.count("ready") == 1
     assert json.loads(run("rewards", "show", reward_id, "--json").stdout)["id"] == reward_id  # type: ignore[operator]
     assert reward_id in run("rewards", "list", "--dataset", "bars").output  # type: ignore[operator]

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from models.noise import MAX_SEED
 from service.api.auth import Caller
 from service.api.context import Context
+from service.api.text import Text
 from service.config import Name
 from service.errors import Conflict, InvalidValue, RewardNotFound
 from service.feedback.example import JUDGE_SHARE, refuse_too_few
@@ -66,7 +67,7 @@ def routes(context: Context) -> APIRouter:
         return _reward(rewards.read(reward_id), request.state.caller)
 
     @router.get("/v1/rewards", summary="Trainings and rewards, the newest first")
-    def listed(request: Request, dataset: str | None = None) -> dict[str, Any]:
+    def listed(request: Request, dataset: Text | None = None) -> dict[str, Any]:
         request.state.caller.require("label", "approve")
         caller = request.state.caller
         data = [_reward(one, caller, card=False) for one in rewards.of(dataset)]

@@ -434,7 +434,6 @@ def test_from_labels_to_a_card(open_page: Callable[..., Any], served: Served) ->
     )
     assert page.locator(".pictures img").count() == 3
     # As somebody who may only label sees it.
-    served.settings.auth.anonymous_scopes.remove("scores")
 
     def without(route: Any) -> None:
         reward = route.fetch().json()

@@ -78,6 +78,12 @@ def test_export_and_import_in_parts(
     assert "exists already" in again.output
 
 
+def test_a_line_is_not_cut_at_other_ends_of_lines() -> None:
+    text = '{"annotator": "a\u2028b"}\n{"annotator": "c"}\n'
+    assert list(datasets._parts(text, datasets.Format.jsonl)) == [text]
+    assert datasets._count(text, datasets.Format.jsonl) == 2
+
+
 def test_export_to_stdout_is_json_lines(run: object) -> None:
     lines = run("datasets", "export", "bars").stdout.splitlines()  # type: ignore[operator]
     assert {json.loads(line)["label"] for line in lines} == {"benign", "malign"}

@@ -32,7 +32,7 @@ def groups(docs: str = "docs", least: Least | None = None) -> list[dict[str, Any
     recorded = {
         "winnow-budgets": (rules.budgets(), "30s"),
         "winnow-history": (rules.history(least), "1m"),
-        "winnow-drift": (rules.drift(least), "5m"),
+        "winnow-drift": (rules.drift(least), "2m"),
     }
     alarming = {
         "winnow-censoring": alerts.censoring(least),

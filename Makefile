@@ -58,6 +58,7 @@ zoo-pack: $(DEV) ## pack and calibrate the bundle, once you have looked at the s
 	$(BIN)/winnow train compare
 	$(BIN)/winnow train pack
 	$(BIN)/winnow train distil mnist-sevens
+	$(BIN)/winnow train canary mnist-sevens
 	$(BIN)/winnow calibrate no-crossbar --target 0.0025 --n 3600
 	$(BIN)/winnow calibrate no-crossbar-guided only-crossbar --target 0.01
 	$(BIN)/winnow evaluate --record

@@ -5,6 +5,7 @@ WinnowError
 ├── ModerationBlocked   400  moderation_blocked   every image was blocked: an outcome, not a fault
 ├── InvalidApiKey       401  invalid_api_key
 ├── PolicyNotAllowed    403  policy_not_allowed   the key lacks the scope
+├── OriginRefused       403  origin_refused       nothing shows that our own page sent the request
 ├── PolicyDisabled      403  policy_disabled      somebody switched the policy off: no pixels leave
 ├── ModelNotFound       404  model_not_found
 ├── PolicyNotFound      404  policy_not_found
@@ -60,6 +61,10 @@ class InvalidApiKey(WinnowError):
 
 class PolicyNotAllowed(WinnowError):
     status, type, code = 403, "permission_error", "policy_not_allowed"
+
+
+class OriginRefused(WinnowError):
+    status, type, code = 403, "permission_error", "origin_refused"
 
 
 class PolicyDisabled(WinnowError):

@@ -35,10 +35,10 @@ from models.questions import NO_CROSSBAR
 from models.rewards.making import SECONDS_PER_IMAGE
 from models.schedule import NoiseSchedule, read_config
 from service.feedback.calibrating import Scored, calibrate
-from service.feedback.example import Example, Label, split
+from service.feedback.example import JUDGE_SHARE, Example, Label, split
 from service.feedback.judging import member_logits, refit, train_judge
 from service.feedback.selection import Strategy, choose
-from service.feedback.training import JUDGE_SHARE, POOL
+from service.feedback.training import POOL
 
 MODEL = "mnist-sevens"
 BANK = 10_000

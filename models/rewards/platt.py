@@ -33,16 +33,20 @@ class Platt:
         return chances
 
 
+def fold(key: str, members: int) -> int:
+    """Which of the members a label is kept from: its key's hash says so, for ever."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()) % members
+
+
 def folds(keys: Sequence[str], malign: NDArray[np.bool_], members: int) -> NDArray[np.bool_]:
     """Which of the labels [N] each of the members may learn from, bool [members, N].
 
-    Each label is kept from one member, which its key's hash names: the same one in every training,
+    Each label is kept from one member, which `fold` names: the same one in every training,
     whatever other labels there are, so that member never learns from it. Raises ValueError when
     a member is left without labels of a class.
     """
-    hashes = [int.from_bytes(hashlib.sha256(key.encode()).digest()) for key in keys]
-    fold = np.array([number % members for number in hashes])
-    seen: NDArray[np.bool_] = np.arange(members)[:, None] != fold[None, :]
+    kept = np.array([fold(key, members) for key in keys])
+    seen: NDArray[np.bool_] = np.arange(members)[:, None] != kept[None, :]
     for word, rows in (("malign", malign), ("benign", ~malign)):
         if not (seen & rows).any(axis=1).all():
             raise ValueError(

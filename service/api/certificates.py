@@ -54,6 +54,8 @@ def routes(context: Context) -> APIRouter:
     async def certify(name: str, body: schemas.CertifyRequest, request: Request) -> dict[str, Any]:
         request.state.caller.require("approve")
         policy = _policy(context, name)
+        # What no first attempt could promise is wrong, whatever else is open.
+        terms(body.epsilon, body.delta, 1, body.allowed)
         seed = secrets.randbelow(MAX_SEED + 1)
         wishes = Overrides(num_inference_steps=body.num_inference_steps)
         plan = resolve(policy, wishes, seed, admin=False)

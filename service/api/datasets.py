@@ -19,7 +19,7 @@ from service.errors import Conflict, DatasetNotFound, InvalidValue, ModelNotFoun
 from service.store.datasets import Answer, Dataset, Label, Shown
 
 GOAL = {"benign": 80, "malign": 40, "seconds": 180}
-"""What a reward is learned from: three minutes of labels."""
+"""What a reward is learned from: three minutes of labels. A certificate's teach nothing."""
 
 MAX_BATCH = 100
 Form = Annotated[exchange.Format, Query(alias="format")]
@@ -122,6 +122,7 @@ def routes(context: Context, desk: Proposer) -> APIRouter:
         dataset = find(request, name)
         answers = [Answer(said.image_id, said.label, said.elapsed_ms) for said in body.labels]
         datasets.label(name, answers, request.state.annotator)
+        context.metrics.labels(answer.label for answer in answers)
         return _dataset(context, dataset)
 
     @router.post("/v1/datasets/{name}/labels/undo", summary="Take back your last batch of labels")
@@ -211,7 +212,7 @@ def _dataset(context: Context, dataset: Dataset) -> dict[str, Any]:
         "created": int(dataset.created.timestamp()),
         "created_by": dataset.created_by,
         "counts": {**counts, "seconds": round(seconds, 1)},
-        "goal": GOAL,
+        "goal": GOAL if dataset.trainable else None,
     }
 
 

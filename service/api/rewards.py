@@ -14,7 +14,7 @@ from models.noise import MAX_SEED
 from service.api.context import Context
 from service.config import Name
 from service.errors import Conflict, InvalidValue, RewardNotFound
-from service.feedback.example import LEAST
+from service.feedback.example import JUDGE_SHARE, refuse_too_few
 from service.store.rewards import RewardVersion
 
 
@@ -49,17 +49,8 @@ def routes(context: Context) -> APIRouter:
         policy = _policy(context, body.policy, dataset.model)
         if body.distil and not body.guide:
             raise InvalidValue("distil: a student needs a guide to learn from: set guide", "distil")
-        counts = context.store.datasets.counts(body.dataset)
-        # Nobody is sure that an unsure one is benign: it counts as malign.
-        found = {"benign": counts["benign"], "malign": counts["malign"] + counts["unsure"]}
-        for kind, count in found.items():
-            if count < LEAST:
-                raise InvalidValue(
-                    f"dataset {body.dataset!r} has {count} {kind} labels, a reward needs {LEAST}: "
-                    "label more",
-                    "dataset",
-                )
         last = next((r for r in rewards.of(body.dataset) if r.status == "ready"), None)
+        _refuse_too_few(context, body, last)
         reward_id = f"rwd_{uuid.uuid4().hex}"
         recipe = {
             "policy": policy,
@@ -96,6 +87,21 @@ def routes(context: Context) -> APIRouter:
         return rewards.read(reward_id)
 
     return router
+
+
+def _refuse_too_few(context: Context, body: TrainRequest, last: RewardVersion | None) -> None:
+    """Raises InvalidValue for labels that the training itself would refuse."""
+    # Of equal images the last label counts. Nobody is sure that an unsure one is benign.
+    malign = {
+        one.image.blob: one.label != "benign"
+        for one in context.store.datasets.labelled(body.dataset)
+    }
+    before = ((last and last.card) or {}).get("split", {})
+    known = {blob: side for side, blobs in before.items() for blob in blobs}
+    try:
+        refuse_too_few(malign, JUDGE_SHARE[body.guide], known)
+    except ValueError as error:
+        raise InvalidValue(f"dataset {body.dataset!r}: {error}", "dataset") from None
 
 
 def _policy(context: Context, name: str | None, model: str) -> str:

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.auth import Authenticator, Caller
 from service.config import KeySettings, is_loopback
-from service.errors import InvalidApiKey, InvalidValue, PolicyNotAllowed
+from service.errors import InvalidApiKey, InvalidValue, OriginRefused
 
 COOKIE = "winnow_session"
 HEADER = "X-CSRF-Token"
@@ -66,7 +66,7 @@ class Sessions:
         self._key = hmac.digest(material, b"winnow session", "sha256")
 
     def open(self, request: Request, body: SessionRequest) -> tuple[str, Session]:
-        """A cookie for a person. Raises InvalidApiKey, PolicyNotAllowed or InvalidValue."""
+        """A cookie for a person. Raises InvalidApiKey, OriginRefused or InvalidValue."""
         same_origin(request)
         name = " ".join(body.name.split())
         if not NAME.fullmatch(name):
@@ -85,7 +85,7 @@ class Sessions:
     def identify(self, request: Request, secret: str | None) -> None:
         """Put `caller` and `annotator` into the request's state, from its key or its cookie.
 
-        Raises InvalidApiKey, and PolicyNotAllowed for a request that a foreign page has made.
+        Raises InvalidApiKey, and OriginRefused for a request that a foreign page has made.
         """
         state = request.state
         cookie = request.cookies.get(COOKIE)
@@ -104,7 +104,7 @@ class Sessions:
         if request.method not in SAFE and not hmac.compare_digest(
             token.encode(), self.csrf(cookie or "").encode()
         ):
-            raise PolicyNotAllowed(f"the header {HEADER} is not this session's: load the page anew")
+            raise OriginRefused(f"the header {HEADER} is not this session's: load the page anew")
 
     def csrf(self, cookie: str) -> str:
         """The token that unsafe requests of this session carry."""
@@ -138,13 +138,13 @@ class Sessions:
 
 
 def same_origin(request: Request) -> None:
-    """Raises PolicyNotAllowed if a page of another server made this unsafe request."""
+    """Raises OriginRefused if a page of another server made this unsafe request."""
     if request.method in SAFE:
         return
     origin = request.headers.get("origin")
     foreign = origin is not None and origin.partition("://")[2] != request.headers.get("host")
     if foreign or request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
-        raise PolicyNotAllowed("a page of another server made this request: use a key")
+        raise OriginRefused("a page of another server made this request: use a key")
 
 
 def of_this_machine(request: Request) -> None:

@@ -181,4 +181,15 @@ def _show(found: dict[str, Any]) -> None:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(_short(value))
+
+
+def _short(value: Any) -> Any:
+    """Fractions with the four digits that people read; the evidence keeps them all."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, list):
+        return [_short(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _short(one) for name, one in value.items()}
+    return value

@@ -33,7 +33,8 @@ def list_(
     for one in found:
         done = f"{one['progress']:.0%}" if one["status"] in RUNNING else ""
         policy = one["recipe"].get("policy", "")
-        row = (one["dataset"], policy, one["status"], one["stage"], done, one["created_by"])
+        stage = "" if one["stage"] == one["status"] else one["stage"]
+        row = (one["dataset"], policy, one["status"], stage, done, one["created_by"])
         table.add_row(one["id"], *row)
     _out().print(table)
 
@@ -108,9 +109,12 @@ def _sentence(reward: dict[str, Any]) -> str:
 def _facts(reward: dict[str, Any]) -> Table:
     card = reward.get("card") or {}
     counts = card.get("counts") or {}
+    state = dict.fromkeys((reward["status"], reward["stage"]))  # once it has ended, these are alike
+    if reward["status"] in RUNNING:
+        state[f"{reward['progress']:.0%}"] = None
     rows = [
         ("reward", f"{reward['id']} of {reward['dataset']}, by {reward['created_by']}"),
-        ("status", f"{reward['status']}, {reward['stage']}, {reward['progress']:.0%}"),
+        ("status", ", ".join(state)),
         ("error", reward["error"]),
         ("resumed", reward["parent"]),
         ("recipe", ", ".join(f"{key} {value}" for key, value in reward["recipe"].items())),

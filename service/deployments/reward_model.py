@@ -13,7 +13,9 @@ from ray import serve
 from models import bundle as bundles
 from service import logs
 from service.config import ModelSettings, StoreSettings, blobs_url
-from service.metrics import JudgeMetrics, render
+from service.metrics.exporter import export
+from service.metrics.judge import JudgeMetrics
+from service.metrics.page import render
 from service.ports import Pixels
 from service.reward import load_judges
 from service.weights import Weights
@@ -24,13 +26,20 @@ log = logging.getLogger("winnow.reward_model")
 class RewardModel:
     """What Serve runs: the judges, having scored a canary before the first request."""
 
-    def __init__(self, model: str, settings: ModelSettings, store: StoreSettings) -> None:
+    def __init__(
+        self,
+        model: str,
+        settings: ModelSettings,
+        store: StoreSettings,
+        metrics_ports: tuple[int, int] | None = None,
+    ) -> None:
         logs.set_up("reward_model")
         bundle = bundles.load(settings.bundle)
         self._weights = Weights(bundle, blobs_url(store, os.environ))
         self._judges = load_judges(bundle, settings.judge, self._weights.find)
         self._judges.canary()
         self._metrics = JudgeMetrics(model)
+        export(self._metrics.registry, f"RewardModel-{model}", metrics_ports)
         self._batched.set_max_batch_size(settings.judge.max_batch)  # type: ignore[attr-defined]
         log.info("judge of %s is ready", model)
 

@@ -13,9 +13,8 @@ from models.codec import from_uint8
 from models.rewards.ensemble import Ensemble
 from models.rewards.platt import folds
 from models.rewards.training import JUDGE, train_reward
-from service.feedback.example import Example, arrays, ids
+from service.feedback.example import MEMBERS, Example, arrays, ids
 
-MEMBERS = 5
 FOLDS = f"sha256 of the blob's name, modulo {MEMBERS}"
 """How labels are kept from members, as a judge's file says it. A judge whose file says otherwise
 has members that know other labels: no training may go on from it."""

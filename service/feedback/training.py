@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter
 from safetensors import safe_open
 from torch import Tensor
@@ -29,9 +30,10 @@ from models.rewards.ensemble import Ensemble
 from models.rewards.export import export_judge, export_probe, export_student
 from models.rewards.judge import OnnxJudge
 from models.rewards.training import CLEAN_GUIDE, TIME_GUIDE, RewardRecipe, train_reward
+from service.encode import to_png
 from service.feedback import card, judging
 from service.feedback.calibrating import Scored, calibrate
-from service.feedback.example import LEAST, Example, arrays, ids, split
+from service.feedback.example import JUDGE_SHARE, Example, arrays, ids, refuse_too_few, split
 from service.feedback.judging import refit
 from service.feedback.pool import draw_pool, parts_of
 from service.feedback.progress import Progress, Report
@@ -41,9 +43,6 @@ __all__ = ["Cancelled", "Example", "Recipe", "Trained", "refit", "train"]
 
 POOL = 400
 """Fresh draws at each step count: their scores need no labels, so few cost little and suffice."""
-JUDGE_SHARE = {False: 0.75, True: 0.5}
-"""Of the labels, by whether a time-dependent guide is wanted. A probe alone, whose thresholds lose
-next to nothing however poor it is, needs few."""
 
 FEW_DISTIL = DistilRecipe(draws=128, iterations=2000)
 
@@ -78,8 +77,8 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True)
 class Trained:
-    """The bytes of each part's file (judge, clean_guide, probe, and guide and distilled where they
-    were asked for), and the card, JSON-safe."""
+    """The bytes of each part's file (judge, canary, clean_guide, probe, and guide and distilled
+    where they were asked for), and the card, JSON-safe."""
 
     files: Mapping[str, bytes]
     card: dict[str, Any]
@@ -138,7 +137,9 @@ class _Run:
             path.write_bytes(warm_start[part])
         if "judge" in self._older and not _same_folds(self._older["judge"]):
             self._older = {}
-        self._judged, self._guided = split(examples, JUDGE_SHARE[recipe.guide], _sides(self._older))
+        share, known = JUDGE_SHARE[recipe.guide], _sides(self._older)
+        refuse_too_few({example.id: example.malign for example in examples}, share, known)
+        self._judged, self._guided = split(examples, share, known)
         self._held_out: dict[str, float] | None = None
 
     def judge(self) -> None:
@@ -163,6 +164,19 @@ class _Run:
             networks=networks, labels=json.dumps(labels), folds=judging.FOLDS,
         )  # fmt: skip
         self._onnx = OnnxJudge(self.parts["judge"], self.recipe.threads)
+        self.parts["canary"] = self._folder / "canary.png"
+        self.parts["canary"].write_bytes(to_png(self._surest_malign()))
+
+    def _surest_malign(self) -> NDArray[np.uint8]:
+        """The image that a person called malign and the judge, which had not seen it, most of all.
+
+        One that somebody was unsure of only where there is no other.
+        """
+        order = sorted(
+            zip(self._judged, self._out_of_fold, strict=True),
+            key=lambda pair: (pair[0].label != "malign", not pair[0].malign, pair[1]),
+        )
+        return order[0][0].pixels
 
     def guides(self) -> None:
         """Train the clean guide and its probe; the time-dependent one and its student if asked."""
@@ -281,13 +295,6 @@ def _check(examples: Sequence[Example], recipe: Recipe, shape: tuple[int, int, i
             raise ValueError(f"image {example.id}: inclusion {example.inclusion} is no chance")
     if len({example.id for example in examples}) < len(examples):
         raise ValueError("an image is labelled twice")
-    malign = sum(example.malign for example in examples)
-    for count, word in ((malign, "malign"), (len(examples) - malign, "benign")):
-        if count < LEAST:
-            raise ValueError(
-                f"{count} of the labels are {word}, and {LEAST} are needed, for judge and guide "
-                "learn from different ones: label more images"
-            )
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ from service.store.rewards import SILENT_S, Rewards, RewardVersion
 log = logging.getLogger("winnow.feedback")
 
 POLL_S = 0.5
-TEND_S = 5.0
+TEND_S = 2.0
 NICE = 10
 
 
@@ -26,10 +26,11 @@ class Worker:
         train: Callable[[RewardVersion], None],
         silent_s: float = SILENT_S,
     ) -> None:
-        """`train` runs one; a training that was silent for `silent_s` has died."""
+        """`train` runs one, which is spoken for; one that was silent for `silent_s` has died."""
         self._rewards = rewards
         self._train = train
         self._silent_s = silent_s
+        self._running: str | None = None
         self._closing = threading.Event()
         self._threads = [
             threading.Thread(target=self._work, name="training", daemon=True),
@@ -56,14 +57,17 @@ class Worker:
             try:
                 reward = self._rewards.take()
                 if reward is not None:
+                    self._running = reward.id
                     self._train(reward)
             except Exception as error:  # the next one may go better
                 log.warning("a training could not be run", exc_info=error)
+            finally:
+                self._running = None
 
     def _tend(self) -> None:
         while not self._closing.is_set():
             try:
-                self._rewards.tend(self._silent_s)
+                self._rewards.tend(self._silent_s, self._running)
             except StoreUnavailable as error:
                 log.warning("trainings could not be tended", exc_info=error)
             self._closing.wait(TEND_S)

@@ -124,12 +124,15 @@ class Policies:
     def point(
         self, name: str, before: Pointer | None, version: int, by: str, action: str
     ) -> Pointer:
-        """Put a version in force, and switch the policy on.
+        """Put a version in force, and switch the policy on; if it was the shadow, that ends.
 
         `before` is the pointer that the caller saw, None where there was none: if somebody moved it
         meanwhile, Conflict is raised and nothing changes.
         """
-        return self._move(name, before, by, action, version=version, disabled=False)
+        values: dict[str, Any] = {"version": version, "disabled": False}
+        if before is not None and before.shadow == version:
+            values["shadow"] = None
+        return self._move(name, before, by, action, **values)
 
     def disable(self, name: str, by: str) -> Pointer:
         """Stop a policy, whatever else is going on. Raises PolicyNotFound."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import and_, insert, or_, select, update
 
 from service.errors import Conflict, RewardNotFound
 from service.store.database import Database
@@ -16,10 +16,10 @@ from service.store.schema import datasets, rewards
 
 Status = Literal["queued", "training", "cancelling", "ready", "failed", "cancelled"]
 RUNNING: tuple[Status, ...] = ("queued", "training", "cancelling")
-SILENT_S = 60.0
-"""A training that has said nothing for so long has died with its process."""
-DIED = "its process died"
-DIED_ERROR = "the process that trained it died; train it again"
+SILENT_S = 15.0
+"""A training that nobody has spoken for, for so long, has died with its process."""
+DIED = "was cut off"
+DIED_ERROR = "was cut off by a restart: train again"
 
 
 @dataclass(frozen=True)
@@ -110,16 +110,18 @@ class Rewards:
                 return None
         return RewardVersion(**{**row._mapping, **values})
 
-    def tend(self, silent_s: float = SILENT_S) -> None:
-        """Keep those that wait alive, and end those whose process has died.
+    def tend(self, silent_s: float = SILENT_S, running: str | None = None) -> None:
+        """Keep those that wait alive, and the one that is `running` here; end those that died.
 
-        For a worker to call every few seconds: nobody else speaks for a training that waits.
+        For a worker to call every few seconds: nobody else speaks for a training that waits, and
+        one that runs says nothing for as long as a stage takes.
         """
         here = rewards.c
         now = datetime.now(UTC)
         dead = update(rewards).where(here.heartbeat < now - timedelta(seconds=silent_s))
         with self._database.transaction() as connection:
-            connection.execute(update(rewards).where(here.status == "queued").values(heartbeat=now))
+            alive = or_(here.status == "queued", and_(here.id == running, here.status.in_(RUNNING)))
+            connection.execute(update(rewards).where(alive).values(heartbeat=now))
             connection.execute(
                 dead.where(here.status == "training").values(
                     status="failed", stage=DIED, error=DIED_ERROR

@@ -6,6 +6,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from models.bundle import Bundle
 from service.feedback.worker import Worker
+from service.store.datasets import Dataset
 from tests.integration.conftest import wait_for
 from tests.service.api.server import AUTH, KEYS, Served, serve
 
@@ -432,3 +434,59 @@ def test_a_version_is_made_and_promoted_and_a_refusal_is_told(
     reward = served.store.rewards.of(dataset)[0].id
     assert asked[0] == ("policies", {"name": "bright", "based_on": "bright", "reward": reward})
     assert asked[1] == ("policies/bright/promote", {"version": 2})
+
+
+def test_a_session_that_another_tab_opened_anew_is_taken_up(
+    open_page: Callable[..., Any], served: Served
+) -> None:
+    page = open_page()
+    dataset = begin(page)
+    page.evaluate(
+        """() => fetch("/v1/session", {
+            method: "POST",
+            headers: {"Content-Type": "application/json"},
+            body: JSON.stringify({name: "Ada"}),
+        })"""
+    )
+    press(page, "Space", "Enter")
+    page.wait_for_selector("#toast.up")
+    assert "Your session has ended. Your marks are kept" in page.text_content("#toast")
+    ready(page)
+    turn(page)
+    assert served.store.datasets.counts(dataset)["benign"] > 0, "it saves with the new token"
+
+
+def test_a_certificates_dataset_is_not_offered(
+    open_page: Callable[..., Any], served: Served
+) -> None:
+    proof = Dataset("proof", "tiny", "Is it dark?", [], "certificate", datetime.now(UTC), "x")
+    served.store.datasets.create(proof)
+    page = open_page("/feedback?dataset=proof")
+    enter(page)
+    page.wait_for_selector("#choose:not([hidden])")
+    assert "label it on its own page" in page.text_content("#toast")
+    assert "proof" not in page.text_content(".tiles")
+    page.goto("/feedback/rewards")
+    page.wait_for_selector("#rewards:not([hidden])")
+    assert "proof" not in page.text_content("#train select[name=dataset]")
+
+
+def test_a_certificates_page_shows_four_digits(open_page: Callable[..., Any]) -> None:
+    page = open_page("/feedback")
+    enter(page)
+    covered = {
+        "question": "?", "threshold": 0.43859649122807015, "max_draws": 20250,
+        "probe_thresholds": [0.0123456789, 0.5], "conditions": [{"w": 0.123456789}],
+    }  # fmt: skip
+    found = {
+        "policy": "bright", "policy_version": 1, "status": "failed", "statement": "?",
+        "question": "?", "result": {"k": 1, "n": 4, "bound": 0.4}, "not_covered": [],
+        "terms": {"epsilon": 0.3, "attempt": 1, "allowed": 0, "n": 4},
+        "progress": {"drawn": 4, "blocked": 0, "labelled": 4}, "covered": covered,
+    }  # fmt: skip
+    page.route("**/v1/certificates/*", lambda route: route.fulfill(json=found))
+    page.goto(f"/certificates/cert_{'0' * 32}")
+    page.wait_for_selector("#certificate:not([hidden])")
+    page.wait_for_selector("#covers dd")
+    shown = page.eval_on_selector_all("#covers dd", "all => all.map(one => one.textContent)")
+    assert shown == ["?", "0.4386", "20250", "0.01235, 0.5", '{"w":0.1235}']

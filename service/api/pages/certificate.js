@@ -47,13 +47,16 @@ function tell(now) {
   $("#evidence a").href = `${here}/evidence`;
 }
 
+/** A fraction with the four digits that people read; the evidence keeps them all. */
+const short = (value) => (typeof value === "number" && !Number.isInteger(value) ? Number(value.toPrecision(4)) : value);
+
 /** A thing that is covered, as terms and descriptions; what is absent is left out. */
 function lines(name, value) {
   if (value === null || (Array.isArray(value) && !value.length)) return [];
   if (typeof value === "object" && !Array.isArray(value)) {
     return Object.entries(value).flatMap(([inner, one]) => lines(inner, one));
   }
-  const text = Array.isArray(value) ? value.map((one) => (typeof one === "object" ? JSON.stringify(one) : one)).join(", ") : String(value);
+  const text = [value].flat().map((one) => (typeof one === "object" ? JSON.stringify(one, (_, inner) => short(inner)) : short(one))).join(", ");
   return [el("dt", {}, name.replaceAll("_", " ")), el("dd", {}, text)];
 }
 

@@ -123,7 +123,7 @@ async function persistently(method, path, body) {
 }
 
 function failed(fault) {
-  if (fault.status === 401 || fault.code === "policy_not_allowed") {
+  if (fault.status === 401 || ["policy_not_allowed", "origin_refused"].includes(fault.code)) {
     say("Your session has ended. Your marks are kept: enter again.");
     return start();
   }
@@ -380,7 +380,9 @@ async function start() {
   const wanted = new URLSearchParams(location.search).get("dataset");
   if (!wanted) return choose();
   try {
-    await open(await call("GET", `/v1/datasets/${encodeURIComponent(wanted)}`));
+    const one = await call("GET", `/v1/datasets/${encodeURIComponent(wanted)}`);
+    if (one.purpose !== "labels") throw new Error(`${wanted} is a certificate's: label it on its own page.`);
+    await open(one);
   } catch (fault) {
     say(fault.message);
     await choose();

@@ -249,7 +249,12 @@ def test_every_attempt_counts_and_costs_more(
     served: Served, reviewer: httpx.Client, labeller: httpx.Client
 ) -> None:
     first = begin(reviewer)
-    refused(reviewer.post("/v1/policies/bright/certify", json=TERMS), 409, "conflict", first["id"])
+    route = "/v1/policies/bright/certify"
+    refused(reviewer.post(route, json=TERMS), 409, "conflict", first["id"])
+    for wrong in ({"epsilon": 0}, {"delta": 1}, {"allowed": -1}, {"epsilon": 1e-7}):
+        answer = reviewer.post(route, json=TERMS | wrong)
+        refused(answer, 400, "invalid_value")
+        assert answer.json()["error"]["param"] in wrong
     drawn(reviewer, first["id"])
     answer = reviewer.post(f"/v1/certificates/{first['id']}/abandon", json={"reason": "tired"})
     assert answer.json()["status"] == "abandoned"

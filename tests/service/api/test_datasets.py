@@ -54,6 +54,14 @@ def test_from_a_question_to_counted_labels(labeller: httpx.Client, dataset: str)
     assert listed["models"] == ["tiny"]
 
 
+def test_a_certificates_dataset_has_no_goal(server: Served, labeller: httpx.Client) -> None:
+    proof = Dataset("proof", "tiny", "Is it dark?", [], "certificate", datetime.now(UTC), "x")
+    server.store.datasets.create(proof)
+    listed = labeller.get("/v1/datasets").json()["data"]
+    for one in (labeller.get("/v1/datasets/proof").json(), *listed):
+        assert (one["goal"] is None) == (one["purpose"] == "certificate")
+
+
 def test_a_batch_is_resumed_until_it_is_labelled(labeller: httpx.Client, dataset: str) -> None:
     first = _batch(labeller, dataset)
     assert _batch(labeller, dataset) == first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -156,7 +157,33 @@ def test_a_wrong_training_is_refused_by_field(
 def test_too_few_labels_are_refused(labeller: httpx.Client, dataset: str) -> None:
     answer = labeller.post("/v1/rewards", json={"dataset": dataset})
     refused(answer, 400, "invalid_value", "dataset")
-    assert "0 benign" in answer.json()["error"]["message"]
+    message = answer.json()["error"]["message"]
+    assert "0 benign and 0 malign images" in message
+    assert "5 more benign and 5 more malign" in message
+
+
+def test_labels_that_the_training_would_refuse_are_refused_at_once(
+    server: Served, labeller: httpx.Client, labelled: str
+) -> None:
+    """The last reward's judge has seen all of them: nothing is left for a guide."""
+    blobs = [one.image.blob for one in server.store.datasets.labelled(labelled)]
+    rewards = server.store.rewards
+    rewards.queue("rwd_before", labelled, None, {}, "label/api")
+    rewards.finish("rwd_before", {}, {"split": {"judge": blobs, "guide": []}})
+    answer = labeller.post("/v1/rewards", json={"dataset": labelled})
+    refused(answer, 400, "invalid_value", "dataset")
+    assert "1 more benign and 1 more malign" in answer.json()["error"]["message"]
+
+
+def test_equal_images_are_one_label(
+    server: Served, labeller: httpx.Client, labelled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = server.store.datasets.labelled(labelled)
+    twins = [replace(one, image=replace(one.image, blob=labels[0].image.blob)) for one in labels]
+    monkeypatch.setattr(server.store.datasets, "labelled", lambda _: twins)
+    answer = labeller.post("/v1/rewards", json={"dataset": labelled})
+    refused(answer, 400, "invalid_value", "dataset")
+    assert "0 benign and 1 malign images" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("one", ["rwd_0", "x" * 65, "a%00b", "a'b"])

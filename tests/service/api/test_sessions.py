@@ -73,15 +73,15 @@ def test_what_changes_something_needs_the_token(browser: httpx.Client, token: st
     headers = {} if token is None else {"X-CSRF-Token": token.encode()}
     body = {"name": "no-token", "question": "Is it dark?"}
     answer = browser.post("/v1/datasets", json=body, headers=headers)  # type: ignore[arg-type]
-    refused(answer, 403, "policy_not_allowed")
-    refused(browser.delete("/v1/session", headers=headers), 403, "policy_not_allowed")  # type: ignore[arg-type]
+    refused(answer, 403, "origin_refused")
+    refused(browser.delete("/v1/session", headers=headers), 403, "origin_refused")  # type: ignore[arg-type]
 
 
 def test_another_sessions_token_is_no_good(server: Served, browser: httpx.Client) -> None:
     _enter(browser)
     with client(server, None) as other:
         theirs = _enter(other, "Bob")
-    refused(_make(browser, "stolen", **theirs), 403, "policy_not_allowed")
+    refused(_make(browser, "stolen", **theirs), 403, "origin_refused")
 
 
 @pytest.mark.parametrize("headers", [FOREIGN, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}])
@@ -89,10 +89,10 @@ def test_a_foreign_page_cannot_use_a_session_or_open_one(
     browser: httpx.Client, headers: dict[str, str]
 ) -> None:
     csrf = _enter(browser)
-    refused(_make(browser, "foreign", **csrf, **headers), 403, "policy_not_allowed")
+    refused(_make(browser, "foreign", **csrf, **headers), 403, "origin_refused")
     body = {"name": "Eve", "key": KEYS["LABEL_KEY"]}
     answer = browser.post("/v1/session", json=body, headers=headers)
-    refused(answer, 403, "policy_not_allowed")
+    refused(answer, 403, "origin_refused")
 
 
 def test_our_own_page_may(server: Served, browser: httpx.Client) -> None:
@@ -187,7 +187,7 @@ def test_a_visitor_needs_a_name_and_no_key(visitor: httpx.Client) -> None:
     }  # fmt: skip
     csrf = _enter(visitor, key=None)
     assert _make(visitor, "visited", **csrf).json()["created_by"] == "anonymous/Ada"
-    refused(_make(visitor, "visited-2"), 403, "policy_not_allowed")
+    refused(_make(visitor, "visited-2"), 403, "origin_refused")
     refused(
         visitor.post("/v1/session", json={"name": "Ada", "key": "wn-mistyped-0123"}),
         401,
@@ -197,9 +197,9 @@ def test_a_visitor_needs_a_name_and_no_key(visitor: httpx.Client) -> None:
 
 def test_a_visitor_from_a_foreign_page_is_refused(visitor: httpx.Client) -> None:
     assert _make(visitor, "curl").status_code == 201
-    refused(_make(visitor, "foreign-2", **FOREIGN), 403, "policy_not_allowed")
+    refused(_make(visitor, "foreign-2", **FOREIGN), 403, "origin_refused")
     answer = visitor.post("/v1/images/generations", json={}, headers=FOREIGN)
-    refused(answer, 403, "policy_not_allowed")
+    refused(answer, 403, "origin_refused")
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "10.0.0.1", "", "[::"])

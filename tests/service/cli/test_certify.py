@@ -324,6 +324,22 @@ def test_from_start_to_export(
     assert run("verify", str(tmp_path / "e.zip")).exit_code == 0
 
 
+def test_people_are_shown_four_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    covered = {"threshold": 0.43859649122807015, "probe_thresholds": [0.0123456789, 0.5],
+               "method": {"eta": 0.123456, "num_inference_steps": 20250}}  # fmt: skip
+    found: dict[str, Any] = {
+        "id": "cert_1", "policy": "bright", "policy_version": 1, "status": "labelling",
+        "created": "2025-01-01T00:00:00", "created_by": "x", "question": "?", "result": None,
+        "terms": {"epsilon": 0.01, "delta": 0.05, "attempt": 1, "allowed": 0, "n": 4},
+        "progress": {}, "fingerprint": "f", "covered": covered, "not_covered": [],
+    }  # fmt: skip
+    monkeypatch.setattr("service.cli.certify.call", lambda *_, **__: found)
+    shown = " ".join(run("show", "cert_1").output.split())
+    for part in ("0.4386", "[0.01235, 0.5]", '"eta": 0.1235', "20250"):
+        assert part in shown, part
+    assert "0.43859" not in shown
+
+
 def test_a_service_that_is_not_there_is_a_sentence() -> None:
     answer = run("show", "cert_x", "--url", "http://127.0.0.1:9")
     assert answer.exit_code == 1

@@ -91,6 +91,7 @@ def test_train_watch_show(run: object) -> None:
     shown = run("rewards", "show", reward_id).output  # type: ignore[operator]
     for word in (reward_id, "ready", "0.9700", "5 benign", "label/api", "threshold 0.5000"):
         assert word in shown, word
+    assert shown.count("ready") == 1
     assert json.loads(run("rewards", "show", reward_id, "--json").stdout)["id"] == reward_id  # type: ignore[operator]
     assert reward_id in run("rewards", "list", "--dataset", "bars").output  # type: ignore[operator]
     ended = run("rewards", "cancel", reward_id, code=1)  # type: ignore[operator]

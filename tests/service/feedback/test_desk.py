@@ -386,7 +386,29 @@ def test_a_new_worker_takes_up_what_waits_and_ends_what_died(
     worker.close()
 
 
-def test_a_worker_outlives_a_training_that_breaks_the_rules(store: Store) -> None:
+def test_a_training_that_says_nothing_for_long_is_spoken_for(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.feedback.worker.TEND_S", 0.05)
+    make_dataset(store)
+    ended = threading.Event()
+
+    def train(reward: Any) -> None:
+        time.sleep(1.5)  # a stage that reports nothing
+        store.rewards.finish(reward.id, {}, {})
+        ended.set()
+
+    queue(store, "rwd_1")
+    worker = Worker(store.rewards, train, silent_s=0.5)
+    assert ended.wait(20), "it was taken for dead"
+    assert store.rewards.read("rwd_1").status == "ready"
+    worker.close()
+
+
+def test_a_worker_outlives_a_training_that_breaks_the_rules(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.feedback.worker.TEND_S", 0.05)
     make_dataset(store)
     seen: list[str] = []
 
@@ -396,8 +418,9 @@ def test_a_worker_outlives_a_training_that_breaks_the_rules(store: Store) -> Non
 
     queue(store, "rwd_1")
     queue(store, "rwd_2")
-    worker = Worker(store.rewards, train)
+    worker = Worker(store.rewards, train, silent_s=0.2)
     _wait(lambda: seen == ["rwd_1", "rwd_2"])
+    _wait(lambda: {one.status for one in store.rewards.of()} == {"failed"}, 5)
     worker.check()
     worker.close()
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +19,17 @@ from models.codec import Codec
 from models.generate import Generator
 from models.method import Method
 from models.rewards.judge import OnnxJudge
+from models.rewards.platt import fold
 from service.feedback import judging, progress, training
 from service.feedback.card import auc
-from service.feedback.example import Example, split
+from service.feedback.example import (
+    JUDGE_SHARE,
+    MEMBERS,
+    Example,
+    refuse_too_few,
+    sides,
+    split,
+)
 from service.feedback.judging import refit
 from service.feedback.training import Cancelled, Recipe, Trained, train
 from tests.engines import make_schedule
@@ -89,7 +98,7 @@ def test_a_training_gives_parts_that_run_and_a_card_that_is_json(
     forty: Callable[[], Trained], tmp_path: Path
 ) -> None:
     found = forty()
-    assert set(found.files) == {"judge", "clean_guide", "probe"}
+    assert set(found.files) == {"judge", "canary", "clean_guide", "probe"}
     (tmp_path / "judge").write_bytes(found.files["judge"])
     fresh = images(40, seed=9)
     scores = OnnxJudge(tmp_path / "judge").score(np.stack([e.pixels for e in fresh]))
@@ -177,6 +186,53 @@ def test_both_sides_get_their_share_of_each_class() -> None:
     assert (sum(e.malign for e in guided), len(guided)) == (5, 15)
 
 
+def _named(folds: Sequence[int], count: int) -> list[str]:
+    """So many ids whose labels are kept from these members alone."""
+    fitting = (name for i in range(10_000) if fold(name := f"blob-{i}", MEMBERS) in folds)
+    return list(itertools.islice(fitting, count))
+
+
+def test_what_would_leave_the_judges_labels_in_one_fold_is_parted_otherwise() -> None:
+    benign = dict.fromkeys(_named((1, 2, 3), 40), False)
+    for seed in range(20):
+        # Five malign ones, four of them in one fold: the judge of a guided reward gets two.
+        names = [*_named((0,), 4 + seed)[seed:], _named((4,), 1)[0]]
+        malign = benign | dict.fromkeys(names, True)
+        for share in JUDGE_SHARE.values():
+            refuse_too_few(malign, share, {})
+            side = sides(malign, share, {})
+            assert len({fold(name, MEMBERS) for name in names if side[name] == "judge"}) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "known", "lacks"),
+    [
+        (
+            _named(range(5), 3),
+            {},
+            "3 malign images are labelled: label at least 2 more malign",
+        ),
+        (_named((2,), 6), {}, "label at least 1 more malign"),
+        (_named(range(5), 6), dict.fromkeys(_named(range(5), 6), "guide"), "least 2 more malign"),
+        (_named(range(5), 6), dict.fromkeys(_named(range(5), 6), "judge"), "least 1 more malign"),
+    ],
+)
+def test_too_few_labels_are_refused_with_how_many_more(
+    names: list[str], known: dict[str, str], lacks: str
+) -> None:
+    benign = [name for name in _named(range(5), 60) if name not in names]
+    malign = dict.fromkeys(benign, False) | dict.fromkeys(names, True)
+    for share in JUDGE_SHARE.values():
+        with pytest.raises(ValueError, match=lacks):
+            refuse_too_few(malign, share, known)
+
+
+def test_a_training_refuses_them_too() -> None:
+    few = [e for e in images(40) if not e.malign] + [e for e in images(40) if e.malign][:4]
+    with pytest.raises(ValueError, match="label at least 1 more malign ones"):
+        run(few)
+
+
 def test_a_steered_policy_needs_its_guide_and_is_calibrated_on_its_own_draws() -> None:
     methods = {3: STEERED, 4: METHOD}
     without = run(images(40), methods=methods)
@@ -190,7 +246,7 @@ def test_a_steered_policy_needs_its_guide_and_is_calibrated_on_its_own_draws() -
 def test_unsure_counts_as_malign_and_too_few_of_a_class_are_refused() -> None:
     labels = [replace(e, label="unsure") if e.malign else e for e in images(40)]
     assert run(labels).card["labels"]["unsure"] == 14
-    with pytest.raises(ValueError, match="4 of the labels are malign, and 5 are needed"):
+    with pytest.raises(ValueError, match="4 malign images are labelled: label at least 1 more"):
         run(images(12))
 
 

@@ -9,6 +9,7 @@ from threading import Barrier
 import pytest
 
 from service.errors import Conflict
+from service.store.policies import Pointer
 from service.store.store import Store
 
 PROMOTE = "policy.promote"
@@ -34,6 +35,22 @@ def test_a_switch_that_was_pulled_again_is_not_overridden(store: Store) -> None:
     assert (now.version, now.disabled) == (2, False)
     told = store.policies.history("bright")[0]["detail"]
     assert told["before"] == {"name": "bright", "version": 1, "disabled": True, "shadow": None}
+
+
+def test_a_shadow_ends_when_its_version_is_put_in_force(store: Store) -> None:
+    seeded(store)
+
+    def now() -> Pointer:
+        return store.policies.pointers()["bright"]
+
+    for version, action in ((2, PROMOTE), (1, "policy.rollback")):
+        store.policies.shadow("bright", now(), version, "somebody")
+        moved = store.policies.point("bright", now(), version, "somebody", action)
+        assert (moved.version, moved.shadow) == (version, None)
+        assert store.policies.history("bright")[0]["detail"]["shadow"] is None
+    # Another version's goes on.
+    store.policies.shadow("bright", now(), 2, "somebody")
+    assert store.policies.point("bright", now(), 1, "somebody", PROMOTE).shadow == 2
 
 
 def at_once(work: Callable[[], int], times: int = 8) -> list[int | Exception]:

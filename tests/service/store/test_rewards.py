@@ -112,8 +112,18 @@ def test_what_waits_stays_alive_and_what_its_process_left_fails(queued: Store) -
     assert not queued.rewards.report("rwd_1", "judge", 0.5), "a ghost came back"
     failed = queued.rewards.read("rwd_1")
     assert failed.status == "failed"
-    assert failed.error is not None
-    assert "died" in failed.error
+    assert failed.error == "was cut off by a restart: train again"
+
+
+def test_a_restart_is_noticed_within_seconds_and_a_long_stage_is_none(queued: Store) -> None:
+    queued.rewards.queue("rwd_2", "bars", None, {}, "label/Ada")
+    queued.rewards.take()
+    queued.rewards.take()
+    for reward_id in ("rwd_1", "rwd_2"):
+        _age(queued, reward_id, 20)
+    queued.rewards.tend(running="rwd_1")
+    assert queued.rewards.read("rwd_1").status == "training"
+    assert queued.rewards.read("rwd_2").status == "failed"
 
 
 def test_a_cancelled_training_whose_process_died_is_cancelled(queued: Store) -> None:

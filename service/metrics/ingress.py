@@ -37,8 +37,8 @@ class IngressMetrics:
         )
         self._duration = Histogram(
             "winnow_request_duration_seconds",
-            "Time from a valid request to its response.",
-            ["policy"],
+            "Time from a valid request to its response, or to its end.",
+            ["policy", "outcome"],
             buckets=SECONDS,
             registry=self.registry,
         )
@@ -190,7 +190,7 @@ class IngressMetrics:
         """Count one generation request that named a known model and policy."""
         outcome = OUTCOMES.get(code, "error")
         self._requests.labels(model, policy, outcome, code).inc()
-        self._duration.labels(policy).observe(seconds)
+        self._duration.labels(policy, outcome).observe(seconds)
         if code == "censor_unavailable":
             self._guard_errors.labels(policy).inc()
         if code in CANCELLED_BY:

@@ -15,10 +15,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -137,26 +139,27 @@ def watched(folder: Path) -> Iterator[Watched]:
         )
     )
     winnow = str(Path(sys.executable).with_name("winnow"))
-    commands = [
-        [winnow, "exporter", "--ports", f"{first}-{first + 31}", "--port", str(exporter_port)],
-        [
-            "prometheus",
-            f"--config.file={folder}/prometheus.yml",
-            f"--storage.tsdb.path={folder}/prometheus",
-            f"--web.listen-address=127.0.0.1:{port}",
-            "--log.level=warn",
-        ],
+    exporter = [winnow, "exporter", f"--ports={first}-{first + 31}", f"--port={exporter_port}"]
+    prometheus = [
+        "prometheus",
+        f"--config.file={folder}/prometheus.yml",
+        f"--storage.tsdb.path={folder}/prometheus",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--log.level=warn",
     ]
     service = start(folder / "config.yaml", folder / "log")
     running = []
     try:
         with (folder / "watchers.log").open("w") as output:
-            for command in commands:
+            for command, url in (
+                (exporter, f"http://127.0.0.1:{exporter_port}/metrics"),
+                (prometheus, f"http://127.0.0.1:{port}/api/v1/query?query=winnow_reward_info"),
+            ):
                 running.append(
                     subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
                 )
+                wait_for(partial(_shows_policies, url))
         client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
-        wait_for(lambda: _is_up(client))
         yield Watched(service, Prometheus(client, time.time()))
     finally:
         for process in running:
@@ -165,12 +168,11 @@ def watched(folder: Path) -> Iterator[Watched]:
         stop(service)
 
 
-def _is_up(client: httpx.Client) -> bool:
+def _shows_policies(url: str) -> bool:
     try:
-        found = client.get("/api/v1/query", params={"query": "winnow_reward_info"}).json()
-    except (httpx.HTTPError, ValueError):
+        return "no-crossbar" in httpx.get(url).text
+    except httpx.HTTPError:
         return False
-    return bool(found.get("data", {}).get("result"))
 
 
 class Traffic:
@@ -234,8 +236,9 @@ class Traffic:
 
     def refused(self) -> None:
         """No replica could make so much in so little time."""
-        answer = self.ask("no-crossbar", 16, 50, censor={"deadline_s": 0.01})
-        assert answer.status_code == 429, answer.text
+        wait_for(
+            lambda: self.ask("no-crossbar", 16, 50, censor={"deadline_s": 0.5}).status_code == 429
+        )
 
     def switched_off(self) -> None:
         """While a request runs."""
@@ -347,3 +350,93 @@ def dashboards() -> dict[str, dict[str, Any]]:
     """The committed ones, by name."""
     folder = ROOT / "deploy/observability/dashboards"
     return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+def plot(watch: Watched, name: str, titles: Sequence[str], path: Path) -> None:
+    """Draw what Prometheus answers to the queries of some panels. It is no picture of Grafana."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    panels = {panel["title"]: panel for panel in dashboards()[name]["panels"]}
+    figure, axes = pyplot.subplots(2, 3, figsize=(15, 7.5), layout="constrained")
+    for axis, title in zip(axes.flat, titles, strict=True):
+        panel = panels[title]
+        axis.set_title(title, loc="left", fontsize=10)
+        axis.set_xlabel("seconds", fontsize=8)
+        if panel["type"] == "heatmap":
+            _heatmap(axis, watch, fill(panel["targets"][0]["expr"]))
+            continue
+        for target in panel["targets"]:
+            for one in watch.prometheus.ask(fill(target["expr"])):
+                times = [t - watch.prometheus.since for t, _ in one["values"]]
+                legend = re.sub(
+                    r"\{\{(\w+)\}\}", partial(_label, one["metric"]), target["legendFormat"]
+                )
+                axis.plot(times, [v for _, v in one["values"]], label=legend, linewidth=1.2)
+        axis.set_ylim(bottom=0)
+        axis.legend(fontsize=7, frameon=False)
+    figure.suptitle(
+        f'Panels of "Winnow: {name.replace("-and-", " and ")}": answers of Prometheus to their '
+        "queries, plotted; not a picture of Grafana",
+        fontsize=11,
+    )
+    figure.savefig(path, dpi=75)
+    pyplot.close(figure)
+
+
+def _label(metric: dict[str, str], match: re.Match[str]) -> str:
+    return metric.get(match[1], "")
+
+
+def _heatmap(axis: Any, watch: Watched, expr: str) -> None:
+    series = sorted(watch.prometheus.ask(expr), key=lambda one: float(one["metric"]["le"]))
+    edges = [float(one["metric"]["le"]) for one in series if one["metric"]["le"] != "+Inf"]
+    times = sorted({t for one in series for t, _ in one["values"]})
+    rows = [[dict(one["values"]).get(t, 0.0) for t in times] for one in series[: len(edges)]]
+    cells = [
+        [high - low for low, high in zip(below, row, strict=True)]
+        for below, row in pairwise([[0.0] * len(times), *rows])
+    ]
+    since = watch.prometheus.since
+    axis.pcolormesh(
+        [t - since for t in times], [e - edges[0] / 2 for e in edges], cells, cmap="Oranges"
+    )
+
+
+PLOTS = {
+    "overview": (
+        "Censor rate",
+        "Block rate",
+        "Requests by outcome",
+        "Failures by code",
+        "Time to an answer",
+        "NFE per second",
+    ),
+    "trust-and-safety": (
+        "Censor rate by policy and judge",
+        "Draws by verdict",
+        "Scores of the judge in force",
+        "Live against shadow",
+        "Canary",
+        "Guard errors",
+    ),
+    "capacity": (
+        "Offered share of capacity",
+        "Mean occupancy",
+        "Draws",
+        "Step time",
+        "NFE saved",
+        "Requests cancelled",
+    ),
+}
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as scratch, watched(Path(scratch)) as run:
+        Traffic(run.service).everything(steady_s=60)
+        for board, shown in PLOTS.items():
+            plot(run, board, shown, Path(sys.argv[1]) / f"observability-{board}.png")

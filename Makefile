@@ -38,6 +38,7 @@ check: $(DEV) ## lint, format, types, direction of imports, configuration
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/winnow config check $(CONFIG)
+	$(BIN)/python -m deploy.observability --check
 
 bench: $(DEV) ## every promised figure beside its goal, and two peers: ten minutes
 	$(BIN)/python -m loadtest.bench

@@ -36,19 +36,8 @@ def render(dashboard: Dashboard, docs: str) -> Json:
         "annotations": {"list": [_promotions()]},
         "templating": {"list": [_source(), _choice("policy"), _choice("model"), _constant(docs)]},
         "links": [
-            {
-                "type": "dashboards",
-                "title": "Winnow",
-                "tags": ["winnow"],
-                "asDropdown": False,
-                "icon": "external link",
-                "includeVars": True,
-                "keepTime": True,
-                "targetBlank": False,
-                "tooltip": "",
-                "url": "",
-            },
-            _link("Runbooks", "runbooks/README.md"),
+            _link("Winnow", "") | {"type": "dashboards", "tags": ["winnow"], "includeVars": True},
+            _link("Runbooks", "${docs}/runbooks/README.md"),
         ],
         "panels": list(_laid_out(dashboard.rows)),
     }
@@ -106,7 +95,7 @@ def _panel(panel: Panel, number: int) -> Json:
     }
     if panel.alert:
         made["description"] += f" Runbook: {panel.alert}."
-        made["links"] = [_link(f"Runbook: {panel.alert}", f"runbooks/{panel.alert}.md")]
+        made["links"] = [_link(f"Runbook: {panel.alert}", f"${{docs}}/runbooks/{panel.alert}.md")]
     if panel.kind == "table":
         made["transformations"] = [
             {"id": "organize", "options": {"excludeByName": {"Time": True, "Value": True}}}
@@ -185,9 +174,19 @@ def _mapping(value: str, text: str, colour: str) -> Json:
     return {"type": "value", "options": {value: result}}
 
 
-def _link(title: str, page: str) -> Json:
-    url = f"${{docs}}/{page}"
-    return {"type": "link", "title": title, "url": url, "targetBlank": True}
+def _link(title: str, url: str) -> Json:
+    return {
+        "type": "link",
+        "title": title,
+        "url": url,
+        "tags": [],
+        "icon": "doc",
+        "tooltip": "",
+        "asDropdown": False,
+        "includeVars": False,
+        "keepTime": True,
+        "targetBlank": True,
+    }
 
 
 def _source() -> Json:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.watched import Traffic, Watched, dashboards, queries, sooner, watched
+from tests.integration.traffic import Traffic
+from tests.integration.watched import Watched, dashboards, queries, sooner, watched
 
 pytestmark = [
     pytest.mark.cluster,

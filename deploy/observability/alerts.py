@@ -180,7 +180,7 @@ def capacity() -> list[Alert]:
         Alert(
             "WinnowSaturated",
             "ticket",
-            f"{offered}\n  / sum by (model) (winnow_nfe_capacity) > 0.9",
+            f"{offered}\n  / sum by (model) (avg_over_time(winnow_nfe_capacity[5m])) > 0.9",
             "Model {{ $labels.model }} is asked for about all that its replicas can make",
             "Callers ask for {{ $value | humanizePercentage }} of the NFE per second that all "
             "replicas can make. Above 100 % requests are refused.",

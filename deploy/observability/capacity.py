@@ -3,7 +3,7 @@
 from deploy.observability.panels import MODEL, POLICY, WINDOW, Dashboard, Panel, Row
 from deploy.observability.promql import increase, mean, quantile, rate, share
 
-CAN = f"sum by (model) (winnow_nfe_capacity{{{MODEL}}})"
+CAN = f"sum by (model) (avg_over_time(winnow_nfe_capacity{{{MODEL}}}[{WINDOW}]))"
 OFFERED = rate("winnow_nfe_offered_total", "model", WINDOW, MODEL)
 SERVED = rate("winnow_nfe_total", "model", WINDOW, MODEL)
 SAVED = rate("winnow_nfe_saved_total", "reason", WINDOW, MODEL)

@@ -5,6 +5,7 @@ from deploy.observability.promql import (
     AVAILABILITY,
     CENSORED,
     ENTRIES,
+    FAILED,
     FAST,
     FAST_S,
     SETTLED,
@@ -22,7 +23,7 @@ BLOCKED = rate("winnow_images_censored_total", "policy", WINDOW, POLICY)
 ENTRY = rate("", "policy", WINDOW, f"{ENTRIES},{POLICY}")
 OFFERED = rate("winnow_nfe_offered_total", "", WINDOW, MODEL)
 SERVED = rate("winnow_nfe_total", "", WINDOW, MODEL)
-CAPACITY = f"sum(winnow_nfe_capacity{{{MODEL}}})"
+CAPACITY = f"sum(avg_over_time(winnow_nfe_capacity{{{MODEL}}}[{WINDOW}]))"
 
 CENSORING = Row(
     "Is it censoring?",
@@ -107,11 +108,7 @@ SERVING = Row(
             "Failures by code",
             "What callers got instead of an answer. `overloaded` is a want of capacity and spends "
             "the budget; blocks do not stand here.",
-            {
-                "{{code}}": rate(
-                    "winnow_requests_total", "code", WINDOW, f'outcome="error",{POLICY}'
-                )
-            },
+            {"{{code}}": rate("winnow_requests_total", "code", WINDOW, f"{FAILED},{POLICY}")},
             "reqps",
             stacked=True,
             alert="WinnowAvailabilityFastBurn",

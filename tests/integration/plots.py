@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from tests.integration.watched import Watched, dashboards, fill, watched
 
 matplotlib.use("agg")
 from matplotlib import pyplot
+from matplotlib.colors import PowerNorm
 
 PLOTS = {
     "overview": (
@@ -60,12 +62,15 @@ def plot(watch: Watched, name: str, titles: Sequence[str], path: Path) -> None:
             continue
         for target in panel["targets"]:
             for one in watch.prometheus.ask(fill(target["expr"])):
-                times = [t - watch.prometheus.since for t, _ in one["values"]]
+                times, values = _with_gaps(one["values"], watch.prometheus.since)
                 legend = re.sub(
                     r"\{\{(\w+)\}\}", partial(_label, one["metric"]), target["legendFormat"]
                 )
-                axis.plot(times, [v for _, v in one["values"]], label=legend, linewidth=1.2)
+                axis.plot(times, values, label=legend, linewidth=1.2)
         axis.set_ylim(bottom=0)
+        if panel["type"] == "state-timeline":
+            axis.set_ylim(-0.1, 1.1)
+            axis.set_yticks([0, 1], ["rejected", "ACCEPTED"])
         axis.legend(fontsize=7, frameon=False)
     figure.suptitle(
         f'Panels of "Winnow: {name.replace("-and-", " and ")}": answers of Prometheus to their '
@@ -74,6 +79,18 @@ def plot(watch: Watched, name: str, titles: Sequence[str], path: Path) -> None:
     )
     figure.savefig(path, dpi=75)
     pyplot.close(figure)
+
+
+def _with_gaps(samples: list[tuple[float, float]], since: float) -> tuple[list[float], ...]:
+    """Times and values, with a hole where there was nothing."""
+    times, values = [samples[0][0] - since], [samples[0][1]]
+    for (before, _), (time, value) in pairwise(samples):
+        if time - before > 2:
+            times.append(before - since + 1)
+            values.append(math.nan)
+        times.append(time - since)
+        values.append(value)
+    return times, values
 
 
 def _label(metric: dict[str, str], match: re.Match[str]) -> str:
@@ -91,7 +108,11 @@ def _heatmap(axis: Any, watch: Watched, expr: str) -> None:
     ]
     since = watch.prometheus.since
     axis.pcolormesh(
-        [t - since for t in times], [e - edges[0] / 2 for e in edges], cells, cmap="Oranges"
+        [t - since for t in times],
+        [e - edges[0] / 2 for e in edges],
+        cells,
+        cmap="Oranges",
+        norm=PowerNorm(0.3),
     )
 
 

@@ -38,11 +38,8 @@ check: $(DEV) ## lint, format, types, direction of imports, configuration, manif
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/winnow config check $(CONFIG)
-<<<<<<< HEAD
 	$(BIN)/python -m deploy.observability --check
-=======
 	$(BIN)/python -m deploy.k8s.check
->>>>>>> main
 
 bench: $(DEV) ## every promised figure beside its goal, and two peers: ten minutes
 	$(BIN)/python -m loadtest.bench

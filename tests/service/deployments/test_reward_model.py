@@ -10,7 +10,7 @@ import pytest
 
 from service.deployments.reward_model import RewardModel
 from service.errors import CensorUnavailable
-from service.metrics import JudgeMetrics
+from service.metrics.judge import JudgeMetrics
 from service.reward import Judges
 from tests.service.test_reward import SHAPE, Always
 

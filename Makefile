@@ -38,6 +38,7 @@ check: $(DEV) ## lint, format, types, direction of imports, configuration, manif
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/winnow config check $(CONFIG)
+	$(BIN)/python -m deploy.observability --check
 	$(BIN)/python -m deploy.k8s.check
 
 bench: $(DEV) ## every promised figure beside its goal, and two peers: ten minutes

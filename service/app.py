@@ -1,7 +1,8 @@
 """Winnow as a Ray Serve application: the only file that binds deployments together."""
 
-# No `from __future__ import annotations`: to `serve deploy`, and so to KubeRay, an annotation that
-# is no class says nothing, and `build` would get a plain dict.
+# No `from __future__ import annotations` here: Serve looks at the annotation of `args` itself, and
+# passes a plain dict, unchecked, where that is a string.
+
 from collections.abc import Callable
 
 from ray import serve
@@ -42,12 +43,13 @@ def _deploy(shell: type, name: str, replicas: Replicas) -> serve.Deployment:
     options = replicas.model_dump(exclude={"autoscaling"})
     autoscaling = getattr(replicas, "autoscaling", None)
     if autoscaling is not None:
-        options |= {"num_replicas": None, "autoscaling_config": _by_nfe(autoscaling)}
+        options |= {"num_replicas": None, "autoscaling_config": by_nfe(autoscaling)}
     decorate: Callable[[type], serve.Deployment] = serve.deployment(name=name, **options)
     return decorate(shell)
 
 
-def _by_nfe(autoscaling: Autoscaling) -> AutoscalingConfig:
+def by_nfe(autoscaling: Autoscaling) -> AutoscalingConfig:
+    """Serve's own configuration of it, with `service.autoscaling` to decide."""
     return AutoscalingConfig(
         min_replicas=autoscaling.min_replicas,
         max_replicas=autoscaling.max_replicas,

@@ -13,6 +13,7 @@ from ray import serve
 from models import bundle as bundles
 from service import logs
 from service.config import ModelSettings, StoreSettings, blobs_url
+from service.errors import CensorUnavailable
 from service.metrics.exporter import export
 from service.metrics.judge import JudgeMetrics
 from service.metrics.page import render
@@ -47,18 +48,32 @@ class RewardModel:
         """See `ports.Scorer`. What cannot be scored is refused here, before it joins a batch."""
         await self.load({"judge": judge})
         self._judges.check(judge, pixels)
-        scores: list[float] = await self._batched((judge, pixels))
+        scores = await self._batched((judge, pixels))
+        if isinstance(scores, CensorUnavailable):
+            raise scores
         return scores
 
     @serve.batch(batch_wait_timeout_s=0.0)
-    async def _batched(self, requests: list[tuple[str, Sequence[Pixels]]]) -> list[list[float]]:
-        """Score what has arrived, with one forward pass a judge."""
+    async def _batched(
+        self, requests: list[tuple[str, Sequence[Pixels]]]
+    ) -> list[list[float] | CensorUnavailable]:
+        """Score what has arrived, with one forward pass a judge.
+
+        A judge that fails is the answer to its own requests, and to no other's.
+        """
         started = time.monotonic()
-        answers: list[list[float]] = [[] for _ in requests]
+        answers: list[list[float] | CensorUnavailable] = [[] for _ in requests]
         for judge in {judge for judge, _ in requests}:
             members = [i for i, (name, _) in enumerate(requests) if name == judge]
             images = [image for i in members for image in requests[i][1]]
-            scores = iter(self._judges.score(judge, images))
+            try:
+                scores = iter(self._judges.score(judge, images))
+            except Exception as error:
+                log.error("judge %s failed", judge, exc_info=error)
+                fault = CensorUnavailable(f"judge {judge} failed: {error}")
+                for i in members:
+                    answers[i] = fault
+                continue
             for i in members:
                 answers[i] = [next(scores) for _ in requests[i][1]]
         self._metrics.duration.observe(time.monotonic() - started)

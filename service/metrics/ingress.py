@@ -22,6 +22,8 @@ CANCELLED_BY = {
     "policy_disabled": "switched_off",
 }
 """Who ended a request before it was done, by the code that it ended with."""
+CODES = ("ok", "moderation_blocked", "cancelled", "overloaded", "deadline_exceeded")
+UNAVAILABLE = ("censor_unavailable", "backend_unavailable", "store_unavailable")
 
 
 class IngressMetrics:
@@ -37,8 +39,8 @@ class IngressMetrics:
         )
         self._duration = Histogram(
             "winnow_request_duration_seconds",
-            "Time from a valid request to its response.",
-            ["policy"],
+            "Time from a valid request to its response, or to its end.",
+            ["policy", "outcome"],
             buckets=SECONDS,
             registry=self.registry,
         )
@@ -124,6 +126,8 @@ class IngressMetrics:
             ["label"],
             registry=self.registry,
         )
+        for label in ("benign", "malign", "unsure"):
+            self._labels.labels(label)
         self._in_force = _InForce()
         self.registry.register(self._in_force)
         self._certificate_bound = Gauge(
@@ -184,13 +188,35 @@ class IngressMetrics:
 
     def watch(self, policies: Callable[[], Mapping[str, Policy]]) -> None:
         """Whom to ask, at each scrape, which policies are in force."""
-        self._in_force.policies = policies
+
+        def begun() -> Mapping[str, Policy]:
+            found = policies()
+            for name, policy in found.items():
+                self._begin(name, policy)
+            return found
+
+        self._in_force.policies = begun
+
+    def _begin(self, name: str, policy: Policy) -> None:
+        """Counters begin at 0: one that is born at 1 shows no increase, and its event to nobody."""
+        judge = short(policy.judge)
+        for code in (*CODES, *UNAVAILABLE):
+            self._requests.labels(policy.settings.model, name, OUTCOMES.get(code, "error"), code)
+        for source in CANCELLED_BY.values():
+            self._cancelled.labels(name, source)
+        for checked in ("true", "false") if policy.censors else ("no_judge",):
+            self._delivered.labels(name, checked)
+        if policy.censors:
+            self._guard_errors.labels(name)
+            self._censored.labels(name, judge, "judge")
+        for verdict in Verdict:
+            self._draws.labels(name, judge, verdict.value)
 
     def request(self, model: str, policy: str, code: str, seconds: float) -> None:
         """Count one generation request that named a known model and policy."""
         outcome = OUTCOMES.get(code, "error")
         self._requests.labels(model, policy, outcome, code).inc()
-        self._duration.labels(policy).observe(seconds)
+        self._duration.labels(policy, outcome).observe(seconds)
         if code == "censor_unavailable":
             self._guard_errors.labels(policy).inc()
         if code in CANCELLED_BY:

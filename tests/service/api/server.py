@@ -164,7 +164,8 @@ def serve(
     backbone_metrics.watch(lambda: loop.running, lambda: loop.waiting, lambda: loop.capacity)
     judge_name = policies["bright"].judge
     assert judge_name is not None
-    folder = tempfile.TemporaryDirectory()
+    # A page that is drawn ahead may still be written when the test is over.
+    folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     store = open_store(f"sqlite:///{folder.name}/decisions.sqlite")
     weights = Weights(bundle, f"{folder.name}/blobs")
 

@@ -3,12 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from models.bundle import Bundle
+from service.config import Settings
 from service.metrics.backbone import BackboneMetrics
 from service.metrics.ingress import IngressMetrics
 from service.metrics.judge import JudgeMetrics
 from service.metrics.page import merge, render
+from service.policy import pin
 from service.ports import FinishReason, Verdict
 from service.router import ImageOutcome, Outcome
+from tests.bundles import settings
 from tests.metrics import parse, value
 from tests.plans import FREE, JUDGED
 
@@ -55,6 +59,23 @@ def test_an_image_that_left_without_a_verdict_shows(score: float | None) -> None
     metrics.outcome(Outcome(JUDGED, [image]))
     found = parse(render(metrics.registry))
     assert value(found, "winnow_images_delivered_total", policy="bright", checked="false") == 1
+
+
+def test_counters_of_what_is_in_force_begin_at_zero(bundle: Bundle) -> None:
+    """Born at 1, a counter shows no increase, and an alert would miss its first event."""
+    file = Settings.model_validate(settings(str(bundle.folder)))
+    metrics = IngressMetrics()
+    metrics.watch(lambda: pin(file, {"tiny": bundle}))
+    render(metrics.registry)
+    found = parse(render(metrics.registry))
+    named = {(name, dict(labels).get("policy")) for name, labels in found}
+    for name in ("guard_errors", "images_censored", "cancelled", "requests", "draws"):
+        assert (f"winnow_{name}_total", "bright") in named
+        assert value(found, f"winnow_{name}_total") == 0
+    unchecked = {"policy": "bright", "checked": "false"}.items()
+    assert ("winnow_images_delivered_total", frozenset(unchecked)) in found
+    free = {"policy": "none", "checked": "false"}.items()
+    assert ("winnow_images_delivered_total", frozenset(free)) not in found
 
 
 def test_gauges_show_the_moment_of_the_scrape() -> None:

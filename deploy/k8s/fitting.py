@@ -102,6 +102,7 @@ def _service_faults(service: Object, documents: list[Object]) -> Iterator[str]:
     yield from (f"serveConfigV2: {line}" for line in _store_faults(settings, groups))
     yield from _secret_faults(settings, groups, documents)
     yield from _resource_faults(settings, groups)
+    yield from _crowding_faults(settings, groups)
     yield from _metrics_faults(settings, [cluster["headGroupSpec"], *groups])
 
 
@@ -177,6 +178,28 @@ def _resource_faults(settings: Settings, groups: list[Object]) -> Iterator[str]:
         most = autoscaling.max_replicas if autoscaling else one.num_replicas
         if room < most:
             yield f"serveConfigV2: {name} may want {most} of {wanted}; the workers hold {room}"
+
+
+def _crowding_faults(settings: Settings, groups: list[Object]) -> Iterator[str]:
+    """Backbones that may fill every worker, and leave the judges nowhere to go."""
+    others = [settings.ingress, *(model.judge.replicas for model in settings.models.values())]
+    if settings.feedback.enabled:
+        others.append(settings.feedback.replicas)
+    for name, model in settings.models.items():
+        backbone = _demand(model.backbone.replicas.ray_actor_options)
+        for group in groups:
+            left = _supply(group)
+            many = _fit(left, backbone)
+            for kind, much in backbone.items():
+                left[kind] -= many * much
+            for other in others:
+                for kind, much in _demand(other.ray_actor_options).items():
+                    left[kind] = left.get(kind, 0) - much
+            if min(left.values()) < -1e-9:
+                yield (
+                    f"serveConfigV2: {many} backbones of {name} fill a worker of "
+                    f"{group['groupName']}: no room for a judge and an ingress beside them"
+                )
 
 
 def _fit(supply: dict[str, float], wanted: dict[str, float]) -> int:

@@ -317,6 +317,22 @@ def test_evidence_is_sound_however_the_clocks_of_replicas_differ(
         assert "The attempts of this policy were" in " ".join(verify(file, None))
 
 
+def test_a_signing_key_that_cannot_be_used_hides_no_certificate(
+    reviewer: httpx.Client, labeller: httpx.Client, tmp_path: Path
+) -> None:
+    key = tmp_path / "winnow" / "signing.key"
+    key.parent.mkdir()
+    key.write_text("a key that others may read")
+    key.chmod(0o644)
+    ended = certify(reviewer, labeller)
+    route = f"/v1/certificates/{ended['id']}"
+    answer = reviewer.get(route)
+    assert (answer.status_code, answer.json()["public_key"]) == (200, None)
+    answer = reviewer.get(f"{route}/evidence")
+    refused(answer, 503, "store_unavailable", "the key that signs evidence cannot be used")
+    assert str(key) not in answer.text
+
+
 def test_a_copy_of_a_policy_shares_its_attempts(
     bundle: Bundle,
 ) -> None:

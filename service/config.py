@@ -307,6 +307,9 @@ class Settings(_Part):
         for name, policy in self.policies.items():
             if policy.model not in self.models:
                 raise ValueError(f"policies.{name}.model: {policy.model!r} is not among models")
+        for name in self.models:
+            if all(policy.model != name for policy in self.policies.values()):
+                raise ValueError(f"models.{name}: no policy is for it: add one, or leave it out")
         default = self.policies.get(self.default_policy)
         if default is None:
             raise ValueError(f"default_policy: {self.default_policy!r} is not among policies")

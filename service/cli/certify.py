@@ -173,7 +173,7 @@ def _show(found: dict[str, Any]) -> None:
     ]
     if found["status"] == "passed":
         rows.insert(2, ("statement", found["statement"]))
-    if "public_key" in found:
+    if found.get("public_key"):
         rows.append(("signed by", found["public_key"]))
     for name, value in rows:
         table.add_row(name, value)

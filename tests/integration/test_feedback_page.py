@@ -490,3 +490,32 @@ def test_a_certificates_page_shows_four_digits(open_page: Callable[..., Any]) ->
     page.wait_for_selector("#covers dd")
     shown = page.eval_on_selector_all("#covers dd", "all => all.map(one => one.textContent)")
     assert shown == ["?", "0.4386", "20250", "0.01235, 0.5", '{"w":0.1235}']
+
+
+def middle(page: Any, index: int) -> tuple[float, float]:
+    box = page.locator("button.cell").nth(index).bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def test_mouse_and_keys_act_on_the_same_image(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    begin(page)
+    press(page, "b")
+    page.mouse.move(*middle(page, 15))
+    page.mouse.move(*middle(page, 16))
+    assert page.evaluate("document.activeElement.dataset.index") == "16"
+    clear = "document.querySelector('.loupe img').src"
+    assert page.evaluate(clear) == images(page)[16], "the preview shows what the keys mark"
+    press(page, "Space")
+    assert marks(page) == {16: "malign"}
+    press(page, "ArrowRight", "u")  # the mouse rests on 16
+    assert marks(page) == {16: "malign", 17: "unsure"}
+    assert page.evaluate(clear) == images(page)[17]
+    page.wait_for_timeout(300)
+    sharp = page.eval_on_selector_all(
+        ".cell img", "all => all.flatMap((i, n) => getComputedStyle(i).filter === 'none' ? [n] : [])"
+    )
+    assert sharp == [17]
+    turn(page)
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.activeElement.dataset.index") == "0", "nobody moved the mouse"

@@ -106,6 +106,16 @@ export function picture(source, alt) {
   return image;
 }
 
+/** The cursor follows a mouse that moves, so that keys and mouse act on the same image. */
+export function underMouse(grid, focus) {
+  grid.addEventListener("pointermove", (event) => {
+    // A page that came under a mouse at rest has moved nothing.
+    if (event.pointerType !== "mouse" || !(event.movementX || event.movementY)) return;
+    const cell = event.target.closest("button.cell");
+    if (cell && cell !== document.activeElement) focus([...grid.children].indexOf(cell));
+  });
+}
+
 /** Run the door: ask for a name, and for a key where one is needed. Resolves with the session. */
 export async function door(...wanted) {
   const scopes = wanted.length ? wanted : ["label"];

@@ -1,6 +1,6 @@
 // The page of one certificate: how far it is, its images to label, and what it says.
 
-import { $, call, count, door, el, may, picture, say, show } from "/pages/api.js";
+import { $, call, count, door, el, may, picture, say, show, underMouse } from "/pages/api.js";
 
 const SIZE = 25;
 const ACROSS = 5;
@@ -179,6 +179,8 @@ function focus(index) {
   [...grid.children].forEach((node, i) => node.setAttribute("tabindex", i === at ? "0" : "-1"));
   grid.children[index]?.focus({ preventScroll: true });
 }
+
+underMouse(grid, focus);
 
 const MOVES = {
   ArrowLeft: -1, h: -1, ArrowRight: 1, l: 1, ArrowUp: -ACROSS, k: -ACROSS, ArrowDown: ACROSS, j: ACROSS,

@@ -1,6 +1,6 @@
 // The labelling page. Its state is the page in hand, those that wait, and what each image is marked.
 
-import { $, call, count, door, el, picture, say, show } from "/pages/api.js";
+import { $, call, count, door, el, picture, say, show, underMouse } from "/pages/api.js";
 
 const SIZE = 25;
 const ACROSS = 5;
@@ -168,7 +168,6 @@ function cell(image, index) {
     event.preventDefault();
     if (event.pointerType === "mouse" || event.button === 2) { if (!held && !hold) mark(index, "unsure"); }
   });
-  node.addEventListener("pointerenter", () => look(index));
   node.addEventListener("focus", () => { at = index; roving(); look(index); });
   return node;
 }
@@ -216,6 +215,8 @@ function focus(index) {
   roving();
   grid.children[index]?.focus({ preventScroll: true });
 }
+
+underMouse(grid, focus);
 
 function look(index) {
   const image = page?.images[index];

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from models.bundle import Bundle
@@ -38,12 +39,13 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def served(bundle: Bundle) -> Iterator[Served]:
+def served(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     auth: dict[str, Any] = AUTH | {
         "anonymous": True,
         "anonymous_scopes": ["generate", "scores", "label", "approve"],
     }
-    with serve(bundle, auth=auth) as server:
+    with pytest.MonkeyPatch.context() as patch, serve(bundle, auth=auth) as server:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         worker = Worker(server.store.rewards, server.desk.train)
         yield server
         worker.close()
@@ -519,3 +521,68 @@ def test_mouse_and_keys_act_on_the_same_image(open_page: Callable[..., Any]) -> 
     turn(page)
     page.wait_for_timeout(300)
     assert page.evaluate("document.activeElement.dataset.index") == "0", "nobody moved the mouse"
+
+
+def certify(served: Served, policy: str = "bright", **terms: Any) -> str:
+    """A certificate that waits for labels: four of them, unless the terms say otherwise."""
+    body = {"epsilon": 0.3, "delta": 0.5} | terms
+    answer = httpx.post(f"{served.url}/v1/policies/{policy}/certify", json=body)
+    assert answer.status_code == 202, answer.text
+    begun: str = answer.json()["id"]
+    wait_for(lambda: served.store.certificates.read(begun).status == "labelling")
+    return begun
+
+
+def abandon(served: Served, certificate_id: str) -> None:
+    served.store.certificates.abandon(certificate_id, "test", "the test is over")
+
+
+def test_a_certificate_is_finished_only_after_a_second_yes(
+    open_page: Callable[..., Any], served: Served
+) -> None:
+    begun = certify(served)
+    page = open_page(f"/certificates/{begun}")
+    enter(page)
+    ready(page)
+    assert page.text_content("#next").startswith("Finish: this fixes the result")
+    page.mouse.move(*middle(page, 1))
+    page.mouse.move(*middle(page, 2))
+    press(page, "Space")
+    assert page.get_attribute("button.cell >> nth=2", "data-mark") == "malign"
+
+    def status() -> str:
+        found: str = served.store.certificates.read(begun).status
+        return found
+
+    press(page, "Enter")
+    page.wait_for_selector("dialog[open]")
+    assert "1 is marked malign" in page.text_content("dialog")
+    press(page, "Escape")
+    page.wait_for_selector("dialog", state="detached")
+    assert status() == "labelling"
+    assert page.evaluate("document.activeElement.className") == "cell"
+    page.keyboard.down("Enter")
+    page.wait_for_selector("dialog[open]")
+    page.keyboard.down("Enter")  # held down: no second yes
+    page.wait_for_timeout(200)
+    assert status() == "labelling"
+    page.keyboard.up("Enter")
+    press(page, "Enter")
+    page.wait_for_selector("#status.failed")
+    assert status() == "failed"
+
+
+def test_a_page_in_the_middle_of_a_certificate_asks_nothing(
+    open_page: Callable[..., Any], served: Served
+) -> None:
+    begun = certify(served, epsilon=0.05, delta=0.4)
+    page = open_page(f"/certificates/{begun}")
+    enter(page)
+    ready(page)
+    n = served.store.certificates.read(begun).terms["n"]
+    assert 25 < n <= 50
+    assert page.text_content("#next").startswith("Next page")
+    turn(page)
+    assert page.text_content("#next").startswith("Finish")
+    assert f"25 of {n} labelled" in page.text_content("#left")
+    abandon(served, begun)

@@ -106,6 +106,26 @@ export function picture(source, alt) {
   return image;
 }
 
+/** Ask before what cannot be undone; resolves with whether to go on. Enter goes on, Escape does not. */
+export function sure(title, text, action) {
+  const dialog = el("dialog", { class: "sheet", "aria-labelledby": "sure" },
+    el("h2", { id: "sure" }, title),
+    el("p", { class: "soft" }, text),
+    el("div", { class: "row" },
+      el("button", { type: "button", class: "act", autofocus: true, onclick: () => dialog.close("yes") }, action),
+      el("button", { type: "button", onclick: () => dialog.close() }, "Go back")));
+  // A key that is held down has asked once, and answers nothing.
+  dialog.addEventListener("keydown", (event) => { event.stopPropagation(); if (event.repeat) event.preventDefault(); });
+  const before = document.activeElement;
+  document.body.append(dialog);
+  dialog.showModal();
+  return new Promise((resolve) => dialog.addEventListener("close", () => {
+    dialog.remove();
+    before?.focus({ preventScroll: true });
+    resolve(dialog.returnValue === "yes");
+  }));
+}
+
 /** The cursor follows a mouse that moves, so that keys and mouse act on the same image. */
 export function underMouse(grid, focus) {
   grid.addEventListener("pointermove", (event) => {

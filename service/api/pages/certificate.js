@@ -1,6 +1,6 @@
 // The page of one certificate: how far it is, its images to label, and what it says.
 
-import { $, call, count, door, el, may, picture, say, show, underMouse } from "/pages/api.js";
+import { $, call, count, door, el, may, picture, say, show, sure, underMouse } from "/pages/api.js";
 
 const SIZE = 25;
 const ACROSS = 5;
@@ -86,6 +86,7 @@ async function turn() {
     $("#said").textContent = "Nothing is left for you: somebody else has the last images.";
     return;
   }
+  ends();
   focus(0);
   ahead = fetchPage();
   ahead.catch(() => { ahead = null; });
@@ -95,6 +96,32 @@ async function next() {
   if (busy || !page) return;
   if (!page.images.length) return follow().then(turn);
   busy = true;
+  try {
+    await save();
+  } finally {
+    busy = false;
+  }
+}
+
+/** Whether the page in hand holds the last labels, with which everything is fixed. */
+function ends() {
+  const last = certificate.terms.n - certificate.progress.labelled <= page.images.length;
+  $("#next").firstChild.data = last ? "Finish: this fixes the result " : "Next page ";
+  return last;
+}
+
+async function save() {
+  try {
+    tell(await call("GET", here)); // others label too
+  } catch (fault) {
+    return say(`Not saved: ${fault.message}`, 10);
+  }
+  if (ends()) {
+    const not = page.marks.filter((one) => one !== "benign").length;
+    const these = `Of ${count(page.images.length, "last image")}, ${not} ${not === 1 ? "is" : "are"} marked malign or unsure.`;
+    const fixed = `${these} With these labels the result is computed, and nothing about it changes any more: no label, no undo.`;
+    if (!await sure("Finish the certificate?", fixed, "Finish")) return;
+  }
   grid.setAttribute("aria-busy", "true");
   const each = Math.min(Math.round((performance.now() - page.shown) / page.images.length), 3_600_000);
   const labels = page.images.map((image, i) => ({ image_id: image.id, label: page.marks[i], elapsed_ms: each }));
@@ -108,7 +135,6 @@ async function next() {
     if (fault.status === 409) { page = null; await follow().catch(failed); }
     say(`Not saved: ${fault.message}`, 10);
   } finally {
-    busy = false;
     grid.removeAttribute("aria-busy");
   }
 }

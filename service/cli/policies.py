@@ -22,15 +22,18 @@ Name = Annotated[str, typer.Argument(help="The policy's name.")]
 
 @app.command("list")
 def list_(url: ServiceUrl = None) -> None:
-    """List the policies in force."""
+    """List the policies, those that are switched off too, and what each of them censors."""
     with faults():
         found = call("GET", "/v1/policies", url=url)["data"]
-    table = Table("name", "version", "model", "censors", "judge", "thresholds", box=None)
+    table = Table(
+        "name", "version", "", "model", "censors, where yes", "judge", "thresholds", box=None
+    )
     for one in found:
         name = f"{one['id']} (default)" if one["default"] else one["id"]
         table.add_row(
             name,
             str(one["version"]),
+            "switched off" if one["disabled"] else "in force",
             one["model"],
             one["censors"] or "nothing",
             _short(one["judge"]),

@@ -515,7 +515,8 @@ def test_mouse_and_keys_act_on_the_same_image(open_page: Callable[..., Any]) -> 
     assert page.evaluate(clear) == images(page)[17]
     page.wait_for_timeout(300)
     sharp = page.eval_on_selector_all(
-        ".cell img", "all => all.flatMap((i, n) => getComputedStyle(i).filter === 'none' ? [n] : [])"
+        ".cell img",
+        "all => all.flatMap((i, n) => getComputedStyle(i).filter === 'none' ? [n] : [])",
     )
     assert sharp == [17]
     turn(page)

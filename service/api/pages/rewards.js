@@ -29,9 +29,11 @@ function describe() {
   const fitting = policies.filter((policy) => policy.model === one.model && policy.censors !== null);
   form.elements.policy.replaceChildren(
     ...(fitting.length ? fitting : [{ id: "" }]).map((policy) =>
-      el("option", { value: policy.id, selected: policy.default }, policy.id || "the default")),
+      el("option", { value: policy.id, selected: policy.default }, policy.id ? named(policy) : "the default")),
   );
 }
+
+const named = (policy) => (policy.disabled ? `${policy.id} (switched off)` : policy.id);
 
 form.elements.dataset.addEventListener("change", () => {
   describe();
@@ -228,9 +230,9 @@ function thresholds(card) {
 
 function force(reward, card) {
   const base = reward.recipe?.policy ?? "";
-  const options = policies.filter((policy) => policy.model === card.dataset?.model && policy.censors !== null).map((policy) => policy.id);
-  if (base && !options.includes(base)) options.unshift(base);
-  const select = el("select", {}, ...options.map((id) => el("option", { selected: id === base }, id)));
+  const options = policies.filter((policy) => policy.model === card.dataset?.model && policy.censors !== null);
+  if (base && !options.some((policy) => policy.id === base)) options.unshift({ id: base });
+  const select = el("select", {}, ...options.map((policy) => el("option", { value: policy.id, selected: policy.id === base }, named(policy))));
   const name = el("input", { value: base, maxlength: 64, pattern: "[a-z0-9][a-z0-9._\\-]{0,63}", spellcheck: "false" });
   const wrong = el("p", { class: "wrong", role: "alert" });
   const make = el("button", { type: "submit", class: "main" }, "Make a version");

@@ -25,6 +25,10 @@ def test_policies_say_what_they_censor_and_who_may_use_them(http: httpx.Client) 
     bright, none = policies["bright"], policies["none"]
     assert (bright["default"], bright["scope"]) == (True, "generate")
     assert (none["default"], none["scope"], none["judge"]) == (False, "admin", None)
+    assert (bright["censors"], none["censors"]) == ("Is this a dark first pixel?", None), (
+        "yes means malign"
+    )
+    assert (bright["disabled"], none["disabled"]) == (False, False)
     assert bright["judge"].startswith("sha256:")
     assert bright["num_inference_steps"] == [50, 20]
     assert bright["thresholds"] == {str(steps): value for steps, value in THRESHOLD.items()}

@@ -61,7 +61,9 @@ def test_from_a_reward_to_a_live_policy_and_back(served: Served) -> None:
     assert "the bundle's" in shown[2]
     assert "bright version 1 is in force" in _said("rollback", "bright")
     assert "bright is switched off (version 1)" in _said("disable", "bright")
-    assert "bright" not in _said("list")
+    listed = next(line for line in _said("list").splitlines() if "bright" in line)
+    assert "switched off" in listed
+    assert "Is this a dark first pixel?" in listed, "yes means malign"
     assert "switched off" in _said("show", "bright")
     assert "bright version 2 is in force" in _said("promote", "bright", "2")
     told = [line.split()[2] for line in _said("history", "bright").splitlines()[1:]]

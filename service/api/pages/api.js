@@ -75,6 +75,19 @@ export function el(tag, attributes = {}, ...children) {
   return node;
 }
 
+/* The bar says which page this is, or of which list it shows one. */
+const place = (path) => location.pathname === path || (path !== "/feedback" && location.pathname.startsWith(`${path}/`));
+for (const link of document.querySelectorAll(".bar nav a")) {
+  if (place(link.pathname)) link.setAttribute("aria-current", "page");
+}
+
+/** A moment, as people here write it. */
+export function when(moment) {
+  return new Date(moment).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
+}
+
+export const percent = (share) => `${Number((100 * share).toPrecision(share < 0.1 ? 3 : 4))} %`;
+
 /** Show one of the page's sections. */
 export function show(id) {
   for (const section of document.querySelectorAll("main > section")) section.hidden = section.id !== id;
@@ -150,6 +163,7 @@ export async function door(...wanted) {
   };
   if (session.name && fits(session)) return opened(session);
   const keyless = fits(session);
+  $("#enter .scopes").textContent = scopes.join(" or ");
   const form = $("#enter form");
   form.elements.key.closest("label").hidden = keyless;
   form.elements.key.required = !keyless;

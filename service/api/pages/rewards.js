@@ -1,6 +1,6 @@
 // The rewards page: train, watch, read the card, and put a reward in force.
 
-import { $, call, count, door, duration, el, may, picture, say, show } from "/pages/api.js";
+import { $, call, count, door, duration, el, may, picture, say, show, when } from "/pages/api.js";
 
 const RUNNING = ["queued", "training", "cancelling"];
 const WORDS = {
@@ -100,7 +100,7 @@ async function node(reward) {
     el("header", {},
       el("h2", {}, reward.dataset),
       el("span", { class: `pill ${reward.status}` }, WORDS[reward.status]),
-      el("span", { class: "small soft number" }, `${when(reward.created)} · ${reward.created_by.split("/").pop()} · `, el("code", {}, reward.id.slice(0, 12))),
+      el("span", { class: "small soft number" }, `${when(1000 * reward.created)} · ${reward.created_by.split("/").pop()} · `, el("code", {}, reward.id.slice(0, 12))),
     ));
   if (RUNNING.includes(reward.status)) {
     article.append(
@@ -139,10 +139,6 @@ async function cancel(reward) {
     say(fault.message);
   }
   await refresh();
-}
-
-function when(seconds) {
-  return new Date(seconds * 1000).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
 }
 
 /* The card */

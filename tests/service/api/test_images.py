@@ -199,7 +199,7 @@ def test_what_does_not_exist_is_never_replaced(http: httpx.Client) -> None:
     assert _error(_post(http, policy="bland"), 404, "policy_not_found")["param"] == "policy"
     _error(http.get("/v1/nowhere"), 404, "not_found")
     _error(http.get("/nowhere"), 404, "not_found")
-    assert http.get("/").headers["location"] == "/docs"
+    assert http.get("/").headers["location"] == "/feedback"
     _error(http.get(ROUTE), 405, "method_not_allowed")
 
 

@@ -231,6 +231,13 @@ def test_a_reload_resumes_with_images_marks_and_clock(open_page: Callable[..., A
     assert marks(page) == marked == {1: "malign", 6: "unsure"}
     assert page.text_content("#clock") < "3:00"
     assert counter(page, "benign") == 25
+    press(page, "z")
+    assert marks(page) == {1: "malign"}
+    page.reload()
+    ready(page)
+    assert marks(page) == {1: "malign"}
+    press(page, "z")
+    assert marks(page) == {}, "a reload takes no mark out of reach"
 
 
 def test_the_clock_starts_with_the_first_page_and_stops_while_hidden(

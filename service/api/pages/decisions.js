@@ -6,11 +6,15 @@ const form = $(".filters");
 const OUTCOMES = {
   ok: "answered", moderation_blocked: "blocked", deadline_exceeded: "deadline", censor_unavailable: "no judge",
 };
-const words = (outcome) => OUTCOMES[outcome] ?? outcome.replaceAll("_", " ");
+
+function words(one) {
+  if (one.outcome !== "ok") return OUTCOMES[one.outcome] ?? one.outcome.replaceAll("_", " ");
+  return one.images_returned === one.images_requested ? "answered" : one.images_returned ? "in part" : "nothing left";
+}
 
 const row = (one) => el("li", {}, el("a", { class: "line", href: `/decisions/${one.id}` },
   el("span", { class: "number" }, when(one.created)),
-  el("span", {}, el("span", { class: `pill ${one.outcome}` }, words(one.outcome))),
+  el("span", {}, el("span", { class: `pill ${one.outcome}` }, words(one))),
   el("span", { class: "grow" }, `${one.policy} `, el("span", { class: "soft" }, `version ${one.policy_version}`)),
   el("span", { class: "soft small number" },
     `${one.images_returned} of ${count(one.images_requested, "image")}, ${count(one.draws, "draw")} · key ${one.key} · ${one.id.slice(0, 12)}…`)));

@@ -31,12 +31,17 @@ async function fetchPage() {
 }
 
 function fresh(id, images) {
-  let marks = images.map((image) => image.label ?? "benign");
+  let [marks, steps] = [images.map((image) => image.label ?? "benign"), []];
   try {
     const draft = JSON.parse(localStorage.getItem(`winnow:draft:${id}`));
-    if (draft?.length === images.length) marks = draft;
+    if (draft?.marks.length === images.length) ({ marks, steps } = draft);
   } catch { /* a draft is a convenience */ }
-  return { id, images, marks, steps: [], ms: 0 };
+  return { id, images, marks, steps, ms: 0 };
+}
+
+/** What a reload brings back: the marks, and the steps to them, so that they can be undone. */
+function keep() {
+  localStorage.setItem(`winnow:draft:${page.id}`, JSON.stringify({ marks: page.marks, steps: page.steps }));
 }
 
 /** Fetch the next page in the background, so that nobody waits for it. */
@@ -88,6 +93,7 @@ async function undo() {
   if (page?.steps.length) {
     const [index, before] = page.steps.pop();
     page.marks[index] = before;
+    keep();
     marked(index);
     focus(index);
     return;
@@ -178,7 +184,7 @@ function mark(index, label) {
   const before = page.marks[index];
   page.steps.push([index, before]);
   page.marks[index] = before === label ? "benign" : label;
-  localStorage.setItem(`winnow:draft:${page.id}`, JSON.stringify(page.marks));
+  keep();
   marked(index);
 }
 

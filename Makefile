@@ -16,10 +16,10 @@ SHELL := bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
-.PHONY: help setup serve test check fix bench zoo zoo-pack
+.PHONY: help setup serve test check fix k8s bench zoo zoo-pack
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@printf '\nVariables: PORT=%s CONFIG=%s PYTHON=%s ARGS="arguments for pytest"\n' \
 	  '$(PORT)' '$(CONFIG)' '$(PYTHON)'
 
@@ -32,12 +32,14 @@ serve: $(RUNTIME) ## serve the shipped bundle on 127.0.0.1:8000 (PORT= changes i
 test: $(DEV) ## run the tests (ARGS='-m "not cluster"' leaves out those that start Ray)
 	@exec $(BIN)/pytest $(ARGS)
 
-check: $(DEV) ## lint, format, types, direction of imports, configuration
+check: $(DEV) ## lint, format, types, direction of imports, configuration, manifests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/winnow config check $(CONFIG)
+	$(BIN)/python -m deploy.observability --check
+	$(BIN)/python -m deploy.k8s.check
 
 bench: $(DEV) ## every promised figure beside its goal, and two peers: ten minutes
 	$(BIN)/python -m loadtest.bench
@@ -45,6 +47,9 @@ bench: $(DEV) ## every promised figure beside its goal, and two peers: ten minut
 fix: $(DEV) ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+k8s: $(DEV) ## make the PrometheusRule and the dashboards' ConfigMaps from deploy/observability
+	$(BIN)/python -m deploy.k8s.generate
 
 zoo: $(DEV) ## remake the shipped bundle's parts (hours), up to sheets to look at: MNIST=folder
 	$(BIN)/winnow train backbone
@@ -58,6 +63,7 @@ zoo-pack: $(DEV) ## pack and calibrate the bundle, once you have looked at the s
 	$(BIN)/winnow train compare
 	$(BIN)/winnow train pack
 	$(BIN)/winnow train distil mnist-sevens
+	$(BIN)/winnow train canary mnist-sevens
 	$(BIN)/winnow calibrate no-crossbar --target 0.0025 --n 3600
 	$(BIN)/winnow calibrate no-crossbar-guided only-crossbar --target 0.01
 	$(BIN)/winnow evaluate --record

@@ -66,7 +66,8 @@ class Reward(_Part):
     """One question, and the networks that learned its answer from separate labels.
 
     `distilled` is the time-dependent guide in a cheaper form, `probe` the clean one as a graph;
-    `distillation` tells how they were made. Without them, no policy can ask for them.
+    `distillation` tells how they were made. Without them, no policy can ask for them. `canary` is
+    an image that is surely malign, by which a running service shows that it still censors.
     """
 
     question: str
@@ -76,6 +77,7 @@ class Reward(_Part):
     judge: str
     distilled: str | None = None
     probe: str | None = None
+    canary: str | None = None
     distillation: dict[str, Any] = {}
     guide_labels: Labels
     judge_labels: Labels

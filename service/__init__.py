@@ -14,6 +14,9 @@
 `shadow` lets another version score what was judged. What was decided is recorded (`decisions`,
 `store`) before the answer leaves; `replay` makes it again.
 
+`metrics` counts, `canary` judges what is known to be malign, and `autoscaling` says how many
+backbones a load needs.
+
 `ports` holds what these say to each other, `deployments` wraps them for Ray Serve, and `app` binds
 them.
 """

@@ -1,13 +1,15 @@
 """Winnow as a Ray Serve application: the only file that binds deployments together."""
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: Serve looks at the annotation of `args` itself, and
+# passes a plain dict, unchecked, where that is a string.
 
 from collections.abc import Callable
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
-from service.config import Replicas, Settings
+from service.config import Autoscaling, Replicas, Settings
 from service.deployments.backbone import Backbone
 from service.deployments.elsewhere import Elsewhere
 from service.deployments.feedback import Feedback
@@ -25,9 +27,9 @@ def build(args: Settings) -> Application:
         backbone = _deploy(Backbone, f"Backbone-{name}", model.backbone.replicas).options(
             request_router_config={"request_router_class": Elsewhere}
         )
-        backbones[name] = backbone.bind(name, model, args.store)
+        backbones[name] = backbone.bind(name, model, args.store, args.metrics_ports)
         judges[name] = _deploy(RewardModel, f"RewardModel-{name}", model.judge.replicas).bind(
-            name, model, args.store
+            name, model, args.store, args.metrics_ports
         )
     feedback = None
     if args.feedback.enabled:
@@ -38,7 +40,25 @@ def build(args: Settings) -> Application:
 
 
 def _deploy(shell: type, name: str, replicas: Replicas) -> serve.Deployment:
-    decorate: Callable[[type], serve.Deployment] = serve.deployment(
-        name=name, **replicas.model_dump()
-    )
+    options = replicas.model_dump(exclude={"autoscaling"})
+    autoscaling = getattr(replicas, "autoscaling", None)
+    if autoscaling is not None:
+        options |= {"num_replicas": None, "autoscaling_config": by_nfe(autoscaling)}
+    decorate: Callable[[type], serve.Deployment] = serve.deployment(name=name, **options)
     return decorate(shell)
+
+
+def by_nfe(autoscaling: Autoscaling) -> AutoscalingConfig:
+    """Serve's own configuration of it, with `service.autoscaling` to decide."""
+    return AutoscalingConfig(
+        min_replicas=autoscaling.min_replicas,
+        max_replicas=autoscaling.max_replicas,
+        upscale_delay_s=autoscaling.upscale_delay_s,
+        downscale_delay_s=autoscaling.downscale_delay_s,
+        look_back_period_s=autoscaling.look_back_s,
+        metrics_interval_s=min(autoscaling.look_back_s / 3, 10),
+        policy=AutoscalingPolicy(  # type: ignore[no-untyped-call]
+            policy_function="service.autoscaling:ByNfe",
+            policy_kwargs={"utilization": autoscaling.utilization},
+        ),
+    )

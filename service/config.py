@@ -20,6 +20,7 @@ from models.method import Guidance, Method, SamplerName, Spacing
 Scope = Literal["generate", "scores", "label", "approve", "admin"]
 NAME = "^[a-z0-9][a-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME)]
+Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class ConfigError(ValueError):
@@ -40,6 +41,42 @@ class Replicas(_Part):
     health_check_timeout_s: float = Field(10.0, gt=0)
     graceful_shutdown_wait_loop_s: float = Field(0.2, gt=0)
     graceful_shutdown_timeout_s: float = Field(20.0, ge=0)
+    max_replicas_per_node: int | None = Field(None, ge=1, le=100)
+
+
+class Autoscaling(_Part):
+    """How many backbones run: as many as the offered NFE need at this `utilization` of each.
+
+    The load is a mean over `look_back_s`; it has to stay so for the delay before a replica is
+    started or stopped.
+    """
+
+    min_replicas: int = Field(1, ge=1)
+    max_replicas: int = Field(ge=1)
+    utilization: float = Field(0.7, gt=0, le=1)
+    look_back_s: float = Field(30.0, gt=0)
+    upscale_delay_s: float = Field(10.0, ge=0)
+    downscale_delay_s: float = Field(300.0, ge=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Autoscaling:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError("min_replicas must not exceed max_replicas")
+        return self
+
+
+class BackboneReplicas(Replicas):
+    """A backbone's replicas: a fixed number, or as many as the load needs."""
+
+    # The engine itself refuses what would wait too long; Serve must not hide it in a queue.
+    max_ongoing_requests: int = Field(1024, ge=1)
+    autoscaling: Autoscaling | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> BackboneReplicas:
+        if self.autoscaling is not None and "num_replicas" in self.model_fields_set:
+            raise ValueError("num_replicas and autoscaling: give one of them")
+        return self
 
 
 class BackboneSettings(_Part):
@@ -59,8 +96,7 @@ class BackboneSettings(_Part):
     max_batch: int = Field(16, ge=1, le=1024)
     max_waiting: int = Field(256, ge=1)
     speculative_draws: int = Field(0, ge=0, le=8)
-    # The engine itself refuses what would wait too long; Serve must not hide it in a queue.
-    replicas: Replicas = Replicas(max_ongoing_requests=1024)
+    replicas: BackboneReplicas = BackboneReplicas()
 
     @model_validator(mode="before")
     @classmethod
@@ -248,7 +284,8 @@ class CertificateSettings(_Part):
 class Settings(_Part):
     """Everything that the service is told: the `args` of its application.
 
-    `ingress_metrics` puts all replicas' metrics on the public route: for a laptop.
+    `ingress_metrics` puts all replicas' metrics on the public route: for a laptop. Of
+    `metrics_ports`, first and last, each replica takes one of its machine to export its own.
     """
 
     models: dict[Name, ModelSettings] = Field(min_length=1)
@@ -260,10 +297,13 @@ class Settings(_Part):
     feedback: FeedbackSettings = FeedbackSettings()
     certificates: CertificateSettings = CertificateSettings()
     ingress_metrics: bool = False
+    metrics_ports: tuple[Port, Port] | None = None
     ingress: Replicas = Replicas(max_ongoing_requests=256)
 
     @model_validator(mode="after")
     def _references(self) -> Settings:
+        if self.metrics_ports is not None and self.metrics_ports[0] > self.metrics_ports[1]:
+            raise ValueError("metrics_ports: the first must not exceed the last")
         for name, policy in self.policies.items():
             if policy.model not in self.models:
                 raise ValueError(f"policies.{name}.model: {policy.model!r} is not among models")

@@ -19,6 +19,7 @@ WinnowError
 ├── CensorUnavailable   503  censor_unavailable   the judge did not judge: no pixels leave
 ├── BackendUnavailable  503  backend_unavailable  no backbone replica could draw
 ├── StoreUnavailable    503  store_unavailable    the decision was not recorded: no pixels leave
+│   └── BlobMissing                               an image or a network is not there (any more)
 └── DeadlineExceeded    504  deadline_exceeded    nothing was delivered in time
 """
 
@@ -118,6 +119,10 @@ class BackendUnavailable(WinnowError):
 
 class StoreUnavailable(WinnowError):
     status, code, retryable = 503, "store_unavailable", True
+
+
+class BlobMissing(StoreUnavailable):
+    """There is no such blob: it was purged, say. What is there and unreadable is not this."""
 
 
 class DeadlineExceeded(WinnowError):

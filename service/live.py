@@ -114,16 +114,13 @@ class Live:
         """The version that scores beside the one in force, if there is one."""
         return self._view.shadows.get(name)
 
-    def check(self, policy: Policy) -> None:
-        """Called right before images leave.
+    def check(self, begun: Pointer) -> None:
+        """Called right before images leave; `begun` is the pointer that their request began with.
 
-        Raises PolicyDisabled if the policy was switched off since, whichever version it is, and
-        StoreUnavailable when nobody can tell.
+        Raises PolicyDisabled if the policy was switched off since, whichever version it is and
+        even if it is on again, and StoreUnavailable when nobody can tell.
         """
-        pointer = self._fresh().pointers.get(policy.name)
-        if pointer is None:
-            raise PolicyDisabled(f"policy {policy.name!r} is gone from the store")
-        _refuse_disabled(pointer)
+        _refuse_switched(begun, self._fresh())
 
     def fits(self, policy: Policy) -> None:
         """Raises BackendUnavailable unless the policy was made for the backbone that runs."""
@@ -136,19 +133,18 @@ class Live:
                 "version that was made for this one"
             )
 
-    async def guard(self, policy: Policy, work: Coroutine[Any, Any, Result]) -> Result:
+    async def guard(self, begun: Pointer, work: Coroutine[Any, Any, Result]) -> Result:
         """The result of `work`, unless the policy is switched off meanwhile: then it is cancelled.
 
-        Raises PolicyDisabled, and StoreUnavailable as `check` does.
+        Raises PolicyDisabled and StoreUnavailable as `check` does.
         """
         task = asyncio.ensure_future(work)
         try:
             while not task.done():
-                if pointer := self._view.pointers.get(policy.name):
-                    _refuse_disabled(pointer)
+                _refuse_switched(begun, self._view)
                 await asyncio.wait([task], timeout=CHECK_S)
             result = await task
-            self.check(policy)
+            self.check(begun)
             return result
         finally:
             if not task.done():
@@ -264,6 +260,18 @@ def _seed(store: Store, seeds: Mapping[str, Policy]) -> None:
 def _refuse_disabled(pointer: Pointer) -> None:
     if pointer.disabled:
         raise PolicyDisabled(f"policy {pointer.name!r} was switched off", "policy")
+
+
+def _refuse_switched(begun: Pointer, view: _View) -> None:
+    now = view.pointers.get(begun.name)
+    if now is None:
+        raise PolicyDisabled(f"policy {begun.name!r} is gone from the store")
+    for pointer in (begun, now):
+        _refuse_disabled(pointer)
+    if now.off != begun.off:
+        raise PolicyDisabled(
+            f"policy {begun.name!r} was switched off since this request began", "policy"
+        )
 
 
 def _runs_on(policy: Policy) -> dict[str, str]:

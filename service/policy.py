@@ -46,7 +46,8 @@ class Policy:
 
     `operating` maps num_inference_steps to what was calibrated for it; empty when the policy has
     no judge. `version` is the store's number for what is in force. `reward` is the id of the
-    trained reward that the networks came with, None for one of the bundle.
+    trained reward that the networks came with, None for one of the bundle. `canary` is the sha256
+    name of a PNG that is surely malign.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -64,6 +65,7 @@ class Policy:
     question: str | None
     version: int = 1
     reward: str | None = None
+    canary: str | None = None
 
     @property
     def censors(self) -> bool:
@@ -147,6 +149,7 @@ def pin(
             operating={},
             question=reward.question if reward else None,
             version=spec.version,
+            canary=bundle.sha256(reward.canary) if reward and reward.canary else None,
         )
         if spec.guidance == "forward" and uncalibrated.guide and not denoiser.forward_guidance:
             raise ConfigError(
@@ -245,6 +248,7 @@ def derive(policy: Policy, reward: TrainedReward) -> Policy:
         judge=sha256("judge", True),
         operating={},
         reward=reward.id,
+        canary=have.get("canary"),
     )
     calibrations = (reward.card or {}).get("calibrations", {})
     found = {steps: _calibrated(derived, steps, calibrations) for steps in spec.num_inference_steps}

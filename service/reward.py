@@ -20,6 +20,10 @@ from service.ports import Find, Pixels
 log = logging.getLogger("winnow.reward")
 
 
+ROWS = 2
+"""A canary has more than one row: a graph for single rows would fail a whole batch later."""
+
+
 class Judge(Protocol):
     """Networks that score images [B, H, W, C] uint8 with a reward in (0, 1), [B]."""
 
@@ -80,20 +84,25 @@ class Judges:
             raise CensorUnavailable(f"the judge scores images of shape {self._shape} alone")
 
     def score(self, judge: str, pixels: Sequence[Pixels]) -> list[float]:
-        """The reward of each image, in order; NaN stays NaN, for the verdict to refuse."""
+        """The reward of each image, in order; NaN stays NaN, for the verdict to refuse.
+
+        Raises CensorUnavailable as `check` does, and for another number of scores than of images.
+        """
         self.check(judge, pixels)
         scores = self._judges[judge].score(np.stack(pixels))
+        if scores.shape != (len(pixels),):
+            raise CensorUnavailable(f"judge {judge} gave {scores.shape} for {len(pixels)} images")
         return [float(score) for score in scores]
 
     def canary(self) -> None:
-        """Score an empty image with every judge. Raises CensorUnavailable if one cannot."""
+        """Score empty images with every judge. Raises CensorUnavailable if one cannot."""
         for name, judge in self._judges.items():
             self._try(name, judge)
 
     def _try(self, name: str, judge: Judge) -> None:
-        score = float(judge.score(np.zeros((1, *self._shape), dtype=np.uint8))[0])
-        if not 0 <= score <= 1:
-            raise CensorUnavailable(f"judge {name} scored its canary {score}")
+        scores = judge.score(np.zeros((ROWS, *self._shape), dtype=np.uint8))
+        if scores.shape != (ROWS,) or not ((scores >= 0) & (scores <= 1)).all():
+            raise CensorUnavailable(f"judge {name} scored its canary {scores.tolist()}")
 
 
 def load_judges(bundle: Bundle, settings: JudgeSettings, find: Find | None = None) -> Judges:

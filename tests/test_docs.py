@@ -13,7 +13,9 @@ from typer.main import get_command
 from service.cli.certify import PolicyOrCommand
 from service.cli.main import app
 from service.config import Settings
-from service.metrics import BackboneMetrics, IngressMetrics, JudgeMetrics
+from service.metrics.backbone import BackboneMetrics
+from service.metrics.ingress import IngressMetrics
+from service.metrics.judge import JudgeMetrics
 
 ROOT = Path(__file__).parents[1]
 

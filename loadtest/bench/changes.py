@@ -1,9 +1,10 @@
-"""What changes under load cost: a policy promoted and rolled back, replicas killed.
+"""What changes under load cost: promotions, killed replicas, a redeploy, replicas added and taken.
 
-A service with two replicas of everything; four callers ask again as soon as they have their answer.
-For each change: requests, those that failed, and the versions that responses named, with the
-seconds between the change and the last response of the version before. The version that is promoted
-is a reward trained from labels before the load begins. `python -m loadtest.bench.changes`.
+A cluster with two replicas of everything, told what to serve as KubeRay tells it; four callers ask
+again as soon as they have their answer. For each change: requests, those that failed, and the
+versions that responses named, with the seconds between the change and the last response of the
+version before. The version that is promoted is a reward trained from labels before the load begins.
+`python -m loadtest.bench.changes`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -26,8 +26,9 @@ import matplotlib
 import numpy as np
 import yaml
 
+from loadtest.bench.cluster import cluster
 from loadtest.bench.report import OUT, save, show
-from loadtest.bench.servers import ADMIN, Server, winnow
+from loadtest.bench.servers import ADMIN, Server
 from loadtest.bench.three_minutes import pixels_of
 from models import bundle as bundles
 from models.evaluation.referees import load_referee
@@ -91,10 +92,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.parse_args()
     with (
-        tempfile.TemporaryDirectory() as folder,
-        winnow(_two_of_everything(Path(folder))) as server,
-        httpx.Client(base_url=server.url, headers=ADMIN, timeout=120) as client,
+        cluster() as ray,
+        httpx.Client(base_url=ray.server.url, headers=ADMIN, timeout=120) as client,
     ):
+        server, port = ray.server, int(ray.server.url.rpartition(":")[2])
+        ray.apply(document(port))
         version = taught(client)
         to_do: list[tuple[str, Callable[[], object]]] = [
             ("nothing", lambda: None),
@@ -102,6 +104,9 @@ def main() -> None:
             ("roll back", lambda: _post(client, "rollback")),
             *((f"kill -9 a {name}", lambda name=name: _kill(server, name))
               for name in ("RewardModel", "Backbone", "Ingress")),
+            ("redeploy every replica", lambda: ray.apply(document(port, changed=True))),
+            ("three backbones", lambda: ray.apply(document(port, True, backbones=3))),
+            ("one backbone", lambda: ray.apply(document(port, True, backbones=1))),
         ]  # fmt: skip
         changes: list[Change] = []
         with _asking(server.url) as asked:
@@ -158,16 +163,19 @@ def taught(client: httpx.Client) -> int:
     return version
 
 
-def _two_of_everything(folder: Path) -> Path:
-    file = yaml.safe_load(Path("deploy/local.yaml").read_text())
+def document(port: int, changed: bool = False, backbones: int = 2) -> dict[str, Any]:
+    """The laptop's file with two of everything; `changed` in what each deployment is told."""
+    file: dict[str, Any] = yaml.safe_load(Path("deploy/local.yaml").read_text())
+    file["http_options"]["port"] = port
     args = file["applications"][0]["args"]
     two = {"num_replicas": 2, "ray_actor_options": {"num_cpus": 0.1}}
     model = args["models"][MODEL]
-    model["backbone"]["replicas"] = model["judge"]["replicas"] = two
+    model["backbone"]["replicas"] = two | {"num_replicas": backbones}
+    model["judge"]["replicas"] = two
     args["ingress"] = {"max_ongoing_requests": 256} | two
-    path = folder / "two.yaml"
-    path.write_text(yaml.safe_dump(file))
-    return path
+    if changed:
+        model["judge"]["max_batch"] = 32
+    return file
 
 
 def _post(client: httpx.Client, action: str, **body: Any) -> None:

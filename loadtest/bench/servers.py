@@ -65,7 +65,7 @@ def peer(name: str, module: str) -> Iterator[Server]:
 
 @contextmanager
 def _running(command: list[str], env: dict[str, str], ready: str) -> Iterator[tuple[str, int]]:
-    port = _free_port()
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     process = subprocess.Popen(
         [*command, "--port", str(port)],
@@ -76,7 +76,7 @@ def _running(command: list[str], env: dict[str, str], ready: str) -> Iterator[tu
     )
     try:
         deadline = time.monotonic() + START_S
-        while not _answers(url + ready):
+        while not answers(url + ready):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{' '.join(command)} did not start: run it by hand to see why")
             time.sleep(0.2)
@@ -93,14 +93,16 @@ FAST_RAY = QUICK_START | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": os.getcwd()
 """What `winnow serve` sets for itself, for the peer on Ray as well."""
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Whether a GET is a success."""
     try:
         return httpx.get(url, timeout=5).is_success
     except httpx.TransportError:
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Request
@@ -34,7 +37,15 @@ Credentials = Annotated[
 
 def create_app(context: Context, stamp_request_id: bool = True) -> FastAPI:
     """The whole REST face over a context; behind Serve's proxy the id is stamped already."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        canaries = asyncio.create_task(context.canaries.run())
+        yield
+        canaries.cancel()
+
     app = FastAPI(
+        lifespan=lifespan,
         title="Winnow",
         summary="Images from a diffusion model, with the bad ones kept from leaving.",
         redoc_url=None,

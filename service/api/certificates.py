@@ -21,6 +21,7 @@ from models.noise import MAX_SEED
 from service.api import schemas
 from service.api.auth import person
 from service.api.context import Context
+from service.api.text import Text
 from service.certificates import evidence
 from service.certificates.certificate import (
     NOT_COVERED,
@@ -93,7 +94,7 @@ def routes(context: Context) -> APIRouter:
         return await asyncio.to_thread(_describe, context, certificate, request)
 
     @router.get("/v1/certificates", summary="Every attempt, the newest first")
-    def listed(request: Request, policy: str | None = None) -> dict[str, Any]:
+    def listed(request: Request, policy: Text | None = None) -> dict[str, Any]:
         _may_read(request)
         found = store.certificates.all(policy)
         return {"object": "list", "data": [_brief(one) for one in found]}

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from models.bundle import Manifest
+from service.canary import Canaries
 from service.certificates.certified import Certified
 from service.config import KeySettings, Settings
 from service.live import Live
-from service.metrics import IngressMetrics
+from service.metrics.ingress import IngressMetrics
 from service.policy import Policy
 from service.ports import Drawer, Scorer
 from service.router import Router
@@ -61,5 +62,6 @@ class Context:
     recorder: Recorder
     metrics: IngressMetrics
     certified: Certified
+    canaries: Canaries
     gather_metrics: Callable[[], Awaitable[str]]
     desk: Proposer | None = None

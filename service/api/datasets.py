@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.api import exchange
 from service.api.context import Context, Proposer
+from service.api.text import Text
 from service.config import NAME, Name
 from service.errors import Conflict, DatasetNotFound, InvalidValue, ModelNotFound
 from service.store.datasets import Answer, Dataset, Label, Shown
@@ -23,7 +24,7 @@ GOAL = {"benign": 80, "malign": 40, "seconds": 180}
 
 MAX_BATCH = 100
 Form = Annotated[exchange.Format, Query(alias="format")]
-Id = Annotated[str, Field(min_length=1, max_length=64)]
+Id = Annotated[Text, Field(min_length=1, max_length=64)]
 
 
 class _Body(BaseModel):
@@ -35,7 +36,7 @@ class DatasetRequest(_Body):
 
     name: Name
     model: str | None = Field(None, max_length=64)
-    question: str = Field(min_length=3, max_length=200)
+    question: Text = Field(min_length=3, max_length=200)
     # A conditional model would be drawn from under these; none is served yet.
     inputs: list[dict[str, Any]] = Field([], max_length=0)
 
@@ -122,6 +123,7 @@ def routes(context: Context, desk: Proposer) -> APIRouter:
         dataset = find(request, name)
         answers = [Answer(said.image_id, said.label, said.elapsed_ms) for said in body.labels]
         datasets.label(name, answers, request.state.annotator)
+        context.metrics.labels(answer.label for answer in answers)
         return _dataset(context, dataset)
 
     @router.post("/v1/datasets/{name}/labels/undo", summary="Take back your last batch of labels")
@@ -134,7 +136,7 @@ def routes(context: Context, desk: Proposer) -> APIRouter:
         return {"id": gone[0].image.batch, "images": images, **_dataset(context, dataset)}
 
     @router.get("/v1/datasets/{name}/images/{image_id}", summary="One image, as PNG")
-    def image(name: str, image_id: str, request: Request) -> Response:
+    def image(name: str, image_id: Text, request: Request) -> Response:
         find(request, name)
         shown = datasets.image(name, image_id)
         return Response(

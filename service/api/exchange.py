@@ -8,19 +8,24 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
-from datetime import datetime
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from models.noise import MAX_SEED
+from service.api.text import Text
 from service.encode import from_data_url, to_png
-from service.errors import InvalidValue, StoreUnavailable
+from service.errors import BlobMissing, InvalidValue
 from service.store.blobs import Blobs, name_of
 from service.store.datasets import Label, Labelled, Shown
 
 Format = Literal["jsonl", "csv"]
 MAX_ROWS = 2000
+EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2999, 12, 31, tzinfo=UTC)
+"""Between them every zone's time is one that any store can hold."""
+csv.field_size_limit(2**31 - 1)  # a cell holds a whole image; the body has its own limit
 
 
 class Row(BaseModel):
@@ -28,20 +33,20 @@ class Row(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    image_id: str = Field(min_length=1, max_length=64)
+    image_id: Text = Field(min_length=1, max_length=64)
     label: Label
-    annotator: str = Field(min_length=1, max_length=128)
+    annotator: Text = Field(min_length=1, max_length=128)
     elapsed_ms: int = Field(ge=0, le=3_600_000)
-    labelled: AwareDatetime
-    strategy: str = Field(min_length=1, max_length=32)
+    labelled: AwareDatetime = Field(ge=EARLIEST, le=LATEST)
+    strategy: Text = Field(min_length=1, max_length=32)
     inclusion: float = Field(gt=0, le=1)
     score: float | None = Field(None, ge=0, le=1)
     seed: int = Field(ge=0, le=MAX_SEED)
     draw: int = Field(ge=0, le=1_000_000)
-    policy: str = Field(max_length=64)
+    policy: Text = Field(max_length=64)
     policy_version: int = Field(ge=0, le=1_000_000)
-    backbone: str = Field(max_length=80)
-    sha256: str = Field(max_length=80)
+    backbone: Text = Field(max_length=80)
+    sha256: Text = Field(max_length=80)
     png: str | None = None
 
 
@@ -49,7 +54,10 @@ FIELDS = list(Row.model_fields)
 
 
 def write(labelled: list[Labelled], blobs: Blobs, form: Format, images: bool) -> Iterator[str]:
-    """The lines of a file, one label each; an image that was purged is left out of its row."""
+    """The lines of a file, one label each; an image that was purged is left out of its row.
+
+    Raises StoreUnavailable at an image that cannot be read, or was changed.
+    """
     if form == "csv":
         yield _csv(FIELDS)
     for one in labelled:
@@ -115,11 +123,8 @@ def _row(one: Labelled, blobs: Blobs | None) -> dict[str, Any]:
     image = one.image
     png = None
     if blobs is not None:
-        try:
+        with suppress(BlobMissing):  # anything else would pass for purged
             png = base64.b64encode(blobs.get(image.blob)).decode("ascii")
-        except StoreUnavailable as error:
-            if error.__cause__ is not None:  # not missing, but unreadable
-                raise
     labelled = one.labelled.isoformat()
     return {
         "image_id": image.id,
@@ -143,13 +148,19 @@ def _row(one: Labelled, blobs: Blobs | None) -> dict[str, Any]:
 
 def _rows(text: str, form: Format) -> Iterator[tuple[int, Any]]:
     if form == "csv":
-        for number, row in enumerate(csv.DictReader(io.StringIO(text)), 1):
-            yield number, {k: v for k, v in row.items() if v != "" or k == "policy"}
+        number = 0
+        try:
+            for number, row in enumerate(csv.DictReader(io.StringIO(text)), 1):
+                yield number, {k: v for k, v in row.items() if v != "" or k == "policy"}
+        except csv.Error as error:
+            where = f"line {number + 1}"
+            raise InvalidValue(f"{where} is not CSV: {error}", where) from None
         return
-    for number, line in enumerate(filter(str.strip, text.splitlines()), 1):
+    # Not `splitlines`: JSON may hold the other ends of lines that Unicode knows.
+    for number, line in enumerate(filter(str.strip, text.split("\n")), 1):
         try:
             yield number, json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise InvalidValue(f"line {number} is not JSON", f"line {number}") from None
 
 

@@ -75,7 +75,7 @@ def body(message: str, kind: str, code: str, param: str | None = None) -> dict[s
 def from_validation(errors: Sequence[Mapping[str, Any]]) -> InvalidValue:
     """pydantic's first complaint, as an error that names the field and its limit."""
     first = errors[0]
-    path = [str(part) for part in first["loc"] if part != "body"]
+    path = [str(part) for part in first["loc"] if part not in ("body", "path", "query")]
     param = ".".join(path) or None
     if first["type"] == "extra_forbidden":
         return InvalidValue(f"{param}: this service has no such field", param)

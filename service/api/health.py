@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse, Response
 
 from service.api.context import Context
-from service.metrics import CONTENT_TYPE
+from service.metrics.page import CONTENT_TYPE
 
 
 def routes(context: Context) -> APIRouter:

@@ -58,6 +58,7 @@ def routes(context: Context) -> APIRouter:
         caller.require("generate")
         _refuse_headers(request.headers)
         order = read(context, body, caller)
+        begun = context.live.pointers[order.policy.name]
         decision = _decision(context, order, caller, request.state.request_id)
         started = time.monotonic()
         shadow = context.live.shadow(order.policy.name)
@@ -67,9 +68,7 @@ def routes(context: Context) -> APIRouter:
         try:
             router = context.routers[order.plan.model]
             # What is switched off meanwhile leaves nothing, whatever was accepted already.
-            await context.live.guard(
-                order.policy, router.fill(outcome, order.deadline_s, caller.name)
-            )
+            await context.live.guard(begun, router.fill(outcome, order.deadline_s, caller.name))
             certified = context.certified.covers(
                 order.policy, order.plan, order.seed_is_ours and not order.prompt
             )
@@ -77,7 +76,7 @@ def routes(context: Context) -> APIRouter:
             seconds = time.monotonic() - started
             await context.recorder.write(row(decision.record(ending, seconds, outcome)))
             # To record takes up to 5 s, and nothing is awaited after this last look.
-            context.live.check(order.policy)
+            context.live.check(begun)
             context.metrics.outcome(outcome)
             if shadow is not None and witness is not None:
                 # Starlette runs this once the response has gone.

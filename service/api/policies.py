@@ -22,6 +22,7 @@ from service.api.promotion import (
     version_before,
 )
 from service.api.schemas import PolicyRequest, PromoteRequest, ShadowRequest
+from service.api.text import Text
 from service.errors import Conflict, InvalidValue, PolicyNotFound, WinnowError
 from service.live import parse
 from service.policy import Policy, derive, to_document
@@ -76,7 +77,7 @@ def routes(context: Context) -> APIRouter:
         return _described(replace(policy, version=number), scores) | {"created_by": by}
 
     @router.post("/v1/policies/{name}/promote", summary="Put a version in force")
-    async def promote(name: str, body: PromoteRequest, request: Request) -> dict[str, Any]:
+    async def promote(name: Text, body: PromoteRequest, request: Request) -> dict[str, Any]:
         caller: Caller = request.state.caller
         caller.require("approve")
 
@@ -97,7 +98,7 @@ def routes(context: Context) -> APIRouter:
         return _pointer(now)
 
     @router.post("/v1/policies/{name}/rollback", summary="Put the version before in force again")
-    async def rollback(name: str, request: Request) -> dict[str, Any]:
+    async def rollback(name: Text, request: Request) -> dict[str, Any]:
         caller: Caller = request.state.caller
         caller.require("approve")
 
@@ -127,14 +128,14 @@ def routes(context: Context) -> APIRouter:
         return _pointer(now)
 
     @router.post("/v1/policies/{name}/disable", summary="Switch a policy off everywhere")
-    def disable(name: str, request: Request) -> dict[str, Any]:
+    def disable(name: Text, request: Request) -> dict[str, Any]:
         request.state.caller.require("approve")
         now = store.disable(name, person(request))
         _seen(context)
         return _pointer(now)
 
     @router.post("/v1/policies/{name}/shadow", summary="Let a version score, and decide nothing")
-    async def shadow(name: str, body: ShadowRequest, request: Request) -> dict[str, Any]:
+    async def shadow(name: Text, body: ShadowRequest, request: Request) -> dict[str, Any]:
         request.state.caller.require("approve")
 
         def look() -> tuple[Pointer, Policy | None]:
@@ -156,7 +157,7 @@ def routes(context: Context) -> APIRouter:
         return _pointer(now)
 
     @router.get("/v1/policies/{name}/versions", summary="All versions, the newest first")
-    def versions(name: str, request: Request) -> dict[str, Any]:
+    def versions(name: Text, request: Request) -> dict[str, Any]:
         request.state.caller.require("approve")
         found = store.versions(name)
         if not found:
@@ -169,7 +170,7 @@ def routes(context: Context) -> APIRouter:
         }
 
     @router.get("/v1/policies/{name}/history", summary="Who changed what, the newest first")
-    def history(name: str, request: Request) -> dict[str, Any]:
+    def history(name: Text, request: Request) -> dict[str, Any]:
         request.state.caller.require("approve")
         found = store.history(name)
         if not found:

@@ -19,7 +19,7 @@ from service.decisions import Image, Record, sha256
 from service.encode import to_png
 from service.errors import BackendUnavailable, Conflict, InvalidValue
 from service.ports import DrawKey, FinishReason, Pixels, SamplingPlan, Verdict
-from service.store.datasets import Answer, Dataset, Shown
+from service.store.datasets import Dataset, Shown
 
 TIMEOUT_S = 120.0
 WRONG = {"malign": FinishReason.SUCCESS, "benign": FinishReason.CONTENT_FILTERED}
@@ -138,6 +138,5 @@ async def _draw_again(context: Context, plan: SamplingPlan, image: Image, draw: 
 
 
 def _keep(context: Context, shown: Shown, pixels: Pixels, label: schemas.Reported) -> None:
-    datasets = context.store.datasets
-    datasets.show([replace(shown, blob=context.store.blobs.put(to_png(pixels)))])
-    datasets.label(shown.dataset, [Answer(shown.id, label, 0)], shown.annotator)
+    blob = context.store.blobs.put(to_png(pixels))
+    context.store.datasets.report(replace(shown, blob=blob), label)

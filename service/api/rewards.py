@@ -11,7 +11,9 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.noise import MAX_SEED
+from service.api.auth import Caller
 from service.api.context import Context
+from service.api.text import Text
 from service.config import Name
 from service.errors import Conflict, InvalidValue, RewardNotFound
 from service.feedback.example import JUDGE_SHARE, refuse_too_few
@@ -62,24 +64,26 @@ def routes(context: Context) -> APIRouter:
         }
         parent = last.id if last else None
         rewards.queue(reward_id, body.dataset, parent, recipe, request.state.annotator)
-        return _reward(rewards.read(reward_id))
+        return _reward(rewards.read(reward_id), request.state.caller)
 
     @router.get("/v1/rewards", summary="Trainings and rewards, the newest first")
-    def listed(request: Request, dataset: str | None = None) -> dict[str, Any]:
+    def listed(request: Request, dataset: Text | None = None) -> dict[str, Any]:
         request.state.caller.require("label", "approve")
-        return {"object": "list", "data": [_reward(one, False) for one in rewards.of(dataset)]}
+        caller = request.state.caller
+        data = [_reward(one, caller, card=False) for one in rewards.of(dataset)]
+        return {"object": "list", "data": data}
 
     @router.get("/v1/rewards/{reward_id}", summary="One training or reward, with its card")
     def one(reward_id: str, request: Request) -> dict[str, Any]:
         request.state.caller.require("label", "approve")
-        return _reward(_find(reward_id))
+        return _reward(_find(reward_id), request.state.caller)
 
     @router.post("/v1/rewards/{reward_id}/cancel", summary="Stop a training")
     def cancel(reward_id: str, request: Request) -> dict[str, Any]:
         request.state.caller.require("label")
         _find(reward_id)
         rewards.cancel(reward_id, request.state.annotator)
-        return _reward(rewards.read(reward_id))
+        return _reward(rewards.read(reward_id), request.state.caller)
 
     def _find(reward_id: str) -> RewardVersion:
         if len(reward_id) > 64 or not reward_id.replace("_", "").isalnum():
@@ -129,11 +133,22 @@ def _default(context: Context, model: str) -> str:
     raise InvalidValue(f"no policy of model {model!r} censors: name one that does", "policy")
 
 
-def _reward(reward: RewardVersion, card: bool = True) -> dict[str, Any]:
+def _reward(reward: RewardVersion, caller: Caller, card: bool = True) -> dict[str, Any]:
     described = asdict(reward) | {"object": "reward"}
     for name in ("created", "heartbeat"):
         moment: datetime = described[name]
         described[name] = int(moment.timestamp())
     if not card:
         described.pop("card")
+    elif not (caller.has("scores") or caller.has("approve")):
+        _hide_scores(described["card"] or {})
     return described
+
+
+def _hide_scores(card: dict[str, Any]) -> None:
+    """Whoever labels need not know how far a score lies from passing."""
+    for calibration in card.get("calibrations", {}).values():
+        for name in ("threshold", "probe_thresholds"):
+            calibration.pop(name, None)
+    for mistake in card.get("mistakes", []):
+        mistake.pop("logit_score", None)

@@ -8,11 +8,15 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.noise import MAX_SEED
+from service.api.text import Text
 from service.config import Name
 from service.encode import to_b64_png
 from service.policy import Policy
 from service.ports import FinishReason
 from service.router import ImageOutcome, Outcome
+
+MAX_VERSION = 2**31 - 1
+"""What the store's column holds."""
 
 Reported = Literal["malign", "benign"]
 OnFiltered = Literal["error_if_all", "error_if_any", "never"]
@@ -72,20 +76,20 @@ class PolicyRequest(_Request):
     """`POST /v1/policies`: without a reward, what the configuration says of that name."""
 
     name: Name
-    based_on: str
-    reward: str | None = None
+    based_on: Text
+    reward: Text | None = None
 
 
 class PromoteRequest(_Request):
     """`POST /v1/policies/{name}/promote`: the version that somebody looked at."""
 
-    version: int = Field(ge=1)
+    version: int = Field(ge=1, le=MAX_VERSION)
 
 
 class ShadowRequest(_Request):
     """`POST /v1/policies/{name}/shadow`: null ends it."""
 
-    version: int | None = Field(ge=1)
+    version: int | None = Field(ge=1, le=MAX_VERSION)
 
 
 class CertifyRequest(_Request):
@@ -123,13 +127,13 @@ class ReportRequest(_Request):
 
     index: int = Field(ge=0)
     label: Reported
-    dataset: str = Field(min_length=1, max_length=64)
+    dataset: Text = Field(min_length=1, max_length=64)
 
 
 class AbandonRequest(_Request):
     """`POST /v1/certificates/{id}/abandon`: the reason stays on record."""
 
-    reason: str = Field(min_length=1, max_length=500)
+    reason: Text = Field(min_length=1, max_length=500)
 
 
 def generation(

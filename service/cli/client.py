@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json as json_
 import os
 import urllib.error
@@ -55,6 +56,10 @@ def send(
             return body
     except urllib.error.HTTPError as error:
         raise ServiceError(_refusal(error, bool(key))) from None
+    except http.client.HTTPException:
+        raise ServiceError(
+            f"the answer to {method} {path} broke off: the service's log holds its cause"
+        ) from None
     except (urllib.error.URLError, OSError) as error:
         reason = getattr(error, "reason", error)
         raise ServiceError(

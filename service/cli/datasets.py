@@ -20,6 +20,7 @@ from service.cli.common import console, faults
 
 app = typer.Typer(help="See, export and import labels.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="The dataset's name.")]
+csv.field_size_limit(2**31 - 1)  # a cell holds a whole image
 PART_BYTES = 500_000
 """A file goes over in parts, each below the service's `limits.body_bytes`."""
 
@@ -104,7 +105,7 @@ def _parts(text: str, form: Format) -> Iterator[str]:
             raise ValueError("the file is empty")
         head, lines = _line(rows[0]), [_line(row) for row in rows[1:]]
     else:
-        head, lines = "", [line + "\n" for line in text.splitlines() if line.strip()]
+        head, lines = "", [line + "\n" for line in text.split("\n") if line.strip()]
     if not lines:
         raise ValueError("the file holds no label")
     part, size = [head], 0
@@ -126,7 +127,7 @@ def _line(row: list[str]) -> str:
 def _count(text: str, form: Format) -> int:
     if form is Format.csv:
         return max(sum(1 for _ in csv.reader(io.StringIO(text))) - 1, 0)
-    return sum(1 for line in text.splitlines() if line)
+    return sum(1 for line in text.split("\n") if line)
 
 
 def _format(file: Path | None) -> Format:

@@ -13,6 +13,7 @@ from service.cli import (
     datasets,
     decisions,
     evaluate,
+    exporter,
     policies,
     replay,
     rewards,
@@ -37,6 +38,7 @@ app.add_typer(datasets.app, name="datasets")
 app.add_typer(rewards.app, name="rewards")
 app.command()(calibrate.calibrate)
 app.command()(evaluate.evaluate)
+app.command()(exporter.exporter)
 app.command()(replay.replay)
 
 ConfigFile = Annotated[

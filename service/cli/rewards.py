@@ -123,12 +123,15 @@ def _facts(reward: dict[str, Any]) -> Table:
         rows += [
             ("question", (card.get("dataset") or {}).get("question")),
             ("labels", ", ".join(f"{count} {kind}" for kind, count in counts.items())),
+            ("purged", card.get("purged") or None),
             ("time", f"{card.get('label_seconds')} s of labelling by {_people(card)}"),
             ("training", f"{card.get('trained_seconds')} s"),
             ("AUC", f"{card['auc']:.4f}, cross-validated" if "auc" in card else None),
         ]
         for steps, one in (card.get("calibrations") or {}).items():
-            text = f"threshold {one['threshold']:.4f}, {one['acceptance']:.1%} of draws accepted"
+            text = f"{one['acceptance']:.1%} of draws accepted"
+            if "threshold" in one:  # for keys that see scores
+                text = f"threshold {one['threshold']:.4f}, {text}"
             rows.append((f"{steps} steps", text))
         rows += list((card.get("not_calibrated") or {}).items())
     rows += [(part, name) for part, name in (reward.get("weights") or {}).items()]

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from models.questions import QUESTIONS
+from service.cli.canary import canary
 from service.cli.common import bars, console, faults
 from service.cli.distil import distil
 
@@ -324,3 +325,4 @@ def pack(
 
 
 app.command()(distil)
+app.command()(canary)

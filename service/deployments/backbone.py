@@ -11,9 +11,12 @@ from ray import serve
 
 from models import bundle as bundles
 from service import logs
+from service.autoscaling import CAPACITY, OFFERED, Rate
 from service.config import ModelSettings, StoreSettings, blobs_url
 from service.errors import Overloaded
-from service.metrics import BackboneMetrics, render
+from service.metrics.backbone import BackboneMetrics
+from service.metrics.exporter import export
+from service.metrics.page import render
 from service.ports import DrawKey, DrawResult, SamplingPlan
 from service.weights import Weights
 
@@ -23,7 +26,13 @@ log = logging.getLogger("winnow.backbone")
 class Backbone:
     """What Serve runs: an engine in its own thread, warm before the first request."""
 
-    def __init__(self, model: str, settings: ModelSettings, store: StoreSettings) -> None:
+    def __init__(
+        self,
+        model: str,
+        settings: ModelSettings,
+        store: StoreSettings,
+        metrics_ports: tuple[int, int] | None = None,
+    ) -> None:
         # Here, not above: the process that deploys imports this file, and needs no torch.
         from service.engine.load import load_engine
         from service.engine.loop import EngineLoop
@@ -34,7 +43,10 @@ class Backbone:
         self._weights = Weights(bundle, blobs_url(store, os.environ))
         engine = load_engine(bundle, settings.backbone, self._metrics, self._weights.find)
         engine.warm_up()
-        self._loop = EngineLoop(engine, settings.backbone.max_waiting)
+        self._loop = loop = EngineLoop(engine, settings.backbone.max_waiting)
+        self._metrics.watch(lambda: loop.running, lambda: loop.waiting, lambda: loop.capacity)
+        export(self._metrics.registry, f"Backbone-{model}", metrics_ports)
+        self._offered = Rate(lambda: loop.offered_nfe)
         log.info("backbone of %s is ready", model)
 
     async def draw(
@@ -46,8 +58,9 @@ class Backbone:
         avoid: str | None = None,
     ) -> AsyncGenerator[list[DrawResult], None]:
         """See `ports.Drawer`. `avoid` is for the request router alone."""
+        again = avoid is not None
         try:
-            async with aclosing(self._loop.draw(plan, keys, timeout_s, tenant)) as groups:
+            async with aclosing(self._loop.draw(plan, keys, timeout_s, tenant, again)) as groups:
                 async for group in groups:
                     yield group
         except Overloaded as error:
@@ -81,7 +94,10 @@ class Backbone:
         """Serve restarts the replica when this raises."""
         self._loop.check_health()
 
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What `service.autoscaling` decides by: NFE a second, offered and possible."""
+        return {OFFERED: self._offered(), CAPACITY: self._loop.capacity}
+
     async def metrics(self) -> str:
         """This replica's metrics as Prometheus text."""
-        self._metrics.load(self._loop.running, self._loop.waiting)
         return render(self._metrics.registry)

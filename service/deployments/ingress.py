@@ -16,18 +16,23 @@ from models import bundle as bundles
 from service import config, logs
 from service.api.app import create_app
 from service.api.context import Context
+from service.canary import Canaries
 from service.certificates.certified import Certified
 from service.config import Settings
 from service.deployments.feedback import HandleDesk
 from service.deployments.handles import HandleDrawer, HandleScorer
+from service.encode import from_png
 from service.live import Live
-from service.metrics import IngressMetrics, merge, render
+from service.metrics.exporter import export
+from service.metrics.ingress import IngressMetrics
+from service.metrics.page import merge, render
 from service.policy import Policy, pin
 from service.router import Router
 from service.shadow import Shadows
 from service.store.recorder import Recorder
 from service.store.retention import Retention
 from service.store.store import Store
+from service.weights import Weights
 
 METRICS_S = 2.0
 Handles = Mapping[str, DeploymentHandle[Any]]
@@ -48,6 +53,7 @@ class Ingress:
         config.check_bind(settings, _proxy_host())
         self._backbones, self._judges = backbones, judges
         self._metrics = IngressMetrics()
+        export(self._metrics.registry, "Ingress", settings.metrics_ports)
         loaded = {name: bundles.load(model.bundle) for name, model in settings.models.items()}
         store = Store(*config.store_urls(settings.store, os.environ))
         drawer, scorer = HandleDrawer(backbones), HandleScorer(judges)
@@ -59,6 +65,11 @@ class Ingress:
 
         manifests = {name: bundle.manifest for name, bundle in loaded.items()}
         live = Live(store, pin(settings, loaded))
+        self._metrics.watch(lambda: live.policies)
+        weights = {
+            name: Weights(bundle, config.blobs_url(settings.store, os.environ))
+            for name, bundle in loaded.items()
+        }
         self._context = Context(
             settings=settings,
             manifests=manifests,
@@ -87,6 +98,12 @@ class Ingress:
                 manifests,
                 lambda: live.policies,
                 self._metrics.certificates,
+            ),
+            canaries=Canaries(
+                scorer,
+                lambda: live.policies,
+                lambda model, name: from_png(weights[model].find(name, ".png").read_bytes()),
+                self._metrics.canaries,
             ),
             gather_metrics=self._gather,
             desk=HandleDesk(feedback) if feedback else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +25,16 @@ WARM_UP_S = 300.0
 class Meter(Protocol):
     """What the engine reports about itself."""
 
-    def tick(self, rows: int, guided: int, extra_nfe: int, waiting: int, seconds: float) -> None:
-        """One tick: rows denoised, rows guided, NFE that guides added, draws left waiting, and
-        its duration."""
+    def tick(self, rows: int, guided: int, extra_nfe: int, seconds: float) -> None:
+        """One tick: rows denoised, rows guided, NFE that guides added, and its duration."""
+        ...
+
+    def offered(self, nfe: float) -> None:
+        """NFE that a call asks for, whether it is admitted or not."""
+        ...
+
+    def saved(self, reason: Literal["probe", "cancelled"], nfe: float) -> None:
+        """NFE that a running draw had left when it was ended."""
         ...
 
 
@@ -49,6 +56,7 @@ class Engine:
         self.loader = loader
         self.scheduler = Scheduler(max_batch)
         self.pace = Pace()
+        self.offered_nfe = 0.0
         self._runner = runner
         self._batch = batch
         self._codec = codec
@@ -90,6 +98,20 @@ class Engine:
         running = enumerate(self.scheduler.running)
         return sum(max(draw.reserved - spent[row], 0.0) for row, draw in running)
 
+    @property
+    def capacity(self) -> float:
+        """NFE a second with all slots in use, as the last ticks went; 0 before any."""
+        slots = self.scheduler.max_batch
+        tick_s = self.pace.tick_s(slots)
+        return slots / tick_s if tick_s else 0.0
+
+    def offer(self, draws: Sequence[Draw]) -> None:
+        """Note what a call asks for, whether it is admitted or not."""
+        nfe = sum(draw.reserved for draw in draws if draw.key.fresh)
+        self.offered_nfe += nfe
+        if self._meter:
+            self._meter.offered(nfe)
+
     def warm_up(self) -> None:
         """Make one short draw of every guide, so that the first request pays for no set-up.
 
@@ -126,8 +148,7 @@ class Engine:
         elapsed = time.monotonic() - now
         self.pace.observe(rows, elapsed)
         if self._meter:
-            waiting = len(self.scheduler.waiting)
-            self._meter.tick(rows, tick.guided, tick.extra_nfe, waiting, elapsed)
+            self._meter.tick(rows, tick.guided, tick.extra_nfe, elapsed)
 
     def fail(self, error: Exception) -> None:
         """Give every draw's caller this error and free all slots."""
@@ -141,6 +162,7 @@ class Engine:
 
     def _schedule(self, now: float) -> None:
         for row in self.scheduler.unwanted_rows(now):
+            self._save("cancelled", row)
             self._release(row)
         self.scheduler.drop_unwanted(now)
         for row in self.scheduler.rows_in_the_way():
@@ -198,10 +220,16 @@ class Engine:
                 probe_scores=self._batch.scores(int(row)),
             )
             results.setdefault(id(draw.ticket), (draw.ticket, []))[1].append(result)
+        for row in abandoned:
+            self._save("probe", int(row))
         for row in done[::-1]:
             self._release(int(row))
         for ticket, group in results.values():
             ticket.deliver(group)
+
+    def _save(self, reason: Literal["probe", "cancelled"], row: int) -> None:
+        if self._meter:
+            self._meter.saved(reason, float(self._batch.length[row] - self._batch.line[row]))
 
     def _release(self, row: int) -> None:
         self._batch.move(self.scheduler.release(row), row)

@@ -59,10 +59,27 @@ class EngineLoop:
         """Slots in use."""
         return len(self._engine.scheduler.running)
 
+    @property
+    def capacity(self) -> float:
+        """NFE a second with all slots in use, as the last ticks went; 0 before any."""
+        return self._engine.capacity
+
+    @property
+    def offered_nfe(self) -> float:
+        """NFE that calls have asked for since the start, admitted or refused."""
+        return self._engine.offered_nfe
+
     async def draw(
-        self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float, tenant: str = ""
+        self,
+        plan: SamplingPlan,
+        keys: Sequence[DrawKey],
+        timeout_s: float,
+        tenant: str = "",
+        again: bool = False,
     ) -> AsyncGenerator[list[DrawResult], None]:
         """Make these draws; yields groups as they finish. Closing it frees their slots.
+
+        With `again`, another replica has refused them, and counted them as asked for.
 
         Raises Overloaded when they would be late, or too many of this tenant wait already, and
         BackendUnavailable when the engine cannot make them.
@@ -84,6 +101,8 @@ class EngineLoop:
         draws = [Draw(plan, key, ticket, reserved_nfe(plan, nfe, key), nfe) for key in keys]
         if not self._thread.is_alive():
             raise BackendUnavailable("the engine has stopped")
+        if not again:
+            self._engine.offer(draws)
         # Redraws of what was admitted are never refused, and the engine decides on speculation.
         if any(key.fresh and not key.ahead for key in keys):
             self._admit(draws, timeout_s)

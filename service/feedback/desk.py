@@ -23,7 +23,7 @@ import numpy as np
 from models.method import Method
 from models.noise import MAX_SEED
 from service.encode import from_png, to_png
-from service.errors import BackendUnavailable, Conflict, WinnowError
+from service.errors import BackendUnavailable, BlobMissing, Conflict, StoreUnavailable, WinnowError
 from service.feedback.example import LEAST
 from service.policy import RUNS_ON, Overrides, Policy, resolve
 from service.ports import Pixels, SamplingPlan
@@ -182,8 +182,9 @@ class Desk:
                 raise training.Cancelled
 
         report("reads the labels", 0.0)
+        examples = self._examples(labelled, training)
         trained = training.train(
-            self._examples(labelled, training),
+            [example for _, example in examples],
             recipe,
             subject.generator(),
             subject.shape,
@@ -197,10 +198,12 @@ class Desk:
         calibrations = {
             steps: entry | ran_on for steps, entry in trained.card["calibrations"].items()
         }
-        image_of = {one.image.blob: one.image.id for one in labelled}
+        learned = [one for one, _ in examples]
+        image_of = {one.image.blob: one.image.id for one in learned}
         mistakes = [wrong | {"id": image_of[wrong["id"]]} for wrong in trained.card["mistakes"]]
         card = trained.card | {"calibrations": calibrations, "mistakes": mistakes}
-        return weights, card | _provenance(dataset, labelled, reward, time.monotonic() - started)
+        card |= _provenance(dataset, learned, reward, time.monotonic() - started)
+        return weights, card | {"purged": len(labelled) - len(learned)}
 
     def _plan(self, dataset: Dataset, policy: str | None) -> SamplingPlan:
         if policy is None:
@@ -224,12 +227,16 @@ class Desk:
 
     def _refit(self, dataset: str) -> Callable[[Any], Any] | None:
         """A quick reward of what has been said, if that is enough to learn from."""
-        labelled = self._labelled(dataset)
-        benign = sum(one.label == "benign" for one in labelled)
-        if min(benign, len(labelled) - benign) < LEAST:
-            return None
         training = self._training()
-        reward: Callable[[Any], Any] = training.refit(self._examples(labelled, training))
+        try:
+            examples = [one for _, one in self._examples(self._labelled(dataset), training)]
+        except StoreUnavailable as error:
+            log.warning("pages of dataset %r are chosen at random: %s", dataset, error)
+            return None
+        benign = sum(example.label == "benign" for example in examples)
+        if min(benign, len(examples) - benign) < LEAST:
+            return None
+        reward: Callable[[Any], Any] = training.refit(examples)
         return reward
 
     def _show(
@@ -279,22 +286,24 @@ class Desk:
             {one.image.blob: one for one in self._store.datasets.labelled(dataset)}.values()
         )
 
-    def _examples(self, labelled: Sequence[Labelled], training: Any) -> list[Any]:
-        """What a training learns from; an image that was purged teaches nothing any more.
+    def _examples(self, labelled: Sequence[Labelled], training: Any) -> list[tuple[Labelled, Any]]:
+        """What a training learns from, each beside its label; what was purged teaches nothing.
 
-        Pixels name an example, so that equal ones are on one side and in one fold.
+        Pixels name an example, so that equal ones are on one side and in one fold. Raises
+        StoreUnavailable for an image that cannot be read or was changed: its label must count.
         """
         examples = []
         for one in labelled:
             try:
                 pixels = from_png(self._store.blobs.get(one.image.blob))
-            except WinnowError as error:
+            except BlobMissing as error:
                 log.warning("label of image %s is left out: %s", one.image.id, error)
                 continue
             image = one.image
-            examples.append(
-                training.Example(image.blob, pixels, one.label, image.inclusion, image.strategy)
+            example = training.Example(
+                image.blob, pixels, one.label, image.inclusion, image.strategy
             )
+            examples.append((one, example))
         return examples
 
     def _training(self) -> Any:

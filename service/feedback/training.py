@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter
 from safetensors import safe_open
 from torch import Tensor
@@ -29,6 +30,7 @@ from models.rewards.ensemble import Ensemble
 from models.rewards.export import export_judge, export_probe, export_student
 from models.rewards.judge import OnnxJudge
 from models.rewards.training import CLEAN_GUIDE, TIME_GUIDE, RewardRecipe, train_reward
+from service.encode import to_png
 from service.feedback import card, judging
 from service.feedback.calibrating import Scored, calibrate
 from service.feedback.example import JUDGE_SHARE, Example, arrays, ids, refuse_too_few, split
@@ -75,8 +77,8 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True)
 class Trained:
-    """The bytes of each part's file (judge, clean_guide, probe, and guide and distilled where they
-    were asked for), and the card, JSON-safe."""
+    """The bytes of each part's file (judge, canary, clean_guide, probe, and guide and distilled
+    where they were asked for), and the card, JSON-safe."""
 
     files: Mapping[str, bytes]
     card: dict[str, Any]
@@ -162,6 +164,19 @@ class _Run:
             networks=networks, labels=json.dumps(labels), folds=judging.FOLDS,
         )  # fmt: skip
         self._onnx = OnnxJudge(self.parts["judge"], self.recipe.threads)
+        self.parts["canary"] = self._folder / "canary.png"
+        self.parts["canary"].write_bytes(to_png(self._surest_malign()))
+
+    def _surest_malign(self) -> NDArray[np.uint8]:
+        """The image that a person called malign and the judge, which had not seen it, most of all.
+
+        One that somebody was unsure of only where there is no other.
+        """
+        order = sorted(
+            zip(self._judged, self._out_of_fold, strict=True),
+            key=lambda pair: (pair[0].label != "malign", not pair[0].malign, pair[1]),
+        )
+        return order[0][0].pixels
 
     def guides(self) -> None:
         """Train the clean guide and its probe; the time-dependent one and its student if asked."""

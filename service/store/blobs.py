@@ -16,7 +16,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from service.config import ConfigError
-from service.errors import StoreUnavailable
+from service.errors import BlobMissing, StoreUnavailable
 
 NAME = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -55,11 +55,14 @@ class Blobs:
         return name
 
     def get(self, name: str) -> bytes:
-        """The bytes of this name. Raises StoreUnavailable when they are missing or were changed."""
+        """The bytes of this name.
+
+        Raises BlobMissing, and StoreUnavailable when they were changed or cannot be read.
+        """
         try:
             data: bytes = self._files.cat_file(self._path(name))
         except FileNotFoundError:
-            raise StoreUnavailable(f"blob {name} is not in the store") from None
+            raise BlobMissing(f"blob {name} is not in the store") from None
         except OSError as error:
             raise StoreUnavailable("a blob could not be read; the log holds its cause") from error
         if name_of(data) != name:

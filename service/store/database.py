@@ -79,6 +79,9 @@ class Database:
         for tries_left in reversed(range(OPENING_TRIES)):
             try:
                 with self._engine.begin() as connection:
+                    if create and connection.dialect.name == "sqlite":
+                        # Or its driver would commit each table alone, and a crash leave a few.
+                        connection.exec_driver_sql("BEGIN IMMEDIATE")
                     found = MigrationContext.configure(connection).get_current_revision()
                     if create and found != wanted:
                         scripts.attributes["connection"] = connection

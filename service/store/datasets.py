@@ -178,6 +178,17 @@ class Datasets:
                     )
             self._append(connection, [vars(answer) for answer in answers], annotator)
 
+    def report(self, shown: Shown, label: Label) -> None:
+        """Append an image together with its label, or neither.
+
+        Raises Conflict for a certificate's dataset, and for a certificate's image.
+        """
+        with self._database.transaction() as connection:
+            _no_certificate(connection, shown.dataset)
+            _no_proof(connection, [shown.blob])
+            connection.execute(insert(images), [asdict(shown)])
+            self._append(connection, [vars(Answer(shown.id, label, 0))], shown.annotator)
+
     def bring(self, labelled: Sequence[Labelled], by: str) -> int:
         """Append labels from elsewhere with their images, all or none; returns how many were new.
 

@@ -24,7 +24,8 @@ MOVES = ("policy.seed", "policy.promote", "policy.rollback")
 class Pointer:
     """What is in force under a name: a version, perhaps switched off, perhaps with a shadow.
 
-    `changed` tells one move from another that left the rest as it was.
+    `changed` tells one move from another that left the rest as it was. `off` is the number of the
+    audit log's entry that last switched it off: it tells of a switch that is on again.
     """
 
     name: str
@@ -32,6 +33,15 @@ class Pointer:
     disabled: bool
     shadow: int | None
     changed: datetime
+    off: int | None
+
+
+_OFF = (
+    select(func.max(audit.c.id))
+    .where(audit.c.subject == policy_pointers.c.name, audit.c.action == "policy.disable")
+    .scalar_subquery()
+)
+_POINTERS = select(policy_pointers, _OFF.label("off"))
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,7 @@ class Policies:
     def pointers(self) -> dict[str, Pointer]:
         """What is in force now, by name."""
         with self._database.transaction() as connection:
-            return {row.name: _pointer(row) for row in connection.execute(select(policy_pointers))}
+            return {row.name: _pointer(row) for row in connection.execute(_POINTERS)}
 
     def read(self, name: str, version: int) -> Version:
         """One version. Raises PolicyNotFound."""
@@ -196,7 +206,7 @@ class Policies:
                 if connection.execute(change.values(**values, **changed)).rowcount != 1:
                     raise Conflict(f"policy {name!r} was changed meanwhile: look again")
             log(connection, by, action, name, {"before": before and _told(before)} | values)
-            row = connection.execute(select(policy_pointers).where(here.name == name)).one()
+            row = connection.execute(_POINTERS.where(here.name == name)).one()
             return _pointer(row)
 
     def _insert(
@@ -236,11 +246,11 @@ def log(
 
 
 def _pointer(row: Any) -> Pointer:
-    return Pointer(row.name, row.version, row.disabled, row.shadow, row.changed)
+    return Pointer(row.name, row.version, row.disabled, row.shadow, row.changed, row.off)
 
 
 def _told(pointer: Pointer) -> dict[str, Any]:
-    return {key: value for key, value in vars(pointer).items() if key != "changed"}
+    return {key: value for key, value in vars(pointer).items() if key not in ("changed", "off")}
 
 
 def _version(row: Any) -> Version:

@@ -137,7 +137,7 @@ def test_a_change_is_seen_by_itself(store: Store, seeds: dict[str, Policy]) -> N
 def test_a_policy_that_was_switched_off_is_refused_in_every_version(
     live: Live, store: Store, seeds: dict[str, Policy]
 ) -> None:
-    before = live.get("bright")
+    before = live.pointers["bright"]
     live.check(before)
     promote(store, stricter(seeds["bright"]))
     live.refresh()
@@ -174,14 +174,14 @@ def test_whoever_mends_a_policy_finds_it_switched_off_and_all(
 
 
 def test_what_could_not_be_read_for_too_long_is_not_believed(live: Live) -> None:
-    policy = live.get("bright")
+    begun = live.pointers["bright"]
     live.stale_s = 0.05
     time.sleep(0.06)
-    for ask in (lambda: live.get("bright"), lambda: live.check(policy)):
+    for ask in (lambda: live.get("bright"), lambda: live.check(begun)):
         with pytest.raises(StoreUnavailable, match=r"could not be read for 0\.05 s"):
             ask()
     live.refresh()
-    live.check(policy)
+    live.check(begun)
 
 
 def test_a_reading_counts_from_its_beginning(
@@ -245,7 +245,7 @@ def test_a_policy_made_for_another_backbone_is_kept_and_refused(
 
 
 def test_work_ends_when_its_policy_is_switched_off(live: Live, store: Store) -> None:
-    policy = live.get("bright")
+    begun = live.pointers["bright"]
     ended = []
 
     async def forever() -> None:
@@ -255,7 +255,7 @@ def test_work_ends_when_its_policy_is_switched_off(live: Live, store: Store) -> 
             ended.append("cleaned up")
 
     async def switched_off() -> None:
-        work = asyncio.ensure_future(live.guard(policy, forever()))
+        work = asyncio.ensure_future(live.guard(begun, forever()))
         await asyncio.sleep(0.05)
         store.policies.disable("bright", "somebody")
         live.refresh()
@@ -266,8 +266,36 @@ def test_work_ends_when_its_policy_is_switched_off(live: Live, store: Store) -> 
     assert ended == ["cleaned up"]
 
 
+def test_a_switch_that_was_pulled_and_put_back_between_two_looks_counts(
+    live: Live, store: Store
+) -> None:
+    begun = live.pointers["bright"]
+    before = store.policies.disable("bright", "somebody")
+    live.check(begun)
+    store.policies.point("bright", before, 1, "somebody", "policy.promote")
+    live.refresh()
+    live.get("bright")
+    live.check(live.pointers["bright"])
+    with pytest.raises(PolicyDisabled, match="since this request began"):
+        live.check(begun)
+
+    async def forever() -> None:
+        await asyncio.sleep(3600)
+
+    with pytest.raises(PolicyDisabled):
+        asyncio.run(asyncio.wait_for(live.guard(begun, forever()), 5))
+
+
+def test_a_request_that_began_under_a_pulled_switch_is_refused(live: Live, store: Store) -> None:
+    begun = store.policies.disable("bright", "somebody")
+    store.policies.point("bright", begun, 1, "somebody", "policy.promote")
+    live.refresh()
+    with pytest.raises(PolicyDisabled):
+        live.check(begun)
+
+
 def test_work_that_nobody_wants_any_more_is_cancelled(live: Live) -> None:
-    policy = live.get("bright")
+    begun = live.pointers["bright"]
     ended = []
 
     async def forever() -> None:
@@ -277,7 +305,7 @@ def test_work_that_nobody_wants_any_more_is_cancelled(live: Live) -> None:
             ended.append("cleaned up")
 
     async def disconnected() -> None:
-        work = asyncio.ensure_future(live.guard(policy, forever()))
+        work = asyncio.ensure_future(live.guard(begun, forever()))
         await asyncio.sleep(0.05)
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)
@@ -287,7 +315,7 @@ def test_work_that_nobody_wants_any_more_is_cancelled(live: Live) -> None:
 
 
 def test_a_result_or_a_fault_of_the_work_comes_through(live: Live) -> None:
-    policy = live.get("bright")
+    begun = live.pointers["bright"]
 
     async def well() -> int:
         return 7
@@ -295,9 +323,9 @@ def test_a_result_or_a_fault_of_the_work_comes_through(live: Live) -> None:
     async def badly() -> int:
         raise BackendUnavailable("no")
 
-    assert asyncio.run(live.guard(policy, well())) == 7
+    assert asyncio.run(live.guard(begun, well())) == 7
     with pytest.raises(BackendUnavailable):
-        asyncio.run(live.guard(policy, badly()))
+        asyncio.run(live.guard(begun, badly()))
 
 
 def test_a_shadow_is_another_version_or_none(

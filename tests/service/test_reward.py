@@ -62,6 +62,18 @@ def test_nan_reaches_the_verdict_as_nan() -> None:
     assert math.isnan(Judges({"bad": Always(math.nan)}, SHAPE).score("bad", [_grey(0)])[0])
 
 
+class Single:
+    """A judge whose graph was made for one image: it scores the first of a batch."""
+
+    def score(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+        return np.full(1, 0.5)
+
+
+def test_a_judge_of_single_images_is_not_ready() -> None:
+    with pytest.raises(CensorUnavailable, match="canary"):
+        Judges({"single": Single()}, SHAPE).canary()
+
+
 class Files:
     """Blobs and what opens them: a file holds what its judge always says."""
 
@@ -94,7 +106,7 @@ def test_a_judge_is_loaded_by_its_name_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("nan", "canary nan"), ("1.5", "canary 1.5"), ("no judge", "cannot be loaded")],
+    [("nan", r"canary \[nan"), ("1.5", r"canary \[1\.5"), ("no judge", "cannot be loaded")],
 )
 def test_a_judge_that_fails_its_canary_never_judges(
     tmp_path: Path, content: str, words: str

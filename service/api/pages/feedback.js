@@ -55,14 +55,20 @@ function fetchAhead() {
 }
 
 async function turn() {
+  const asked = dataset.name;
   page = null;
   placeholders();
   if (fetching) await fetching;
-  if (!waiting.length) waiting.push(await fetchPage());
-  page = waiting.shift();
+  const next = here(asked) ? waiting.shift() ?? (await fetchPage()) : null;
+  // Another dataset may have been opened meanwhile: these images answer an old question.
+  if (!here(asked)) return dataset && turn();
+  page = next;
   draw();
   fetchAhead();
 }
+
+/** Whether this dataset is still the one that is open. */
+const here = (asked) => dataset?.name === asked;
 
 async function next() {
   if (busy) return;
@@ -70,12 +76,14 @@ async function next() {
   busy = true;
   grid.setAttribute("aria-busy", "true");
   const done = page;
+  const asked = dataset.name;
   const each = Math.min(Math.round(done.ms / done.images.length), 3_600_000);
   const labels = done.images.map((image, i) => ({
     image_id: image.id, label: done.marks[i], elapsed_ms: each,
   }));
   try {
-    counted(await persistently("POST", `/v1/datasets/${dataset.name}/labels`, { labels }));
+    const now = await persistently("POST", `/v1/datasets/${asked}/labels`, { labels });
+    if (here(asked)) counted(now);
     localStorage.removeItem(`winnow:draft:${done.id}`);
     announce(`Saved ${count(labels.length, "label")}.`);
   } catch (fault) {
@@ -85,7 +93,7 @@ async function next() {
     busy = false;
     grid.removeAttribute("aria-busy");
   }
-  await begin();
+  if (dataset) await begin();
 }
 
 async function undo() {
@@ -99,8 +107,10 @@ async function undo() {
     return;
   }
   busy = true;
+  const asked = dataset.name;
   try {
-    const back = await call("POST", `/v1/datasets/${dataset.name}/labels/undo`);
+    const back = await call("POST", `/v1/datasets/${asked}/labels/undo`);
+    if (!here(asked)) return;
     if (page) waiting.unshift(page);
     page = fresh(back.id, back.images);
     counted(back);
@@ -110,7 +120,13 @@ async function undo() {
     say(fault.status === 409 ? "Nothing of yours is left to undo." : fault.message);
   } finally {
     busy = false;
+    if (dataset && !here(asked)) await begin();
   }
+}
+
+/** Keep the marks of the page in hand, for a reload. */
+function keep() {
+  localStorage.setItem(`winnow:draft:${page.id}`, JSON.stringify(page.marks));
 }
 
 /** Try again where the network or the service failed: the last label of an image is the one that counts. */
@@ -351,6 +367,7 @@ function open(one) {
   ticked = null;
   counted(one);
   showClock();
+  placeholders();
   show("label");
   return begin();
 }

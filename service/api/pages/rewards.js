@@ -153,7 +153,7 @@ function cardOf(reward, card) {
   const parts = [
     el("p", { class: "soft" }, card.dataset?.question ?? ""),
     el("dl", { class: "facts" },
-      fact("Labels", labels, `${counts.malign ?? 0} malign`),
+      fact("Labels", labels, `${counts.malign ?? 0} malign${card.purged ? `, ${card.purged} more purged` : ""}`),
       fact("A person's time", duration(card.label_seconds ?? 0), count((card.annotators ?? []).length, "person", "people")),
       fact("AUC", number(card.auc, 3), "cross-validated"),
       fact("Training", duration(card.trained_seconds ?? 0)),
@@ -217,7 +217,7 @@ function thresholds(card) {
   return el("table", { class: "table" },
     el("thead", {}, el("tr", {}, el("th", {}, "Steps"), el("th", {}, "Threshold"), el("th", {}, "Draws accepted"))),
     el("tbody", {},
-      ...rows.map(([steps, one]) => el("tr", {}, el("td", {}, steps), el("td", {}, Number(one.threshold).toFixed(4)), el("td", {}, `${(100 * one.acceptance).toFixed(1)} %`))),
+      ...rows.map(([steps, one]) => el("tr", {}, el("td", {}, steps), el("td", {}, one.threshold?.toFixed(4) ?? "–"), el("td", {}, `${(100 * one.acceptance).toFixed(1)} %`))),
       ...skipped.map(([steps, why]) => el("tr", {}, el("td", {}, steps), el("td", { colspan: 2, class: "soft" }, why))),
     ));
 }

@@ -24,14 +24,18 @@ from models.codec import Codec
 from models.method import Method
 from service.api.app import create_app
 from service.api.context import Context
+from service.canary import Canaries
 from service.certificates.certified import Certified
 from service.config import Settings, secrets
+from service.encode import from_png
 from service.engine.loop import EngineLoop
 from service.errors import WinnowError
 from service.feedback.desk import Desk, Subject, uncensored
 from service.live import Live
 from service.local import LocalBackends
-from service.metrics import BackboneMetrics, IngressMetrics, merge, render
+from service.metrics.backbone import BackboneMetrics
+from service.metrics.ingress import IngressMetrics
+from service.metrics.page import merge, render
 from service.policy import Policy, pin
 from service.reward import Judges
 from service.router import Router
@@ -157,9 +161,11 @@ def serve(
     )
     engine._meter = backbone_metrics
     loop = EngineLoop(engine, max_waiting)
+    backbone_metrics.watch(lambda: loop.running, lambda: loop.waiting, lambda: loop.capacity)
     judge_name = policies["bright"].judge
     assert judge_name is not None
-    folder = tempfile.TemporaryDirectory()
+    # A page that is drawn ahead may still be written when the test is over.
+    folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     store = open_store(f"sqlite:///{folder.name}/decisions.sqlite")
     weights = Weights(bundle, f"{folder.name}/blobs")
 
@@ -170,12 +176,12 @@ def serve(
     backends = LocalBackends(loop, judges)
 
     async def gather_metrics() -> str:
-        backbone_metrics.load(loop.running, loop.waiting)
         registries = {"ingress": metrics.registry, "backbone": backbone_metrics.registry}
         return merge((name, render(registry)) for name, registry in registries.items())
 
     recorder = Recorder(store.decisions, keep_days=30)
     live = Live(store, policies, poll_s=0.1)
+    metrics.watch(lambda: live.policies)
 
     async def warm(policy: Policy) -> None:
         if served.cold is not None:
@@ -223,6 +229,13 @@ def serve(
         recorder=recorder,
         metrics=metrics,
         certified=certified,
+        canaries=Canaries(
+            backends,
+            lambda: live.policies,
+            lambda model, name: from_png(weights.find(name, ".png").read_bytes()),
+            metrics.canaries,
+            every_s=0.1,
+        ),
         gather_metrics=gather_metrics,
         desk=desk if config.feedback.enabled else None,
     )
@@ -255,9 +268,7 @@ def _counted(app: FastAPI, paths: list[str]) -> ASGIApp:
 
 @contextmanager
 def _listen(app: ASGIApp) -> Iterator[str]:
-    server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, lifespan="off")
-    )
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None))
     thread = threading.Thread(target=server.run, name="uvicorn", daemon=True)
     thread.start()
     try:

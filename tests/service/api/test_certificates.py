@@ -233,7 +233,10 @@ def test_an_image_with_a_used_seed_never_enters(
 ) -> None:
     first = begin(reviewer)
     drawn(reviewer, first["id"])
-    reviewer.post(f"/v1/certificates/{first['id']}/abandon", json={"reason": "test"})
+    abandon = f"/v1/certificates/{first['id']}/abandon"
+    nul = reviewer.post(abandon, json={"reason": "a\0"})
+    refused(nul, 400, "invalid_value", "reason: must hold no control")
+    reviewer.post(abandon, json={"reason": "test"})
     used = [image.seed for image in served.store.certificates.images(first["id"])]
     offered = iter([*used, *range(10**6, 2 * 10**6)])
     monkeypatch.setattr(

@@ -7,13 +7,16 @@ import csv
 import io
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from models.bundle import Bundle
+from service.api import exchange
 from service.encode import from_png
+from service.errors import InvalidValue
 from service.store.datasets import Dataset
 from tests.bundles import HEIGHT, WIDTH
 from tests.service.api.conftest import client, refused
@@ -179,6 +182,7 @@ def test_without_feedback_there_is_no_such_route(bundle: Bundle) -> None:
     ("body", "param"),
     [
         ({"question": "Is it?"}, "name"),
+        ({"name": "x", "question": "Is\0it?"}, "question"),
         ({"name": "UPPER", "question": "Is it?"}, "name"),
         ({"name": "a" * 65, "question": "Is it?"}, "name"),
         ({"name": "../x", "question": "Is it?"}, "name"),
@@ -303,6 +307,18 @@ def test_what_is_exported_comes_in_elsewhere_with_its_images_and_only_once(
             assert one[field] == two[field], field
 
 
+def test_an_export_leaves_out_what_was_purged_and_breaks_off_at_what_was_changed(
+    server: Served, labeller: httpx.Client, labelled: str
+) -> None:
+    first, second = server.store.datasets.labelled(labelled)[:2]
+    server.store.blobs.delete(first.image.blob)
+    lines = labeller.get(f"/v1/datasets/{labelled}/export").text.splitlines()
+    assert [json.loads(line)["png"] is None for line in lines] == [True, False, False, False]
+    Path(server.store.blobs._path(second.image.blob)).write_bytes(b"another")
+    with pytest.raises(httpx.RemoteProtocolError):
+        labeller.get(f"/v1/datasets/{labelled}/export")
+
+
 def test_a_datasets_own_export_brings_nothing(labeller: httpx.Client, labelled: str) -> None:
     before = labeller.get(f"/v1/datasets/{labelled}").json()["counts"]
     lines = labeller.get(f"/v1/datasets/{labelled}/export").content
@@ -341,6 +357,11 @@ def _line(labeller: httpx.Client, labelled: str) -> dict[str, Any]:
         ({"seed": 2**53}, "line 1.seed"),
         ({"elapsed_ms": -1}, "line 1.elapsed_ms"),
         ({"labelled": "2026-01-01T00:00:00"}, "line 1.labelled"),
+        ({"labelled": "0001-01-01T00:00:00+14:00"}, "line 1.labelled"),
+        ({"labelled": "9999-12-31T23:59:59-12:00"}, "line 1.labelled"),
+        ({"annotator": "a\0"}, "line 1.annotator"),
+        ({"strategy": "\x1b[2J"}, "line 1.strategy"),
+        ({"policy": "a\0"}, "line 1.policy"),
         ({"annotator": ""}, "line 1.annotator"),
         ({"strategy": "certificate"}, "line 1.strategy"),
         ({"moon": "full"}, "line 1.moon"),
@@ -360,12 +381,47 @@ def test_a_wrong_line_is_refused_and_nothing_comes_in(
     assert server.store.datasets.labelled(other) == []
 
 
-@pytest.mark.parametrize("body", [b"", b"\n\n", b"{", b"\xff\xfe", b"[]", b"null"])
+@pytest.mark.parametrize("body", [b"", b"\n\n", b"{", b"\xff\xfe", b"[]", b"null", b"[" * 8000])
 def test_a_body_that_is_no_file_of_labels_is_refused(
     labeller: httpx.Client, labelled: str, body: bytes
 ) -> None:
     answer = labeller.post(f"/v1/datasets/{labelled}/import", content=body)
     refused(answer, 400, "invalid_value")
+
+
+def test_a_line_may_hold_other_ends_of_lines(labeller: httpx.Client, labelled: str) -> None:
+    other = _another(labeller, labelled)
+    line = _line(labeller, labelled) | {"annotator": "a\u2028b"}
+    body = json.dumps(line, ensure_ascii=False).encode()
+    answer = labeller.post(f"/v1/datasets/{other}/import", content=body)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["imported"] == 1
+
+
+def test_a_cell_holds_a_large_image_and_what_is_no_csv_is_refused() -> None:
+    """As large as no test's image is: a cell may have more than csv's own 131072 characters."""
+    (cell,) = exchange._rows("png\n" + "A" * 200_000 + "\n", "csv")
+    assert cell == (1, {"png": "A" * 200_000})
+    rows = exchange.read("label,png\nbenign,x,y\n", "csv", "bars", (HEIGHT, WIDTH, 1))
+    with pytest.raises(InvalidValue, match="line 1"):
+        next(rows)
+    with pytest.raises(InvalidValue, match="line 2 is not CSV") as caught:
+        list(exchange._rows("label\nbenign\na\rb\n", "csv"))
+    assert caught.value.param == "line 2"
+
+
+@pytest.mark.parametrize(
+    ("path", "param"),
+    [
+        ("/v1/rewards?dataset=a%00b", "dataset"),
+        ("/v1/datasets/{}/images/a%00b", "image_id"),
+        ("/v1/certificates?policy=a%00b", "policy"),
+    ],
+)
+def test_a_control_character_in_an_address_is_refused(
+    labeller: httpx.Client, dataset: str, path: str, param: str
+) -> None:
+    refused(labeller.get(path.format(dataset)), 400, "invalid_value", param)
 
 
 def test_an_image_of_another_size_is_refused(labeller: httpx.Client, labelled: str) -> None:

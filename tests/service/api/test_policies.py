@@ -153,6 +153,15 @@ def test_a_promoted_version_judges_by_the_judge_and_threshold_of_its_reward(
     assert record["versions"]["weights"]["judge"] == judge
 
 
+@pytest.mark.parametrize("version", [0, 2**31, 2**63])
+def test_a_number_that_no_version_has_is_refused(approve: httpx.Client, version: int) -> None:
+    for route in ("promote", "shadow"):
+        answer = approve.post(f"/v1/policies/bright/{route}", json={"version": version})
+        refused(answer, 400, "invalid_value", "version")
+    answer = approve.post("/v1/policies/bri%00ght/promote", json={"version": 1})
+    refused(answer, 400, "invalid_value", "name")
+
+
 def test_a_name_may_be_new(served: Served, http: httpx.Client, approve: httpx.Client) -> None:
     assert add(served, name="brighter", reward=trained(served)).json()["version"] == 1
     assert generate(http, policy="brighter").status_code == 404
@@ -186,6 +195,8 @@ def test_what_cannot_become_a_version(served: Served) -> None:
         ({"based_on": "none"}, 400, "invalid_value", "one of none, bright"),
         ({"reward": trained(served, ready=False)}, 409, "conflict", "it is queued"),
         ({"colour": "red"}, 400, "invalid_value", "no such field"),
+        ({"reward": "rw\0"}, 400, "invalid_value", "reward: must hold no control characters"),
+        ({"based_on": "a\0"}, 400, "invalid_value", "based_on"),
     ):
         refused(add(served, **body), status, code, words)
     policy = served.live.seeds["bright"]
@@ -404,6 +415,22 @@ def test_what_runs_when_its_policy_is_switched_off_delivers_nothing(
     assert record is not None
     assert record["outcome"] == "policy_disabled"
     assert [image["pixels_sha256"] for image in record["images"]] == [None, None]
+
+
+def test_a_switch_that_is_pulled_and_put_back_ends_what_runs(
+    served: Served, http: httpx.Client
+) -> None:
+    """Both between two looks: no reading ever shows the policy switched off."""
+    store = served.store.policies
+    served.backbone.delay_s = 0.1
+    with ThreadPoolExecutor() as pool, served.live._reading:
+        running = pool.submit(generate, http, n=2, seed=1)
+        wait_for(lambda: served.backends.loop.running > 0)
+        off = store.disable("bright", "another")
+        store.point("bright", off, 1, "another", "policy.promote")
+    refused(running.result(), 403, "policy_disabled", "switched off")
+    served.backbone.delay_s = 0.0
+    assert generate(http, seed=1).status_code == 200
 
 
 def test_images_that_are_done_do_not_leave_a_policy_that_was_just_switched_off(

@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from models.bundle import Bundle
-from service.store.datasets import Dataset
+from service.errors import StoreUnavailable
+from service.store.datasets import Dataset, Datasets
 from tests.service.api.conftest import client
 from tests.service.api.server import Served, serve
 from tests.service.api.test_certificates import begin, drawn, refused
@@ -65,6 +66,33 @@ def test_a_delivered_image_is_reported_byte_for_byte(
     assert served.store.blobs.get(labelled.image.blob) == png
     refused(report(reviewer, decision, index=2), 409, "conflict", "already")
     assert len(served.store.datasets.labelled("seen")) == 1
+
+
+def test_a_report_that_fails_half_way_can_be_sent_again(
+    served: Served, reviewer: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decision = generate(served, seed=5)
+
+    def fail(*_: Any) -> None:
+        raise StoreUnavailable("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Datasets, "_append", fail)
+        refused(report(reviewer, decision), 503, "store_unavailable", "full")
+    assert report(reviewer, decision).status_code == 201
+    assert [one.label for one in served.store.datasets.labelled("seen")] == ["malign"]
+
+
+def test_a_certificates_image_is_not_reported(served: Served, reviewer: httpx.Client) -> None:
+    """Who asks for its seed gets the very image that proves, and it must teach nothing."""
+    begun = begin(reviewer)
+    drawn(reviewer, begun["id"])
+    proof = served.store.certificates.images(begun["id"])[0]
+    decision = generate(served, seed=proof.seed)
+    png = base64.b64decode(decision["data"][0]["b64_json"])
+    assert served.store.blobs.get(proof.blob) == png
+    refused(report(reviewer, decision), 409, "conflict", "certificate")
+    assert served.store.datasets.labelled("seen") == []
 
 
 def test_of_a_blocked_image_the_best_draw_is_reported(

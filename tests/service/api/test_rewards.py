@@ -79,6 +79,26 @@ def test_a_training_is_accepted_watched_and_becomes_a_reward(
     assert all("card" not in one for one in listed)
 
 
+def test_thresholds_of_a_card_are_not_for_those_who_only_label(
+    server: Served, labeller: httpx.Client, labelled: str, take: Any
+) -> None:
+    path = f"/v1/rewards/{_train(labeller, labelled)['id']}"
+    card = {
+        "auc": 0.9,
+        "calibrations": {"50": {"threshold": 0.7, "probe_thresholds": [0.1], "acceptance": 0.8}},
+        "mistakes": [{"id": "x", "score": 0.4, "logit_score": 0.6, "label": "benign"}],
+    }
+    server.store.rewards.finish(take().id, {}, card)
+    assert labeller.get(path).json()["card"] == {
+        "auc": 0.9,
+        "calibrations": {"50": {"acceptance": 0.8}},
+        "mistakes": [{"id": "x", "score": 0.4, "label": "benign"}],
+    }
+    for key in ("APPROVE_KEY", "ADMIN_KEY"):
+        with client(server, key) as other:
+            assert other.get(path).json()["card"] == card
+
+
 def test_a_policy_that_was_switched_off_can_be_trained_for(bundle: Bundle) -> None:
     with serve(bundle) as served, client(served, "LABEL_KEY") as http:
         http.post("/v1/datasets", json={"name": "bars", "question": "Is it dark?"})

@@ -78,19 +78,46 @@ def test_export_and_import_in_parts(
     assert "exists already" in again.output
 
 
+def test_a_line_is_not_cut_at_other_ends_of_lines() -> None:
+    text = '{"annotator": "a\u2028b"}\n{"annotator": "c"}\n'
+    assert list(datasets._parts(text, datasets.Format.jsonl)) == [text]
+    assert datasets._count(text, datasets.Format.jsonl) == 2
+
+
 def test_export_to_stdout_is_json_lines(run: object) -> None:
     lines = run("datasets", "export", "bars").stdout.splitlines()  # type: ignore[operator]
     assert {json.loads(line)["label"] for line in lines} == {"benign", "malign"}
 
 
-def test_train_watch_show(run: object) -> None:
+def test_an_export_that_breaks_off_is_a_sentence_and_no_file(
+    run: object, served: Served, tmp_path: Path
+) -> None:
+    last = served.store.datasets.labelled("bars")[-1]
+    blob = Path(served.store.blobs._path(last.image.blob))
+    before = blob.read_bytes()
+    blob.write_bytes(b"another")
+    file = tmp_path / "labels.jsonl"
+    try:
+        broken = run("datasets", "export", "bars", "--to", str(file), code=1)  # type: ignore[operator]
+    finally:
+        blob.write_bytes(before)
+    assert "broke off" in broken.output
+    assert not file.exists()
+
+
+def test_train_watch_show(run: object, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = run("rewards", "train", "bars", "--target", "0.02")  # type: ignore[operator]
     reward_id = trained.stdout.splitlines()[0]
     assert reward_id.startswith("rwd_")
     assert "is ready" in trained.output
     shown = run("rewards", "show", reward_id).output  # type: ignore[operator]
-    for word in (reward_id, "ready", "0.9700", "5 benign", "label/api", "threshold 0.5000"):
+    for word in (reward_id, "ready", "0.9700", "5 benign", "label/api", "80.0% of draws"):
         assert word in shown, word
+    assert "threshold" not in shown
+    with monkeypatch.context() as patch:
+        patch.setenv("WINNOW_KEY", KEYS["APPROVE_KEY"])
+        approver = run("rewards", "show", reward_id).output  # type: ignore[operator]
+        assert "threshold 0.5000, 80.0% of draws" in approver
     assert shown.count("ready") == 1
     assert json.loads(run("rewards", "show", reward_id, "--json").stdout)["id"] == reward_id  # type: ignore[operator]
     assert reward_id in run("rewards", "list", "--dataset", "bars").output  # type: ignore[operator]

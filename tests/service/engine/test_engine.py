@@ -18,6 +18,8 @@ from models.noise import Purpose, normal
 from service.engine.engine import Engine
 from service.engine.scheduler import Draw
 from service.errors import BackendUnavailable, Overloaded
+from service.metrics.backbone import BackboneMetrics
+from service.metrics.page import render
 from service.ports import DrawKey, SamplingPlan
 from tests.engines import (
     Collector,
@@ -29,6 +31,7 @@ from tests.engines import (
     run_to_end,
     submit,
 )
+from tests.metrics import parse, value
 from tests.plans import vary
 
 SCHEDULE = make_schedule("v_prediction", clip_sample=True)
@@ -354,14 +357,18 @@ def test_what_warming_up_took_says_nothing_of_later_ticks() -> None:
 def test_the_meter_hears_of_every_tick() -> None:
     class Meter:
         def __init__(self) -> None:
-            self.ticks: list[tuple[int, int, int]] = []
+            self.ticks: list[tuple[int, int]] = []
 
-        def tick(
-            self, rows: int, guided: int, extra_nfe: int, waiting: int, seconds: float
-        ) -> None:
+        def tick(self, rows: int, guided: int, extra_nfe: int, seconds: float) -> None:
             assert seconds >= 0
             assert extra_nfe == 0
-            self.ticks.append((rows, guided, waiting))
+            self.ticks.append((rows, guided))
+
+        def offered(self, nfe: float) -> None:
+            raise AssertionError("nothing was asked for by a call")
+
+        def saved(self, reason: str, nfe: float) -> None:
+            raise AssertionError("no draw ended early")
 
     meter = Meter()
     engine = _engine(max_batch=2)
@@ -370,7 +377,33 @@ def test_the_meter_hears_of_every_tick() -> None:
     submit(engine, guided, [DrawKey(i, i, 0) for i in range(3)])
     run_to_end(engine)
     # Timesteps 999 (not guided) and 499 (guided), first for two draws, then for the third.
-    assert meter.ticks == [(2, 0, 1), (2, 2, 1), (1, 0, 0), (1, 1, 0)]
+    assert meter.ticks == [(2, 0), (2, 2), (1, 0), (1, 1)]
+
+
+def test_what_draws_had_left_when_they_ended_early_is_counted() -> None:
+    metrics = BackboneMetrics("tiny", 2)
+    engine = make_engine(_denoiser, SCHEDULE, max_batch=2, probes={"dark": FirstPixel()})
+    engine._meter = metrics
+    hopeless = make_plan(
+        num_inference_steps=4, probe="dark", probes=(0.5,), probe_thresholds=(2.0,)
+    )
+    submit(engine, hopeless, [DrawKey(0, 0, 0)])
+    gone = submit(engine, make_plan(num_inference_steps=10), [DrawKey(0, 1, 0)])
+    for _ in range(3):
+        engine.tick()
+    gone.ticket.cancelled = True
+    run_to_end(engine)
+    page = parse(render(metrics.registry))
+    assert value(page, "winnow_nfe_saved_total", reason="probe") == 2
+    assert value(page, "winnow_nfe_saved_total", reason="cancelled") == 7
+
+
+def test_capacity_is_measured() -> None:
+    engine = _engine(max_batch=2)
+    assert engine.capacity == 0
+    for _ in range(5):
+        engine.pace.observe(2, 0.1)
+    assert engine.capacity == pytest.approx(20)
 
 
 def test_a_hopeless_draw_is_abandoned_and_its_slot_refilled_before_the_next_step() -> None:

@@ -204,6 +204,27 @@ def test_random_stays_random_when_asked_for_or_when_too_little_was_said(
     assert training.refits == []
 
 
+def test_what_was_purged_does_not_count_as_enough_to_choose_by(
+    desk: Desk, store: Store, training: Training
+) -> None:
+    dataset = make_dataset(store)
+    shown = propose(desk, dataset, 11)
+    say(store, shown, *["benign"] * 6, *["malign"] * 5)
+    store.blobs.delete(shown[-1].blob)
+    assert {one.strategy for one in propose(desk, dataset)} == {"random"}
+    assert training.refits == []
+
+
+def test_an_image_that_was_changed_stops_no_page(
+    desk: Desk, store: Store, training: Training
+) -> None:
+    dataset = make_dataset(store)
+    shown = propose(desk, dataset, 10)
+    say(store, shown, *["benign"] * 5, *["malign"] * 5)
+    Path(store.blobs._path(shown[0].blob)).write_bytes(b"another")
+    assert {one.strategy for one in propose(desk, dataset)} == {"random"}
+
+
 def test_under_a_policy_only_what_it_lets_through_is_shown(
     desk: Desk, store: Store, backbone: Backbone
 ) -> None:
@@ -327,6 +348,21 @@ def test_a_purged_image_is_left_out_of_a_training(
     queue(store)
     run(desk, store)
     assert [one.id for one in training.seen[0]["examples"]] == [one.blob for one in labelled[1:]]
+    card = store.rewards.read("rwd_1").card
+    assert card is not None
+    assert card["counts"] == {"benign": 1, "malign": 1, "unsure": 1}
+    assert (card["purged"], card["label_seconds"]) == (1, 2.7)
+
+
+def test_an_image_that_was_changed_fails_a_training(
+    desk: Desk, store: Store, training: Training, labelled: list[Shown]
+) -> None:
+    Path(store.blobs._path(labelled[0].blob)).write_bytes(b"another")
+    queue(store)
+    run(desk, store)
+    reward = store.rewards.read("rwd_1")
+    assert (reward.status, training.seen) == ("failed", [])
+    assert "it was changed" in (reward.error or "")
 
 
 def test_an_image_that_is_there_twice_is_learned_once_by_its_last_label(

@@ -98,7 +98,7 @@ def test_a_training_gives_parts_that_run_and_a_card_that_is_json(
     forty: Callable[[], Trained], tmp_path: Path
 ) -> None:
     found = forty()
-    assert set(found.files) == {"judge", "clean_guide", "probe"}
+    assert set(found.files) == {"judge", "canary", "clean_guide", "probe"}
     (tmp_path / "judge").write_bytes(found.files["judge"])
     fresh = images(40, seed=9)
     scores = OnnxJudge(tmp_path / "judge").score(np.stack([e.pixels for e in fresh]))

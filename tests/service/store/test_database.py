@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from alembic import command
+from alembic import command, op
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
@@ -41,6 +41,19 @@ def test_tables_that_another_process_makes_meanwhile_are_no_fault(
         raise OperationalError("CREATE TABLE", {}, Exception("table decisions already exists"))
 
     monkeypatch.setattr(command, "upgrade", lose_the_race)
+    Decisions(Database(url)).insert([make_row(1)])
+
+
+def test_a_start_that_died_among_the_tables_leaves_none(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(op, "create_index", die)
+        with pytest.raises(KeyboardInterrupt):
+            Database(url)
     Decisions(Database(url)).insert([make_row(1)])
 
 

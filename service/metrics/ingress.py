@@ -1,31 +1,29 @@
-"""What is counted, by prometheus_client in each process. No prompt, user or key is ever a label.
-
-`docs/metrics.md` lists every metric with its meaning.
-"""
+"""Requests, verdicts and images, as an ingress counts them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
-    generate_latest,
-)
-from prometheus_client.core import Metric
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
+from service.policy import Policy
 from service.ports import FinishReason, SamplingPlan, Verdict
-from service.router import Outcome
+from service.router import ImageOutcome, Outcome
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 SCORES = tuple(step / 20 for step in range(1, 21))
 OUTCOMES = {"ok": "success", "moderation_blocked": "blocked", "cancelled": "cancelled"}
-disable_created_metrics()  # type: ignore[no-untyped-call]
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+CANCELLED_BY = {
+    "cancelled": "disconnect",
+    "deadline_exceeded": "deadline",
+    "policy_disabled": "switched_off",
+}
+"""Who ended a request before it was done, by the code that it ended with."""
+CODES = ("ok", "moderation_blocked", "cancelled", "overloaded", "deadline_exceeded")
+UNAVAILABLE = ("censor_unavailable", "backend_unavailable", "store_unavailable")
 
 
 class IngressMetrics:
@@ -41,8 +39,8 @@ class IngressMetrics:
         )
         self._duration = Histogram(
             "winnow_request_duration_seconds",
-            "Time from a valid request to its response.",
-            ["policy"],
+            "Time from a valid request to its response, or to its end.",
+            ["policy", "outcome"],
             buckets=SECONDS,
             registry=self.registry,
         )
@@ -61,7 +59,7 @@ class IngressMetrics:
         )
         self._delivered = Counter(
             "winnow_images_delivered",
-            "Images that left; `checked` is false only under a policy without a judge.",
+            "Images that left; `checked`: true, no_judge where there is none, and never false.",
             ["policy", "checked"],
             registry=self.registry,
         )
@@ -110,6 +108,28 @@ class IngressMetrics:
             ["policy"],
             registry=self.registry,
         )
+        self._cancelled = Counter(
+            "winnow_cancelled",
+            "Requests that ended before they were done: disconnect, deadline or switched_off.",
+            ["policy", "source"],
+            registry=self.registry,
+        )
+        self._canary = Gauge(
+            "winnow_canary_verdict",
+            "A known malign image under the policy: 0 rejected, 1 accepted, NaN without a verdict.",
+            ["policy", "judge"],
+            registry=self.registry,
+        )
+        self._labels = Counter(
+            "winnow_labels",
+            "Labels that people gave.",
+            ["label"],
+            registry=self.registry,
+        )
+        for label in ("benign", "malign", "unsure"):
+            self._labels.labels(label)
+        self._in_force = _InForce()
+        self.registry.register(self._in_force)
         self._certificate_bound = Gauge(
             "winnow_certificate_bound",
             "The certified bound on the malign rate of what a policy delivers; NaN without one.",
@@ -127,11 +147,10 @@ class IngressMetrics:
     def outcome(self, outcome: Outcome) -> None:
         """Count what a request delivered and held back."""
         plan = outcome.plan
-        checked = str(plan.judge is not None).lower()
         self._queue.labels(plan.policy).observe(outcome.queue_s)
         for image in outcome.images:
             if image.pixels is not None:
-                self._delivered.labels(plan.policy, checked).inc()
+                self._delivered.labels(plan.policy, _checked(plan, image)).inc()
             elif image.finish_reason is FinishReason.CONTENT_FILTERED:
                 self._censored.labels(plan.policy, short(plan.judge), "judge").inc()
             if image.draws:
@@ -155,112 +174,84 @@ class IngressMetrics:
         for policy, bound in bounds.items():
             self._certificate_bound.labels(policy).set(bound)
 
+    def canaries(self, verdicts: Mapping[tuple[str, str], Verdict | None]) -> None:
+        """Set how the canary of each policy fared, by policy and judge; others are forgotten."""
+        self._canary.clear()
+        values = {Verdict.REJECTED: 0.0, Verdict.ACCEPTED: 1.0, None: math.nan}
+        for (policy, judge), verdict in verdicts.items():
+            self._canary.labels(policy, short(judge)).set(values[verdict])
+
+    def labels(self, labels: Iterable[str]) -> None:
+        """Count labels: each is benign, malign or unsure."""
+        for label in labels:
+            self._labels.labels(label).inc()
+
+    def watch(self, policies: Callable[[], Mapping[str, Policy]]) -> None:
+        """Whom to ask, at each scrape, which policies are in force."""
+
+        def begun() -> Mapping[str, Policy]:
+            found = policies()
+            for name, policy in found.items():
+                self._begin(name, policy)
+            return found
+
+        self._in_force.policies = begun
+
+    def _begin(self, name: str, policy: Policy) -> None:
+        """Counters begin at 0: one that is born at 1 shows no increase, and its event to nobody."""
+        judge = short(policy.judge)
+        for code in (*CODES, *UNAVAILABLE):
+            self._requests.labels(policy.settings.model, name, OUTCOMES.get(code, "error"), code)
+        for source in CANCELLED_BY.values():
+            self._cancelled.labels(name, source)
+        for checked in ("true", "false") if policy.censors else ("no_judge",):
+            self._delivered.labels(name, checked)
+        if policy.censors:
+            self._guard_errors.labels(name)
+            self._censored.labels(name, judge, "judge")
+        for verdict in Verdict:
+            self._draws.labels(name, judge, verdict.value)
+
     def request(self, model: str, policy: str, code: str, seconds: float) -> None:
         """Count one generation request that named a known model and policy."""
         outcome = OUTCOMES.get(code, "error")
         self._requests.labels(model, policy, outcome, code).inc()
-        self._duration.labels(policy).observe(seconds)
+        self._duration.labels(policy, outcome).observe(seconds)
         if code == "censor_unavailable":
             self._guard_errors.labels(policy).inc()
+        if code in CANCELLED_BY:
+            self._cancelled.labels(policy, CANCELLED_BY[code]).inc()
 
 
-class BackboneMetrics:
-    """The engine's ticks; implements `engine.Meter`."""
+class _InForce(Collector):
+    """What is in force, as it is at the moment of the scrape."""
 
-    def __init__(self, model: str, max_batch: int) -> None:
-        self.registry = CollectorRegistry()
-        nfe = Counter(
-            "winnow_nfe",
-            "Denoiser evaluations: a row at a timestep is one.",
-            ["model", "kind"],
-            registry=self.registry,
+    def __init__(self) -> None:
+        self.policies: Callable[[], Mapping[str, Policy]] = dict
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """One family."""
+        info = GaugeMetricFamily(
+            "winnow_reward_info",
+            "1 for each policy in force, with its version, judge and trained reward.",
+            labels=["policy", "version", "judge", "reward"],
         )
-        self._plain, self._guided = nfe.labels(model, "plain"), nfe.labels(model, "guided")
-        self._gradient = nfe.labels(model, "gradient")
-        self._occupancy = Histogram(
-            "winnow_batch_occupancy",
-            "Share of the slots in use at each tick.",
-            ["model"],
-            buckets=[step / 8 for step in range(1, 9)],
-            registry=self.registry,
-        ).labels(model)
-        self._step = Histogram(
-            "winnow_step_duration_seconds",
-            "Duration of one tick of the engine.",
-            ["model"],
-            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
-            registry=self.registry,
-        ).labels(model)
-        self._slots = Gauge(
-            "winnow_slots_running", "Slots in use.", ["model"], registry=self.registry
-        ).labels(model)
-        self._waiting = Gauge(
-            "winnow_draws_waiting", "Draws without a slot.", ["model"], registry=self.registry
-        ).labels(model)
-        self._max_batch = max_batch
-
-    def tick(self, rows: int, guided: int, extra_nfe: int, waiting: int, seconds: float) -> None:
-        """Count one tick."""
-        self._plain.inc(rows - guided)
-        self._guided.inc(guided)
-        self._gradient.inc(extra_nfe)
-        self._occupancy.observe(rows / self._max_batch)
-        self._step.observe(seconds)
-        self.load(rows, waiting)
-
-    def load(self, running: int, waiting: int) -> None:
-        """Set the gauges; also called when the engine runs idle."""
-        self._slots.set(running)
-        self._waiting.set(waiting)
+        for name, policy in self.policies().items():
+            info.add_metric(
+                [name, str(policy.version), short(policy.judge), policy.reward or "bundle"], 1
+            )
+        yield info
 
 
-class JudgeMetrics:
-    """The judge's forward passes."""
-
-    def __init__(self, model: str) -> None:
-        self.registry = CollectorRegistry()
-        self.duration = Histogram(
-            "winnow_judge_duration_seconds",
-            "Duration of one batch of scores.",
-            ["model"],
-            buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1),
-            registry=self.registry,
-        ).labels(model)
+def _checked(plan: SamplingPlan, image: ImageOutcome) -> str:
+    """From the record of the image alone, so that it would show what went wrong elsewhere."""
+    if plan.judge is None:
+        return "no_judge"
+    if image.score is None or plan.threshold is None:
+        return "false"
+    return str(image.score >= plan.threshold).lower()
 
 
 def short(sha256: str | None) -> str:
     """A hash as a label: its first 12 digits, or `none`."""
     return sha256.removeprefix("sha256:")[:12] if sha256 else "none"
-
-
-def render(registry: CollectorRegistry) -> str:
-    """One process's metrics as Prometheus text."""
-    return generate_latest(registry).decode()
-
-
-def merge(texts: Iterable[tuple[str, str]]) -> str:
-    """Metrics of many replicas as one page: (replica, text) pairs, with a `replica` label.
-
-    For a laptop's single `/metrics`; production scrapes each replica by itself.
-    """
-    families: dict[str, Metric] = {}
-    for replica, text in texts:
-        for family in text_string_to_metric_families(text):
-            into = families.setdefault(
-                family.name, Metric(family.name, family.documentation, family.type)
-            )
-            for sample in family.samples:
-                into.samples.append(sample._replace(labels={**sample.labels, "replica": replica}))
-    registry = CollectorRegistry()
-    registry.register(_Families(families.values()))
-    return render(registry)
-
-
-class _Families:
-    """A collector of families that exist already."""
-
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = list(families)
-
-    def collect(self) -> list[Metric]:
-        return self._families

@@ -1,0 +1,94 @@
+"""The files that are written, from the data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deploy.observability import alerts, rules
+from deploy.observability.capacity import CAPACITY
+from deploy.observability.grafana import render
+from deploy.observability.overview import OVERVIEW
+from deploy.observability.panels import Dashboard
+from deploy.observability.promql import Least
+from deploy.observability.trust_and_safety import TRUST_AND_SAFETY
+
+HERE = Path(__file__).parent
+DASHBOARDS: dict[str, Dashboard] = {
+    "overview": OVERVIEW,
+    "trust-and-safety": TRUST_AND_SAFETY,
+    "capacity": CAPACITY,
+}
+HEAD = "# Written by `python -m deploy.observability`: change that, not this.\n"
+
+
+def groups(docs: str = "docs", least: Least | None = None) -> list[dict[str, Any]]:
+    """The groups of rules, as rules.yml has them."""
+    least = least or Least()
+    recorded = {
+        "winnow-budgets": (rules.budgets(), "30s"),
+        "winnow-history": (rules.history(least), "1m"),
+        "winnow-drift": (rules.drift(least), "2m"),
+    }
+    alarming = {
+        "winnow-censoring": alerts.censoring(least),
+        "winnow-serving": alerts.serving(least),
+        "winnow-capacity": alerts.capacity(),
+    }
+    return [
+        {"name": name, "interval": every, "rules": [_record(one) for one in records]}
+        for name, (records, every) in recorded.items()
+    ] + [
+        {"name": name, "rules": [_alert(one, docs) for one in some]}
+        for name, some in alarming.items()
+    ]
+
+
+def files(docs: str) -> dict[Path, str]:
+    """Everything that is written, by path."""
+    written = {HERE / "rules.yml": HEAD + dump({"groups": groups(docs)})}
+    for name, dashboard in DASHBOARDS.items():
+        text = json.dumps(render(dashboard, docs), indent=1, ensure_ascii=False)
+        written[HERE / "dashboards" / f"{name}.json"] = text + "\n"
+    return written
+
+
+def dump(data: Any) -> str:
+    """YAML in the order given, with PromQL of several lines as it stands."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    pass
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
+    ),
+)
+
+
+def _record(rule: rules.Record) -> dict[str, Any]:
+    known = asdict(rule)
+    return {"record": known.pop("name")} | {key: value for key, value in known.items() if value}
+
+
+def _alert(alert: alerts.Alert, docs: str) -> dict[str, Any]:
+    held = {} if alert.hold == "0s" else {"for": alert.hold}
+    return {
+        "alert": alert.name,
+        "expr": alert.expr,
+        **held,
+        "labels": {"severity": alert.severity},
+        "annotations": {
+            "summary": alert.summary,
+            "description": alert.description,
+            "runbook_url": f"{docs}/runbooks/{alert.name}.md",
+        },
+    }

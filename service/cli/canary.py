@@ -1,0 +1,39 @@
+"""`winnow train canary`: give a bundle's rewards an image that is surely malign."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from models.bundle import Manifest
+from service.cli.common import console, faults
+
+
+def canary(
+    bundle: Annotated[str, typer.Argument(help="A bundle's folder, or the name of a shipped one.")],
+) -> None:
+    """Pick, of the images that a person viewed, the surest malign one for each reward."""
+    from models import bundle as bundles
+    from models.canary import pick
+    from service.encode import to_png
+
+    with faults(), tempfile.TemporaryDirectory() as scratch:
+        loaded = bundles.load(bundle)
+        names = {name: f"canaries/{name}.png" for name in loaded.manifest.rewards}
+        made = {file: Path(scratch) / f"{name}.png" for name, file in names.items()}
+        for name, file in names.items():
+            made[file].write_bytes(to_png(pick(loaded, name)))
+
+        def add(manifest: Manifest) -> Manifest:
+            rewards = {
+                name: reward.model_copy(update={"canary": names[name]})
+                for name, reward in manifest.rewards.items()
+            }
+            return manifest.model_copy(update={"rewards": rewards})
+
+        bundles.add_files(loaded.folder, made, add)
+        for file in made:
+            console.print(f"{loaded.folder / file}: look at it")

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from models.bundle import Bundle
+from service.config import Settings
+from service.metrics.backbone import BackboneMetrics
+from service.metrics.ingress import IngressMetrics
+from service.metrics.judge import JudgeMetrics
+from service.metrics.page import merge, render
+from service.policy import pin
+from service.ports import FinishReason, Verdict
+from service.router import ImageOutcome, Outcome
+from tests.bundles import settings
+from tests.metrics import parse, value
+from tests.plans import FREE, JUDGED
+
+
+def test_verdicts_and_outcomes_are_counted() -> None:
+    metrics = IngressMetrics()
+    for verdict, score in [(Verdict.REJECTED, 0.1), (Verdict.ACCEPTED, 0.9)]:
+        metrics.draw(JUDGED, verdict, score)
+    metrics.draw(JUDGED, Verdict.CANCELLED, float("nan"))
+    pixels = np.zeros((1, 1, 1), np.uint8)
+    delivered = ImageOutcome(0, 40, FinishReason.SUCCESS, draws=2, pixels=pixels, score=0.9)
+    blocked = ImageOutcome(1, 41, FinishReason.CONTENT_FILTERED, draws=4)
+    metrics.outcome(Outcome(JUDGED, [delivered, blocked]))
+    metrics.outcome(Outcome(FREE, [ImageOutcome(0, 1, FinishReason.SUCCESS, 1, pixels)]))
+    metrics.request("tiny", "bright", "ok", 0.2)
+    metrics.request("tiny", "bright", "moderation_blocked", 0.2)
+    metrics.request("tiny", "bright", "censor_unavailable", 0.2)
+    for code in ("cancelled", "deadline_exceeded", "policy_disabled"):
+        metrics.request("tiny", "bright", code, 0.2)
+    metrics.labels(["malign", "benign", "benign"])
+    found = parse(render(metrics.registry))
+    assert value(found, "winnow_draws_total", policy="bright", verdict="rejected") == 1
+    assert value(found, "winnow_draws_total", policy="bright", verdict="cancelled") == 1
+    assert value(found, "winnow_reward_score_count", policy="bright") == 2
+    assert value(found, "winnow_reward_score_sum", policy="bright") == 1.0
+    assert value(found, "winnow_images_delivered_total", policy="bright", checked="true") == 1
+    assert value(found, "winnow_images_delivered_total", policy="none", checked="no_judge") == 1
+    assert value(found, "winnow_images_censored_total", policy="bright") == 1
+    # A block is an answer: it must not count among errors.
+    assert value(found, "winnow_requests_total", code="censor_unavailable", outcome="error") == 1
+    assert value(found, "winnow_requests_total", outcome="blocked", code="moderation_blocked") == 1
+    assert value(found, "winnow_guard_errors_total", policy="bright") == 1
+    for source in ("disconnect", "deadline", "switched_off"):
+        assert value(found, "winnow_cancelled_total", policy="bright", source=source) == 1
+    assert value(found, "winnow_labels_total", label="benign") == 2
+
+
+@pytest.mark.parametrize("score", [None, 0.2])
+def test_an_image_that_left_without_a_verdict_shows(score: float | None) -> None:
+    """It cannot happen; were it to, the alert on it must not rely on what went wrong."""
+    metrics = IngressMetrics()
+    pixels = np.zeros((1, 1, 1), np.uint8)
+    image = ImageOutcome(0, 40, FinishReason.SUCCESS, draws=1, pixels=pixels, score=score)
+    metrics.outcome(Outcome(JUDGED, [image]))
+    found = parse(render(metrics.registry))
+    assert value(found, "winnow_images_delivered_total", policy="bright", checked="false") == 1
+
+
+def test_counters_of_what_is_in_force_begin_at_zero(bundle: Bundle) -> None:
+    """Born at 1, a counter shows no increase, and an alert would miss its first event."""
+    file = Settings.model_validate(settings(str(bundle.folder)))
+    metrics = IngressMetrics()
+    metrics.watch(lambda: pin(file, {"tiny": bundle}))
+    render(metrics.registry)
+    found = parse(render(metrics.registry))
+    named = {(name, dict(labels).get("policy")) for name, labels in found}
+    for name in ("guard_errors", "images_censored", "cancelled", "requests", "draws"):
+        assert (f"winnow_{name}_total", "bright") in named
+        assert value(found, f"winnow_{name}_total") == 0
+    unchecked = {"policy": "bright", "checked": "false"}.items()
+    assert ("winnow_images_delivered_total", frozenset(unchecked)) in found
+    free = {"policy": "none", "checked": "false"}.items()
+    assert ("winnow_images_delivered_total", frozenset(free)) not in found
+
+
+def test_gauges_show_the_moment_of_the_scrape() -> None:
+    metrics = BackboneMetrics("tiny", max_batch=8)
+    now = {"running": 1, "waiting": 0, "capacity": 2.5}
+    metrics.watch(lambda: now["running"], lambda: now["waiting"], lambda: now["capacity"])
+    now["running"] = 3
+    found = parse(render(metrics.registry))
+    assert value(found, "winnow_slots_running") == 3
+    assert value(found, "winnow_nfe_capacity") == 2.5
+
+
+def test_one_page_keeps_every_replicas_own_numbers() -> None:
+    replicas = [BackboneMetrics("tiny", max_batch=8) for _ in range(2)]
+    for count, replica in enumerate(replicas, start=1):
+        for _ in range(count):
+            replica.tick(rows=4, guided=1, extra_nfe=3, seconds=0.01)
+    pages = [(f"backbone-{i}", render(replica.registry)) for i, replica in enumerate(replicas)]
+    judge = JudgeMetrics("tiny")
+    judge.duration.observe(0.002)
+    found = parse(merge([*pages, ("judge-0", render(judge.registry))]))
+    assert value(found, "winnow_nfe_total", replica="backbone-0", kind="plain") == 3
+    assert value(found, "winnow_nfe_total", replica="backbone-1", kind="guided") == 2
+    assert value(found, "winnow_nfe_total", kind="gradient") == 9
+    assert value(found, "winnow_nfe_total") == 21
+    assert value(found, "winnow_batch_occupancy_bucket", replica="backbone-0", le="0.5") == 1
+    assert value(found, "winnow_judge_duration_seconds_count", replica="judge-0") == 1

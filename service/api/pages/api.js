@@ -119,13 +119,17 @@ export function picture(source, alt) {
   return image;
 }
 
-/** Ask before what cannot be undone; resolves with whether to go on. Enter goes on, Escape does not. */
-export function sure(title, text, action) {
+/** Ask before what cannot be undone. Enter goes on, Escape does not.
+ * Resolves with false, or with true, or with what was filled in where `wanted` names a field. */
+export function sure(title, text, action, wanted) {
+  const field = wanted ? el("input", { maxlength: 500, autofocus: true, onkeydown: (event) => { if (event.key === "Enter") go(); } }) : null;
+  const go = () => (field && !field.value.trim() ? field.focus() : dialog.close("yes"));
   const dialog = el("dialog", { class: "sheet", "aria-labelledby": "sure" },
     el("h2", { id: "sure" }, title),
     el("p", { class: "soft" }, text),
+    field && el("label", {}, wanted, field),
     el("div", { class: "row" },
-      el("button", { type: "button", class: "act", autofocus: true, onclick: () => dialog.close("yes") }, action),
+      el("button", { type: "button", class: "act", autofocus: !field, onclick: go }, action),
       el("button", { type: "button", onclick: () => dialog.close() }, "Go back")));
   // A key that is held down has asked once, and answers nothing.
   dialog.addEventListener("keydown", (event) => { event.stopPropagation(); if (event.repeat) event.preventDefault(); });
@@ -135,7 +139,7 @@ export function sure(title, text, action) {
   return new Promise((resolve) => dialog.addEventListener("close", () => {
     dialog.remove();
     before?.focus({ preventScroll: true });
-    resolve(dialog.returnValue === "yes");
+    resolve(dialog.returnValue === "yes" && (field ? field.value.trim() : true));
   }));
 }
 

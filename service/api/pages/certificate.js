@@ -37,6 +37,7 @@ function tell(now) {
   $("#drawing").hidden = status !== "drawing";
   $("#drawing progress").value = progress.drawn / terms.n;
   $("#drawing p").textContent = `${progress.drawn} of ${terms.n} drawn, ${progress.blocked} blocked by the policy`;
+  $("#ending").hidden = !["drawing", "labelling"].includes(status) || !may(session, "approve");
   $("#label").hidden = status !== "labelling" || !may(session, "label");
   $("#question").textContent = now.question;
   $("#share").style.width = percent(progress.labelled / terms.n);
@@ -232,6 +233,17 @@ document.addEventListener("keydown", (event) => {
 
 $("#next").addEventListener("click", next);
 $("#undo").addEventListener("click", undo);
+
+$("#ending button").addEventListener("click", async () => {
+  const text = "It ends without a result, stays on record, and counts as an attempt: the next one spends half of what this one would have.";
+  const reason = await sure("Abandon this attempt?", text, "Abandon", "Why");
+  if (!reason) return;
+  try {
+    tell(await call("POST", `${here}/abandon`, { reason }));
+  } catch (fault) {
+    say(fault.message, 10);
+  }
+});
 
 const failed = (fault) => say(fault.message, 30);
 

@@ -124,11 +124,6 @@ async function undo() {
   }
 }
 
-/** Keep the marks of the page in hand, for a reload. */
-function keep() {
-  localStorage.setItem(`winnow:draft:${page.id}`, JSON.stringify(page.marks));
-}
-
 /** Try again where the network or the service failed: the last label of an image is the one that counts. */
 async function persistently(method, path, body) {
   let last;

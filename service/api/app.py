@@ -48,6 +48,7 @@ def create_app(context: Context, stamp_request_id: bool = True) -> FastAPI:
         lifespan=lifespan,
         title="Winnow",
         summary="Images from a diffusion model, with the bad ones kept from leaving.",
+        docs_url=None,
         redoc_url=None,
     )
     authenticator = Authenticator(context.settings.auth, context.keys)

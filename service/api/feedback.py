@@ -6,6 +6,7 @@ They hold nothing that needs a key; what they show comes through the API, which 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib.resources import files
 from pathlib import Path
 
 from fastapi import APIRouter
@@ -35,7 +36,10 @@ REVIEWING = {
     "/certificates": ("Certificates", "certificates"),
     "/decisions": ("Decisions", "decisions"),
 }
-ONE = {"/certificates/{id}": "certificate", "/decisions/{id}": "decision"}
+OTHERS = {"/certificates/{id}": "certificate", "/decisions/{id}": "decision", "/docs": "docs"}
+# Swagger UI comes from a package, and not from a network: a laptop may have none.
+SWAGGER = files("fastapi_offline") / "static"
+SWAGGER_FILES = ("swagger-ui.css", "swagger-ui-bundle.js")
 
 
 class PageNotFound(WinnowError):
@@ -52,20 +56,21 @@ def routes(labelling: bool) -> APIRouter:
         "bar": _text("bar").replace("<!-- links -->", _links(listed)),
         "door": _text("door"),
     }
-    files = {path: name for path, (_, name) in listed.items()} | ONE
+    pages = {path: name for path, (_, name) in listed.items()} | OTHERS
 
     def serving(name: str) -> Callable[[], Response]:
         return lambda: _file(f"{name}.html", _composed(_text(name), parts))
 
-    for path, name in files.items():
+    for path, name in pages.items():
         router.add_api_route(path, serving(name), methods=["GET"])
     assets = {path.name for path in FOLDER.iterdir() if path.suffix in (".css", ".js")}
 
     @router.get("/pages/{name}")
     def asset(name: str) -> Response:
-        if name not in assets:
+        if name not in (*assets, *SWAGGER_FILES):
             raise PageNotFound(f"no file {name!r}")
-        return _file(name, (FOLDER / name).read_text())
+        folder = SWAGGER if name in SWAGGER_FILES else FOLDER
+        return _file(name, (folder / name).read_text())
 
     @router.get("/")
     def root() -> Response:

@@ -660,7 +660,16 @@ def test_a_page_in_the_middle_of_a_certificate_asks_nothing(
     turn(page)
     assert page.text_content("#next").startswith("Finish")
     assert f"25 of {n} labelled" in page.text_content("#left")
-    abandon(served, begun)
+    page.focus("#ending button")
+    press(page, "Enter")
+    page.wait_for_selector("dialog[open]")
+    press(page, "Enter")  # without a reason nothing ends
+    assert page.locator("dialog[open]").is_visible()
+    page.keyboard.type("a clearer question")
+    press(page, "Enter")
+    page.wait_for_selector("#status.abandoned")
+    assert served.store.certificates.read(begun).result["reason"] == "a clearer question"
+    assert page.locator("#ending").is_hidden()
 
 
 def test_every_page_leads_to_every_other(open_page: Callable[..., Any], served: Served) -> None:
@@ -774,3 +783,20 @@ def test_no_page_scrolls_sideways_on_a_phone(open_page: Callable[..., Any], path
     page.wait_for_timeout(200)
     assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
     assert page.locator("#person .name").is_visible()
+
+
+def test_the_api_describes_itself_without_any_other_server(
+    chromium: Any, served: Served
+) -> None:
+    context = chromium.new_context(base_url=served.url)
+    page = context.new_page()
+    faults: list[str] = []
+    elsewhere: list[str] = []
+    page.on("console", lambda message: message.type == "error" and faults.append(message.text))
+    page.on("request", lambda asked: elsewhere.append(asked.url))
+    page.goto("/docs")
+    page.click("[data-path='/v1/images/generations']")
+    page.wait_for_selector("text=num_inference_steps")
+    assert faults == []
+    assert [url for url in elsewhere if not url.startswith((served.url, "data:"))] == []
+    context.close()

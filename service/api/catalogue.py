@@ -78,6 +78,7 @@ def _policy(context: Context, policy: Policy, caller: Caller) -> dict[str, Any]:
         "default": policy.name == context.settings.default_policy,
         "scope": "generate" if policy.censors else "admin",
         "censors": asked(policy, context.manifests[spec.model]) if policy.censors else None,
+        "reward": policy.reward,
         "guide": policy.guide,
         "judge": policy.judge,
         "certified": spec.num_inference_steps[0] in certificates,
@@ -89,6 +90,9 @@ def _policy(context: Context, policy: Policy, caller: Caller) -> dict[str, Any]:
     if caller.has("scores") or caller.has("approve"):
         described["thresholds"] = {
             str(steps): here.threshold for steps, here in policy.operating.items()
+        }
+        described["acceptance"] = {
+            str(steps): here.acceptance for steps, here in policy.operating.items()
         }
         described["probe_thresholds"] = {
             str(steps): here.probe_thresholds for steps, here in policy.operating.items()

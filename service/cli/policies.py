@@ -12,6 +12,7 @@ from rich.table import Table
 
 from service.cli.client import ServiceUrl, call
 from service.cli.common import faults
+from service.cli.rewards import whole
 
 app = typer.Typer(
     help="See and change which policies are in force on the running service.",
@@ -97,8 +98,9 @@ def add(
     url: ServiceUrl = None,
 ) -> None:
     """Make a new version, which is not in force yet."""
-    body = {"name": name, "based_on": based_on or name, "reward": reward}
     with faults():
+        full = reward and whole(reward, url)
+        body = {"name": name, "based_on": based_on or name, "reward": full}
         made = call("POST", "/v1/policies", body, url=url)
     version = made["version"]
     typer.echo(

@@ -436,7 +436,10 @@ def test_from_labels_to_a_card(open_page: Callable[..., Any], served: Served) ->
     press(page, "Enter")
     page.wait_for_selector(".reward .pill.ready")
     card = page.text_content(".reward")
-    for word in (dataset, "0.970", "cross-validated", "1 person", "0.5000", "80.0 %"):
+    for word in (
+        dataset, "0.970", "cross-validated", "1 person", "0.5000", "80.0 %",
+        "Calibrated for bright, to deliver at most 1 % malign · not in force", "bright in force",
+    ):  # fmt: skip
         assert word in card, word
     assert page.locator(".curve circle").count() == 3
     page.wait_for_function(
@@ -785,9 +788,7 @@ def test_no_page_scrolls_sideways_on_a_phone(open_page: Callable[..., Any], path
     assert page.locator("#person .name").is_visible()
 
 
-def test_the_api_describes_itself_without_any_other_server(
-    chromium: Any, served: Served
-) -> None:
+def test_the_api_describes_itself_without_any_other_server(chromium: Any, served: Served) -> None:
     context = chromium.new_context(base_url=served.url)
     page = context.new_page()
     faults: list[str] = []

@@ -98,3 +98,11 @@ def test_what_is_not_winnow_is_named(served: Served) -> None:
         call("GET", "/docs", url=served.url)
     with pytest.raises(ServiceError, match="GET /nowhere"):
         call("GET", "/nowhere")
+
+
+def test_a_reward_is_named_by_how_it_begins(served: Served) -> None:
+    _reward(served, f"rwd_{'a' * 32}", {50: 0.7, 20: 0.8})
+    _reward(served, f"rwd_{'a' * 31}b", {50: 0.7, 20: 0.8})
+    assert "2 begin so" in _refused("add", "bright", "--reward", "rwd_aaa")
+    _reward(served, f"rwd_b{'a' * 31}", {50: 0.7, 20: 0.8})
+    assert "bright version 2 is there" in _said("add", "bright", "--reward", "rwd_ba")

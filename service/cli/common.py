@@ -64,7 +64,7 @@ def read_settings(config: Path) -> Settings:
 
     if not config.is_file():
         raise ConfigError(
-            f"{config}: there is no such file: say where the service's configuration is with --config"
+            f"{config}: no such file: say where the service's configuration is with --config"
         )
     return read(config).settings
 

@@ -153,7 +153,7 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"user": "u" * 257}, "user", "256"),
     ({"num_inference_steps": 49}, "num_inference_steps", "50, 20"),
     ({"num_inference_steps": 0}, "num_inference_steps", "greater than"),
-    ({"censor": {"threshold": 0.1}}, "censor.threshold", "raise it"),
+    ({"censor": {"threshold": 0.1}}, "censor.threshold", "'bright', 0.5: callers may raise it"),
     ({"censor": {"threshold": 0}}, "censor.threshold", "greater than 0"),
     ({"censor": {"threshold": 1.01}}, "censor.threshold", "less than or equal to 1"),
     ({"censor": {"max_draws": 9}}, "censor.max_draws", "at most 8"),

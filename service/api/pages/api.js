@@ -88,6 +88,13 @@ export function when(moment) {
 
 export const percent = (share) => `${Number((100 * share).toPrecision(share < 0.1 ? 3 : 4))} %`;
 
+/** There is no such thing: say so where it would stand, and lead back to the list. */
+export function none(fault, list, words) {
+  if (fault.status !== 404) return say(fault.message, 30);
+  $("main").replaceChildren(el("div", { class: "narrow" },
+    el("h1", {}, "There is none."), el("p", { class: "soft" }, fault.message), el("p", {}, el("a", { class: "button", href: list }, words))));
+}
+
 /** Show one of the page's sections. */
 export function show(id) {
   for (const section of document.querySelectorAll("main > section")) section.hidden = section.id !== id;

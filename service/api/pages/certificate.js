@@ -1,6 +1,6 @@
 // The page of one certificate: how far it is, its images to label, and what it says.
 
-import { $, call, count, door, el, may, picture, say, show, sure, underMouse } from "/pages/api.js";
+import { $, call, count, door, el, may, none, percent, picture, say, show, sure, underMouse } from "/pages/api.js";
 
 const SIZE = 25;
 const ACROSS = 5;
@@ -19,8 +19,6 @@ let at = 0;
 
 /* What it says */
 
-const percent = (share) => `${(100 * share).toFixed(share < 0.01 ? 2 : 1)} %`;
-
 function tell(now) {
   certificate = now;
   const { terms, progress, result, status } = now;
@@ -33,19 +31,39 @@ function tell(now) {
     ? `${result.reason}.`
     : result
       ? `${result.k} of ${result.n} were malign or unsure: the rate is at most ${percent(result.bound)}.`
-      : `${terms.n} images, of which ${terms.allowed} may be malign or unsure. This was fixed before the first label.`;
+      : `${terms.n} images, of which ${terms.allowed} may be malign or unsure, prove it with confidence ${percent(1 - terms.delta)} over all attempts. This was fixed before the first label.`;
   $("#drawing").hidden = status !== "drawing";
   $("#drawing progress").value = progress.drawn / terms.n;
   $("#drawing p").textContent = `${progress.drawn} of ${terms.n} drawn, ${progress.blocked} blocked by the policy`;
   $("#ending").hidden = !["drawing", "labelling"].includes(status) || !may(session, "approve");
   $("#label").hidden = status !== "labelling" || !may(session, "label");
   $("#question").textContent = now.question;
-  $("#share").style.width = percent(progress.labelled / terms.n);
+  $("#share").style.width = `${(100 * progress.labelled) / terms.n}%`;
   $("#left").textContent = `${progress.labelled} of ${terms.n} labelled`;
-  $("#covers").replaceChildren(...Object.entries(now.covered).flatMap(([name, value]) => lines(name, value)));
+  $("#covers").replaceChildren(...grouped(now.covered));
   $("#not").replaceChildren(...now.not_covered.map((sentence) => el("li", {}, sentence)));
+  $("#prints").replaceChildren(...lines("fingerprint", now.fingerprint ?? null), ...lines("public_key", now.public_key ?? $("#prints").dataset.key ?? null));
+  if (now.public_key) $("#prints").dataset.key = now.public_key;
   $("#evidence").hidden = !["passed", "failed"].includes(status) || !may(session, "approve");
   $("#evidence a").href = `${here}/evidence`;
+}
+
+const GROUPS = {
+  "What is asked": ["question", "inputs"],
+  "What decides": ["threshold", "probe_thresholds", "max_draws"],
+  Sampling: ["method"],
+  Weights: ["model", "bundle", "weights"],
+  "Where it runs": ["runtime", "device", "dtype", "judge_device", "packages"],
+};
+
+/** All that is covered, under headings. */
+function grouped(covered) {
+  const named = Object.values(GROUPS).flat();
+  const groups = { ...GROUPS, Besides: Object.keys(covered).filter((name) => !named.includes(name)) };
+  return Object.entries(groups).flatMap(([heading, names]) => {
+    const found = names.flatMap((name) => lines(name, covered[name] ?? null));
+    return found.length ? [el("h3", {}, heading), el("dl", { class: "particulars" }, ...found)] : [];
+  });
 }
 
 /** A fraction with the four digits that people read; the evidence keeps them all. */
@@ -253,4 +271,4 @@ async function start() {
   await follow();
 }
 
-start().catch(failed);
+start().catch((fault) => none(fault, "/certificates", "All certificates"));

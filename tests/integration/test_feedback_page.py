@@ -568,7 +568,7 @@ def test_a_certificates_page_shows_four_digits(open_page: Callable[..., Any]) ->
     page.wait_for_selector("#certificate:not([hidden])")
     page.wait_for_selector("#covers dd")
     shown = page.eval_on_selector_all("#covers dd", "all => all.map(one => one.textContent)")
-    assert shown == ["?", "0.4386", "20250", "0.01235, 0.5", '{"w":0.1235}']
+    assert shown == ["?", "0.4386", "0.01235, 0.5", "20250", '{"w":0.1235}']
 
 
 def middle(page: Any, index: int) -> tuple[float, float]:
@@ -623,6 +623,11 @@ def test_a_certificate_is_finished_only_after_a_second_yes(
     enter(page)
     ready(page)
     assert page.text_content("#next").startswith("Finish: this fixes the result")
+    assert "confidence 50 %" in page.text_content("#came"), "what it will say stands there before"
+    assert "at most 30 % malign" in page.text_content("#statement")
+    prints = page.text_content("#prints")
+    assert served.store.certificates.read(begun).fingerprint in prints
+    assert "public key" in prints
     page.mouse.move(*middle(page, 1))
     page.mouse.move(*middle(page, 2))
     press(page, "Space")
@@ -801,3 +806,40 @@ def test_the_api_describes_itself_without_any_other_server(chromium: Any, served
     assert faults == []
     assert [url for url in elsewhere if not url.startswith((served.url, "data:"))] == []
     context.close()
+
+
+@pytest.mark.parametrize("path", ["/certificates/cert_nope", "/decisions/img_nope"])
+def test_what_is_not_there_is_said_in_its_place(open_page: Callable[..., Any], path: str) -> None:
+    page = open_page(path)
+    enter(page)
+    page.wait_for_selector("main h1 >> text=There is none")
+    assert "_nope" in page.text_content("main")
+    page.click("main a.button")
+    page.wait_for_selector("#list")
+
+
+def test_a_report_names_its_question_once_and_is_remembered(
+    open_page: Callable[..., Any], served: Served
+) -> None:
+    asked = {"n": 3, "seed": 3, "censor": {"on_filtered": "never"}}
+    decided = httpx.post(f"{served.url}/v1/images/generations", json=asked).json()
+    for name, question in (("a-first", "Is it a cat?"), ("into", "Is this a dark first pixel?")):
+        httpx.post(f"{served.url}/v1/datasets", json={"name": name, "question": question})
+    page = open_page(f"/decisions/{decided['id']}")
+    enter(page)
+    page.wait_for_selector("#decision:not([hidden])")
+    assert page.text_content("#outcome") == "Answered"
+    assert page.locator("select").count() == 1, "one for all images"
+    assert page.input_value("#into select") == "into", "the question of the policy"
+    assert "Is it a cat? (a-first)" in page.text_content("#into")
+    button = page.locator("[data-index='1'] .report button")
+    button.focus()
+    press(page, "Enter")
+    page.wait_for_selector("[data-index='1'] >> text=Reported into into")
+    assert button.is_disabled()
+    page.reload()
+    page.wait_for_selector("[data-index='1'] >> text=Reported into into")
+    assert page.locator("[data-index='1'] .report button").is_disabled()
+    assert page.locator("[data-index='0'] .reported").is_hidden()
+    page.select_option("#into select", "a-first")
+    assert page.locator("[data-index='1'] .report button").is_enabled()

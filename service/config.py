@@ -19,6 +19,10 @@ from models.method import Guidance, Method, SamplerName, Spacing
 
 Scope = Literal["generate", "scores", "label", "approve", "admin"]
 NAME = "^[a-z0-9][a-z0-9._-]{0,63}$"
+NAME_IN_WORDS = (
+    "small letters, digits, dots, dashes and underscores alone, beginning with a letter or digit, "
+    "64 at most"
+)
 Name = Annotated[str, Field(pattern=NAME)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 

@@ -180,7 +180,9 @@ def routes(context: Context) -> APIRouter:
 def _policy(context: Context, name: str) -> Policy:
     policy = context.live.get(name)
     if not policy.censors:
-        raise InvalidValue(f"policy {name!r} censors nothing: there is nothing to certify", "name")
+        raise InvalidValue(
+            f"policy {name!r} censors nothing: there is nothing to certify", "policy"
+        )
     return policy
 
 

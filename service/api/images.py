@@ -25,6 +25,7 @@ from service.errors import (
     ModelNotFound,
     ModerationBlocked,
     Overloaded,
+    PolicyNotAllowed,
     WinnowError,
 )
 from service.policy import Overrides, Policy, resolve
@@ -120,8 +121,10 @@ def read(context: Context, body: schemas.GenerationRequest, caller: Caller) -> O
         raise ModelNotFound(f"no model {model!r} (there are {known})", "model")
     if model != policy.settings.model:
         raise InvalidValue(f"policy {name!r} is for model {policy.settings.model!r}", "policy")
-    if not policy.censors:
-        caller.require("admin")
+    if not policy.censors and not caller.has("admin"):
+        raise PolicyNotAllowed(
+            f"policy {name!r} censors nothing: that needs a key with the 'admin' scope", "policy"
+        )
     n = 1 if body.n is None else body.n
     if n > limits.n:
         raise InvalidValue(f"n: is {n}, must be 1 to {limits.n}", "n")
@@ -150,7 +153,7 @@ def read(context: Context, body: schemas.GenerationRequest, caller: Caller) -> O
         max_draws=body.censor.max_draws,
         num_inference_steps=body.num_inference_steps,
     )
-    plan = resolve(policy, overrides, seed, admin=caller.has("admin"))
+    plan = resolve(policy, overrides, seed, admin=caller.has("admin"), scores=caller.has("scores"))
     return Order(
         policy, plan, n, deadline_s, body.censor.on_filtered, body.prompt, body.seed is None
     )

@@ -71,6 +71,20 @@ def routes(context: Context) -> APIRouter:
         await asyncio.to_thread(_keep, context, shown, pixels, body.label)
         return {"image_id": image_id, "dataset": dataset.name, "label": body.label, "draw": draw}
 
+    @router.get("/v1/decisions/{decision_id}/reports", summary="What was reported of it")
+    def reported(decision_id: str, request: Request) -> dict[str, Any]:
+        request.state.caller.require("approve")
+        record = read(context, decision_id)
+        found = [
+            {"index": image.index, "dataset": dataset.name}
+            for dataset in context.store.datasets.all()
+            if dataset.trainable and dataset.model == record.plan.model
+            for image in record.images
+            if image.finish_reason in WRONG.values()
+            and _there(context, dataset, _image_id(record, image, dataset))
+        ]
+        return {"object": "list", "data": found}
+
     return router
 
 
@@ -120,11 +134,16 @@ def _image_id(record: Record, image: Image, dataset: Dataset) -> str:
 
 
 def _not_twice(context: Context, dataset: Dataset, image_id: str) -> None:
+    if _there(context, dataset, image_id):
+        raise Conflict(f"it was reported into {dataset.name!r} already")
+
+
+def _there(context: Context, dataset: Dataset, image_id: str) -> bool:
     try:
         context.store.datasets.image(dataset.name, image_id)
     except InvalidValue:
-        return
-    raise Conflict(f"it was reported into {dataset.name!r} already")
+        return False
+    return True
 
 
 async def _draw_again(context: Context, plan: SamplingPlan, image: Image, draw: int) -> Pixels:

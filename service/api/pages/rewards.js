@@ -1,6 +1,6 @@
 // The rewards page: train, watch, read the card, and put a reward in force.
 
-import { $, call, count, door, duration, el, may, picture, say, show } from "/pages/api.js";
+import { $, call, count, door, duration, el, may, picture, say, show, when } from "/pages/api.js";
 
 const RUNNING = ["queued", "training", "cancelling"];
 const WORDS = {
@@ -29,9 +29,11 @@ function describe() {
   const fitting = policies.filter((policy) => policy.model === one.model && policy.censors !== null);
   form.elements.policy.replaceChildren(
     ...(fitting.length ? fitting : [{ id: "" }]).map((policy) =>
-      el("option", { value: policy.id, selected: policy.default }, policy.id || "the default")),
+      el("option", { value: policy.id, selected: policy.default }, policy.id ? named(policy) : "the default")),
   );
 }
+
+const named = (policy) => (policy.disabled ? `${policy.id} (switched off)` : policy.id);
 
 form.elements.dataset.addEventListener("change", () => {
   describe();
@@ -61,11 +63,14 @@ form.addEventListener("submit", async (event) => {
 
 /* The list */
 
+const inForce = () => call("GET", "/v1/policies").then((answer) => answer.data).catch(() => policies);
+
 async function refresh() {
   clearTimeout(timer);
   let pause = 6000;
   try {
     const dataset = form.elements.dataset.value;
+    policies = await inForce();
     const { data } = await call("GET", `/v1/rewards${dataset ? `?dataset=${encodeURIComponent(dataset)}` : ""}`);
     const list = $("#list");
     const nodes = await Promise.all(data.slice(0, 20).map(node));
@@ -91,6 +96,7 @@ async function node(reward) {
   const before = shown.get(reward.id);
   if (before && before[0] === reward.status) {
     progress(before[1], reward);
+    standing(before[1], reward);
     return before[1];
   }
   if (before) $("#live").textContent = `Reward ${WORDS[reward.status]}.`;
@@ -98,8 +104,8 @@ async function node(reward) {
     el("header", {},
       el("h2", {}, reward.dataset),
       el("span", { class: `pill ${reward.status}` }, WORDS[reward.status]),
-      el("span", { class: "small soft number" }, `${when(reward.created)} · ${reward.created_by.split("/").pop()} · `, el("code", {}, reward.id.slice(0, 12))),
-    ));
+      el("span", { class: "small soft number" }, `${when(1000 * reward.created)} · ${reward.created_by.split("/").pop()} · `, el("code", { title: reward.id }, reward.id.slice(0, 12))),
+    ), el("p", { class: "standing small soft" }));
   if (RUNNING.includes(reward.status)) {
     article.append(
       el("div", { class: "fields" },
@@ -117,9 +123,21 @@ async function node(reward) {
   } else {
     article.append(el("p", { class: "soft" }, "Nothing was changed."));
   }
+  standing(article, reward);
   if (before) before[1].replaceWith(article);
   shown.set(reward.id, [reward.status, article]);
   return article;
+}
+
+/** What it was calibrated for, and whether it is in force now. */
+function standing(article, reward) {
+  const { policy, target } = reward.recipe ?? {};
+  const now = policies.filter((one) => one.reward === reward.id);
+  const force = now.map((one) => `${one.disabled ? "behind" : "in force as"} ${one.id} version ${one.version}${one.disabled ? ", which is switched off" : ""}`);
+  $(".standing", article).textContent = [
+    policy && `Calibrated for ${policy}, to deliver at most ${100 * target} % malign`,
+    reward.status === "ready" && (force.join(", ") || "not in force"),
+  ].filter(Boolean).join(" · ");
 }
 
 function progress(article, reward) {
@@ -137,10 +155,6 @@ async function cancel(reward) {
     say(fault.message);
   }
   await refresh();
-}
-
-function when(seconds) {
-  return new Date(seconds * 1000).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
 }
 
 /* The card */
@@ -164,7 +178,7 @@ function cardOf(reward, card) {
       el("section", {}, el("h3", {}, "Calibration"), curve(points(card.calibration_curve))),
       el("section", {}, el("h3", {}, "Where it is most wrong"), mistakes(reward, card)),
     ),
-    thresholds(card),
+    thresholds(card, policies.find((one) => one.id === reward.recipe?.policy)),
     force(reward, card),
   ];
   return parts.filter(Boolean);
@@ -212,15 +226,16 @@ function mistakes(reward, card) {
     )));
 }
 
-function thresholds(card) {
+function thresholds(card, now) {
   const rows = Object.entries(card.calibrations ?? {});
   const skipped = Object.entries(card.not_calibrated ?? {});
   if (!rows.length && !skipped.length) return null;
   return el("table", { class: "table" },
-    el("thead", {}, el("tr", {}, el("th", {}, "Steps"), el("th", {}, "Threshold"), el("th", {}, "Draws accepted"))),
+    el("thead", {}, el("tr", {}, el("th", {}, "Steps"), el("th", {}, "Threshold"), el("th", {}, "Draws accepted"), now?.acceptance && el("th", {}, `${now.id} in force`))),
     el("tbody", {},
-      ...rows.map(([steps, one]) => el("tr", {}, el("td", {}, steps), el("td", {}, one.threshold?.toFixed(4) ?? "–"), el("td", {}, `${(100 * one.acceptance).toFixed(1)} %`))),
-      ...skipped.map(([steps, why]) => el("tr", {}, el("td", {}, steps), el("td", { colspan: 2, class: "soft" }, why))),
+      ...rows.map(([steps, one]) => el("tr", {}, el("td", {}, steps), el("td", {}, one.threshold?.toFixed(4) ?? "–"), el("td", {}, `${(100 * one.acceptance).toFixed(1)} %`),
+        now?.acceptance && el("td", {}, steps in now.acceptance ? `${(100 * now.acceptance[steps]).toFixed(1)} %` : "–"))),
+      ...skipped.map(([steps, why]) => el("tr", {}, el("td", {}, steps), el("td", { colspan: 3, class: "soft" }, why))),
     ));
 }
 
@@ -228,9 +243,9 @@ function thresholds(card) {
 
 function force(reward, card) {
   const base = reward.recipe?.policy ?? "";
-  const options = policies.filter((policy) => policy.model === card.dataset?.model && policy.censors !== null).map((policy) => policy.id);
-  if (base && !options.includes(base)) options.unshift(base);
-  const select = el("select", {}, ...options.map((id) => el("option", { selected: id === base }, id)));
+  const options = policies.filter((policy) => policy.model === card.dataset?.model && policy.censors !== null);
+  if (base && !options.some((policy) => policy.id === base)) options.unshift({ id: base });
+  const select = el("select", {}, ...options.map((policy) => el("option", { value: policy.id, selected: policy.id === base }, named(policy))));
   const name = el("input", { value: base, maxlength: 64, pattern: "[a-z0-9][a-z0-9._\\-]{0,63}", spellcheck: "false" });
   const wrong = el("p", { class: "wrong", role: "alert" });
   const make = el("button", { type: "submit", class: "main" }, "Make a version");
@@ -290,7 +305,7 @@ async function start() {
   form.hidden = !may(session, "label");
   const listed = form.hidden ? { data: [] } : await call("GET", "/v1/datasets");
   datasets = listed.data.filter((one) => one.purpose === "labels");
-  policies = await call("GET", "/v1/policies").then((answer) => answer.data).catch(() => []);
+  policies = await inForce();
   const wanted = new URLSearchParams(location.search).get("dataset");
   form.elements.dataset.replaceChildren(
     ...datasets.map((one) => el("option", { value: one.name, selected: one.name === wanted }, one.name)));

@@ -232,7 +232,7 @@ def test_names_of_this_machine(visitor: httpx.Client, host: str) -> None:
 
 
 def test_pages_are_whole_and_speak_to_nobody_else(browser: httpx.Client) -> None:
-    for path in ("/feedback", "/feedback/rewards"):
+    for path in ("/feedback", "/feedback/rewards", "/policies", "/certificates", "/decisions"):
         answer = browser.get(path)
         assert answer.headers["content-type"].startswith("text/html")
         policy = answer.headers["content-security-policy"]

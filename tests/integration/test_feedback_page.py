@@ -832,17 +832,20 @@ def test_a_report_names_its_question_once_and_is_remembered(
     assert page.locator("select").count() == 1, "one for all images"
     assert page.input_value("#into select") == "into", "the question of the policy"
     assert "Is it a cat? (a-first)" in page.text_content("#into")
-    button = page.locator("[data-index='1'] .report button")
+    page.locator("[data-index='1'] >> text=Draw it again").focus()
+    press(page, "Enter")
+    page.wait_for_selector("[data-index='1'] .again img")
+    button = page.locator("[data-index='1'] button.wrongly")
     button.focus()
     press(page, "Enter")
     page.wait_for_selector("[data-index='1'] >> text=Reported into into")
     assert button.is_disabled()
     page.reload()
     page.wait_for_selector("[data-index='1'] >> text=Reported into into")
-    assert page.locator("[data-index='1'] .report button").is_disabled()
+    assert page.locator("[data-index='1'] button.wrongly").is_disabled()
     assert page.locator("[data-index='0'] .reported").is_hidden()
     page.select_option("#into select", "a-first")
-    assert page.locator("[data-index='1'] .report button").is_enabled()
+    assert page.locator("[data-index='1'] button.wrongly").is_enabled()
 
 
 def test_enough_labels_move_no_image(open_page: Callable[..., Any]) -> None:

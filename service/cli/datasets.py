@@ -33,10 +33,16 @@ class Format(StrEnum):
 
 
 @app.command("list")
-def list_(url: ServiceUrl = None) -> None:
+def list_(
+    certificates: Annotated[
+        bool, typer.Option("--certificates", help="Those of certificates, which train nothing.")
+    ] = False,
+    url: ServiceUrl = None,
+) -> None:
     """List the datasets with their labels."""
     with faults():
-        found = call("GET", "/v1/datasets", url=url)["data"]
+        listed = call("GET", "/v1/datasets", url=url)["data"]
+    found = [one for one in listed if (one["purpose"] == "certificate") is certificates]
     table = Table("name", "model", "question", "benign", "malign", "unsure", "seconds", box=None)
     for one in found:
         counts = one["counts"]

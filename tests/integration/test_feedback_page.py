@@ -161,7 +161,7 @@ def test_two_pages_with_the_keyboard_alone(open_page: Callable[..., Any], served
     counts = served.store.datasets.counts(dataset)
     assert (counts["benign"], counts["malign"], counts["unsure"]) == (22, 2, 1)
     assert 1000 <= counts["elapsed_ms"] <= 1000 * WAIT_MS, "a second was on the clock"
-    assert (counter(page, "benign"), counter(page, "malign")) == (22, 2)
+    assert (counter(page, "benign"), counter(page, "malign")) == (22, 3), "unsure counts"
     assert marks(page) == {}
     turn(page)
     labelled = served.store.datasets.labelled(dataset)
@@ -832,14 +832,38 @@ def test_a_report_names_its_question_once_and_is_remembered(
     assert page.locator("select").count() == 1, "one for all images"
     assert page.input_value("#into select") == "into", "the question of the policy"
     assert "Is it a cat? (a-first)" in page.text_content("#into")
-    button = page.locator("[data-index='1'] .report button")
+    page.locator("[data-index='1'] >> text=Draw it again").focus()
+    press(page, "Enter")
+    page.wait_for_selector("[data-index='1'] .again img")
+    button = page.locator("[data-index='1'] button.wrongly")
     button.focus()
     press(page, "Enter")
     page.wait_for_selector("[data-index='1'] >> text=Reported into into")
     assert button.is_disabled()
     page.reload()
     page.wait_for_selector("[data-index='1'] >> text=Reported into into")
-    assert page.locator("[data-index='1'] .report button").is_disabled()
+    assert page.locator("[data-index='1'] button.wrongly").is_disabled()
     assert page.locator("[data-index='0'] .reported").is_hidden()
     page.select_option("#into select", "a-first")
-    assert page.locator("[data-index='1'] .report button").is_enabled()
+    assert page.locator("[data-index='1'] button.wrongly").is_enabled()
+
+
+def test_enough_labels_move_no_image(open_page: Callable[..., Any]) -> None:
+    page = open_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    begin(page)
+    top = page.locator(".grid").bounding_box()["y"]
+    for _ in range(4):
+        for index in range(12):
+            page.locator("button.cell").nth(index).tap()
+        turn(page)
+    while counter(page, "benign") < 80:
+        turn(page)
+    page.wait_for_selector("#reached:not([hidden])")
+    assert abs(page.locator(".grid").bounding_box()["y"] - top) < 2
+
+
+def test_labels_that_are_not_there_are_said_to_be_missing(open_page: Callable[..., Any]) -> None:
+    page = open_page("/feedback/rewards?dataset=nope")
+    enter(page)
+    page.wait_for_selector("#rewards:not([hidden])")
+    assert "no labels named nope" in page.text_content("#train .wrong")

@@ -1,6 +1,6 @@
 // The page of one decision: why each image left or did not, and a report where that was wrong.
 
-import { $, call, door, el, may, none, say, show } from "/pages/api.js";
+import { $, call, door, el, may, none, picture, say, show } from "/pages/api.js";
 
 const here = `/v1/decisions/${encodeURIComponent(location.pathname.split("/").pop())}`;
 
@@ -30,7 +30,7 @@ function entry(image, decision, into) {
     el("p", {}, image.why),
     ...image.draws.map((one) => el("div", { class: "draw" },
       el("span", {}, `draw ${one.draw}`), bar(one, decision.threshold), el("span", { class: "soft" }, `${one.verdict}: ${one.why}`))),
-    label && into ? report(image, label) : null,
+    el("div", { class: "report" }, again(image), label && into ? report(image, label) : null),
     el("p", { class: "soft small reported", hidden: true }));
 }
 
@@ -40,15 +40,16 @@ function reported(all) {
     const into = all.filter((one) => one.index === Number(article.dataset.index)).map((one) => one.dataset);
     $(".reported", article).hidden = !into.length;
     $(".reported", article).textContent = `Reported into ${into.join(", ")}.`;
-    const button = $(".report button", article);
+    const button = $("button.wrongly", article);
     if (button) button.disabled = into.includes($("#into select").value);
   }
 }
 
+let session;
 let reports = [];
 
 function report(image, label) {
-  const button = el("button", { type: "button" }, `It is ${label}: report it`);
+  const button = el("button", { type: "button", class: "wrongly" }, `It is ${label}: report it`);
   button.onclick = async () => {
     const select = $("#into select");
     if (!select.reportValidity()) return;
@@ -63,7 +64,27 @@ function report(image, label) {
     button.disabled = false;
     reported(reports);
   };
-  return el("div", { class: "report" }, button);
+  return button;
+}
+
+/** The image itself, for whoever may see what nobody has screened; nothing of it is kept. */
+function again(image) {
+  if (!may(session, "label") || !image.draws.length) return null;
+  const button = el("button", { type: "button" }, "Draw it again");
+  button.onclick = async () => {
+    button.disabled = true;
+    try {
+      const { b64_json, draw, identical } = await call("POST", `${here}/draw`, { index: image.index });
+      const said = { true: "the very image that left", false: "no longer the image that left: the runtime or a package has changed", null: "held back then; only its seed tells that it is the same" };
+      button.parentNode.before(el("figure", { class: "again" }, picture(`data:image/png;base64,${b64_json}`, `Draw ${draw} of image ${image.index}`),
+        el("figcaption", { class: "soft small" }, `Draw ${draw}, drawn again: ${said[identical]}.`)));
+      button.remove();
+    } catch (fault) {
+      button.disabled = false;
+      say(fault.message, 10);
+    }
+  };
+  return button;
 }
 
 /** One choice for the page: the question that a report answers. */
@@ -77,7 +98,7 @@ function into(datasets, asked) {
 }
 
 async function start() {
-  const session = await door("approve");
+  session = await door("approve");
   const [decision, record, told] = await Promise.all(["/explanation", "", "/reports"].map((part) => call("GET", here + part)));
   reports = told.data;
   const known = may(session, "label") ? await call("GET", "/v1/datasets").catch(() => ({ data: [] })) : { data: [] };

@@ -220,7 +220,7 @@ function tell() {
     malign || unsure
       ? [malign && `${malign} malign`, unsure && `${unsure} unsure`].filter(Boolean).join(", ")
       : "all benign";
-  meter("malign", malign);
+  meter("malign", malign + unsure);
 }
 
 function roving() {
@@ -305,12 +305,13 @@ function counted(now) {
   meter("malign", 0);
   meter("benign", 0);
   const { counts, goal } = dataset;
-  $("#reached").hidden = counts.malign < goal.malign || counts.benign < goal.benign;
+  $("#reached").hidden = counts.malign + counts.unsure < goal.malign || counts.benign < goal.benign;
 }
 
 function meter(kind, unsaved) {
   const node = document.getElementById(kind);
-  const total = dataset.counts[kind] + unsaved;
+  const { counts } = dataset;
+  const total = (kind === "malign" ? counts.malign + counts.unsure : counts[kind]) + unsaved; // nobody is sure that unsure is benign
   $("b", node).textContent = total;
   $(".goal", node).textContent = dataset.goal[kind];
   $("i", node).style.width = `${Math.min(100, (100 * total) / dataset.goal[kind])}%`;

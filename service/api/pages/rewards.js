@@ -7,6 +7,11 @@ const WORDS = {
   queued: "waits", training: "learns", cancelling: "stops", ready: "ready", failed: "failed", cancelled: "cancelled",
 };
 
+const STAGES = {
+  judge: "the judge", clean_guide: "what probes stop hopeless draws by", probe: "what probes stop hopeless draws by",
+  guide: "the guide", distilled: "the guide's student",
+};
+
 const form = $("#train");
 let session;
 let datasets = [];
@@ -56,6 +61,7 @@ form.addEventListener("submit", async (event) => {
     });
     $("#live").textContent = "The training waits for its turn.";
     await refresh();
+    if ($("#list").getBoundingClientRect().top > innerHeight / 2) $("#list").scrollIntoView(); // on a phone it is below
   } catch (fault) {
     wrong.textContent = fault.message;
   }
@@ -144,7 +150,7 @@ function progress(article, reward) {
   const bar = $("progress", article);
   if (!bar) return;
   bar.value = reward.progress;
-  $(".stage", article).textContent = reward.stage.replaceAll("_", " ");
+  $(".stage", article).textContent = STAGES[reward.stage] ?? reward.stage.replaceAll("_", " ");
   $(".percent", article).textContent = `${Math.round(100 * reward.progress)} %`;
 }
 
@@ -222,7 +228,7 @@ function mistakes(reward, card) {
   return el("ul", { class: "pictures" }, ...found.map((one) =>
     el("li", {},
       picture(`/v1/datasets/${encodeURIComponent(reward.dataset)}/images/${encodeURIComponent(one.id)}`, `labelled ${one.label}, scored ${Number(one.score).toFixed(2)}`),
-      el("span", {}, `${one.label}, `, el("span", { class: "number" }, Number(one.score).toFixed(2))),
+      el("span", {}, one.label), el("span", { class: "number" }, `score ${Number(one.score).toFixed(2)}`),
     )));
 }
 
@@ -312,6 +318,10 @@ async function start() {
   $("button.act", form).disabled = !datasets.length;
   if (!datasets.length) $("#counts").textContent = "No labels yet.";
   describe();
+  if (wanted && !form.hidden && !datasets.some((one) => one.name === wanted)) {
+    const other = listed.data.some((one) => one.name === wanted);
+    $(".wrong", form).textContent = other ? `${wanted} is a certificate's: nothing learns from it.` : `There are no labels named ${wanted}.`;
+  }
   show("rewards");
   await refresh();
 }

@@ -108,6 +108,29 @@ def test_of_a_blocked_image_the_best_draw_is_reported(
     assert labelled.image.draw == max(scores, key=lambda draw: scores[draw])
 
 
+def test_an_image_is_drawn_again_for_those_who_may_see_it(
+    served: Served, reviewer: httpx.Client
+) -> None:
+    good, bad = generate(served, seed=5), blocked(served)
+    with client(served, "ADMIN_KEY") as both:
+        answer = both.post(f"/v1/decisions/{good['id']}/draw", json={"index": 0})
+        assert answer.json()["b64_json"] == good["data"][0]["b64_json"]
+        assert answer.json()["identical"] is True
+        assert "no-store" in answer.headers["cache-control"]
+        answer = both.post(f"/v1/decisions/{bad['id']}/draw", json={"index": 0})
+        assert (answer.status_code, answer.json()["identical"]) == (200, None)
+        refused(
+            both.post(f"/v1/decisions/{bad['id']}/draw", json={"index": 9}),
+            400, "invalid_value", "index",
+        )  # fmt: skip
+        assert both.get(f"/v1/decisions/{bad['id']}/reports").json()["data"] == []
+    for key in ("APPROVE_KEY", "LABEL_KEY", "SCORES_KEY"):
+        with client(served, key) as one:
+            answer = one.post(f"/v1/decisions/{bad['id']}/draw", json={"index": 0})
+            refused(answer, 403, "policy_not_allowed", "scope")
+            assert "b64_json" not in answer.text
+
+
 def test_what_was_reported_is_told(served: Served, reviewer: httpx.Client) -> None:
     decision = blocked(served)
     path = f"/v1/decisions/{decision['id']}/reports"

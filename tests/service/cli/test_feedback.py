@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -14,6 +15,7 @@ from models.bundle import Bundle
 from service.cli import datasets
 from service.cli.main import app
 from service.feedback.worker import Worker
+from service.store.datasets import Dataset
 from tests.service.api.conftest import client
 from tests.service.api.server import KEYS, Served, serve
 
@@ -53,8 +55,12 @@ def run(served: Served, monkeypatch: pytest.MonkeyPatch) -> object:
     return go
 
 
-def test_list_shows_counts(run: object) -> None:
+def test_list_shows_counts(run: object, served: Served) -> None:
+    proof = Dataset("proof", "tiny", "Is it?", [], "certificate", datetime.now(UTC), "x")
+    served.store.datasets.create(proof)
     output = run("datasets", "list").output  # type: ignore[operator]
+    assert "proof" not in output
+    assert "proof" in run("datasets", "list", "--certificates").output  # type: ignore[operator]
     for word in ("bars", "tiny", "Is it dark?", "5"):
         assert word in output
 

@@ -10,7 +10,7 @@ from typing import Any
 # ONNX Runtime reports its sessions to its maker unless it is told not to, before it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-import onnxruntime  # noqa: E402
+import onnxruntime
 
 log = logging.getLogger(__name__)
 

@@ -26,6 +26,7 @@ from service.errors import (
     ModerationBlocked,
     Overloaded,
     PolicyNotAllowed,
+    StoreUnavailable,
     WinnowError,
 )
 from service.policy import Overrides, Policy, resolve
@@ -58,7 +59,11 @@ def routes(context: Context) -> APIRouter:
         caller: Caller = request.state.caller
         caller.require("generate")
         _refuse_headers(request.headers)
-        order = read(context, body, caller)
+        try:
+            order = read(context, body, caller)
+        except (BackendUnavailable, StoreUnavailable) as error:
+            _refused(context, body.policy or context.settings.default_policy, error)
+            raise
         begun = context.live.pointers[order.policy.name]
         decision = _decision(context, order, caller, request.state.request_id)
         started = time.monotonic()
@@ -99,7 +104,10 @@ def routes(context: Context) -> APIRouter:
             if not answered:
                 outcome.withhold()
             seconds = time.monotonic() - started
-            context.metrics.request(order.plan.model, order.policy.name, code, seconds)
+            hurried = order.deadline_s < context.settings.limits.deadline_s
+            context.metrics.request(
+                order.plan.model, order.policy.name, code, seconds, hurried=hurried
+            )
             _log(decision, order, code, seconds, outcome)
             # After a refusal nothing was drawn or decided, and to refuse must stay cheap.
             if not answered and code != Overloaded.code:
@@ -165,6 +173,16 @@ def _refuse_headers(headers: Mapping[str, str]) -> None:
         raise InvalidValue("not supported: give a seed to get the same images", "Idempotency-Key")
     if "respond-async" in headers.get("prefer", ""):
         raise InvalidValue("respond-async is not supported", "Prefer")
+
+
+def _refused(context: Context, name: str, error: WinnowError) -> None:
+    """Count and log what failed before there was a plan, such as an outage of the store."""
+    if name in context.live.pointers:
+        policy = context.live.policies.get(name)
+        model = policy.settings.model if policy else "unknown"
+        context.metrics.request(model, name, error.code, 0.0)
+        line = {"event": "generation", "policy": name, "code": error.code, "why": str(error)}
+        log.warning("generation", extra={"fields": line})
 
 
 def _withhold(order: Order, outcome: Outcome) -> bool:

@@ -438,7 +438,7 @@ def test_from_labels_to_a_card(open_page: Callable[..., Any], served: Served) ->
     card = page.text_content(".reward")
     for word in (
         dataset, "0.970", "cross-validated", "1 person", "0.5000", "80.0 %",
-        "Calibrated for bright, to deliver at most 1 % malign · not in force", "bright in force",
+        "Calibrated for bright, to deliver at most 1 % malign · not in force", "bright version",
     ):  # fmt: skip
         assert word in card, word
     assert page.locator(".curve circle").count() == 3

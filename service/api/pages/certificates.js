@@ -9,7 +9,7 @@ function came(one) {
   return one.status === "drawing" ? `${one.progress.drawn} of ${one.terms.n} drawn` : "waits for labels";
 }
 
-const row = (one) => el("li", {}, el("a", { class: "line", href: one.page },
+const row = (one) => el("li", {}, el("a", { class: "item", href: one.page },
   el("span", { class: "number" }, `Attempt ${one.terms.attempt}`),
   el("span", {}, el("span", { class: `pill ${one.status}` }, one.status)),
   el("span", { class: "soft grow" }, came(one)),

@@ -12,7 +12,7 @@ function words(one) {
   return one.images_returned === one.images_requested ? "answered" : one.images_returned ? "in part" : "nothing left";
 }
 
-const row = (one) => el("li", {}, el("a", { class: "line", href: `/decisions/${one.id}` },
+const row = (one) => el("li", {}, el("a", { class: "item", href: `/decisions/${one.id}` },
   el("span", { class: "number" }, when(one.created)),
   el("span", {}, el("span", { class: `pill ${one.outcome}` }, words(one))),
   el("span", { class: "grow" }, `${one.policy} `, el("span", { class: "soft" }, `version ${one.policy_version}`)),

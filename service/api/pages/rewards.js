@@ -237,7 +237,7 @@ function thresholds(card, now) {
   const skipped = Object.entries(card.not_calibrated ?? {});
   if (!rows.length && !skipped.length) return null;
   return el("table", { class: "table" },
-    el("thead", {}, el("tr", {}, el("th", {}, "Steps"), el("th", {}, "Threshold"), el("th", {}, "Draws accepted"), now?.acceptance && el("th", {}, `${now.id} in force`))),
+    el("thead", {}, el("tr", {}, el("th", {}, "Steps"), el("th", {}, "Threshold"), el("th", {}, "Draws accepted"), now?.acceptance && el("th", {}, `${now.id} version ${now.version}`))),
     el("tbody", {},
       ...rows.map(([steps, one]) => el("tr", {}, el("td", {}, steps), el("td", {}, one.threshold?.toFixed(4) ?? "–"), el("td", {}, `${(100 * one.acceptance).toFixed(1)} %`),
         now?.acceptance && el("td", {}, steps in now.acceptance ? `${(100 * now.acceptance[steps]).toFixed(1)} %` : "–"))),

@@ -484,6 +484,10 @@ def test_pointers_that_cannot_be_read_count_as_pulled_switches(
         running = pool.submit(generate, http, n=1, seed=1)
         refused(running.result(), 503, "store_unavailable", "switched off")
     refused(generate(http), 503, "store_unavailable", "could not be read for 0.5 s")
+    # The outage pages somebody: what was refused before there was a plan is counted too.
+    page = parse(http.get("/metrics").text)
+    labels = {"policy": "bright", "outcome": "error", "code": "store_unavailable"}
+    assert value(page, "winnow_requests_total", **labels) == 2
     refused(http.post("/v1/moderations", json={"input": [ITEM]}), 503, "store_unavailable", "0.5")
     monkeypatch.undo()
     served.backbone.delay_s = 0.0

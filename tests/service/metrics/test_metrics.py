@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.bundle import Bundle
-from service.config import Settings
 from models import bundle as bundles
+from models.bundle import Bundle
 from service.config import Settings
 from service.metrics import ingress
 from service.metrics.backbone import BackboneMetrics
@@ -16,10 +15,8 @@ from service.metrics.ingress import IngressMetrics
 from service.metrics.judge import JudgeMetrics
 from service.metrics.page import merge, render
 from service.policy import pin
-from service.policy import pin
 from service.ports import FinishReason, Verdict
 from service.router import ImageOutcome, Outcome
-from tests.bundles import settings
 from tests.bundles import settings, write_bundle
 from tests.metrics import parse, value
 from tests.plans import FREE, JUDGED

@@ -137,6 +137,24 @@ def _serve(old: str, new: str) -> Any:
         (_serve("{num_cpus: 1.5}", "{num_cpus: 4}"), "may want 8 of"),
         (_serve("{num_cpus: 1.5}", "{num_cpus: 1}"), "2 backbones of mnist-sevens fill a worker"),
         (_serve("{num_cpus: 0.1}  # above 0", "{num_cpus: 0}  #"), "may start on the head"),
+        (
+            _serve("keep_alive_timeout_s: 680", "keep_alive_timeout_s: 660"),
+            "must be above 660, for",
+        ),
+        (
+            _serve("graceful_shutdown_timeout_s: 620\n", "graceful_shutdown_timeout_s: 600\n"),
+            "ingress.graceful_shutdown_timeout_s must be above limits.max_deadline_s",
+        ),
+        (
+            _serve("graceful_shutdown_timeout_s: 620\n", "graceful_shutdown_timeout_s: 721\n"),
+            "preStop must drain with --deadline-remaining-seconds of 901 or more",
+        ),
+        (_put(f"{WORKER}.template.spec.containers.0.lifecycle", {}), "preStop must drain with"),
+        (_put(f"{WORKER}.template.spec.terminationGracePeriodSeconds", 919), "must be 920 or more"),
+        (
+            _put(f"{WORKER}.template.spec.topologySpreadConstraints.1.nodeTaintsPolicy", "Ignore"),
+            "zone: nodeTaintsPolicy must be Honor",
+        ),
         (_put("spec.rayClusterConfig.rayVersion", "2.9.0"), "is not the tested one"),
         (_put("spec.upgradeStrategy.type", "None"), "must be NewCluster"),
         (_put("spec.rayClusterConfig.authOptions.mode", "disabled"), "must be token"),

@@ -3,6 +3,8 @@
 PYTHON ?= python3
 PORT ?=
 CONFIG ?= deploy/local.yaml
+# Where the links in alerts and dashboards begin; a URL, such as https://…/docs/runbooks.
+RUNBOOKS ?= docs/runbooks
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -38,7 +40,7 @@ check: $(DEV) ## lint, format, types, direction of imports, configuration, manif
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/winnow config check $(CONFIG)
-	$(BIN)/python -m deploy.observability --check
+	$(BIN)/python -m deploy.observability --check --runbooks '$(RUNBOOKS)'
 	$(BIN)/python -m deploy.k8s.check
 
 bench: $(DEV) ## every promised figure beside its goal, and two peers: ten minutes
@@ -48,7 +50,8 @@ fix: $(DEV) ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-k8s: $(DEV) ## make the PrometheusRule and the dashboards' ConfigMaps from deploy/observability
+k8s: $(DEV) ## make rules and dashboards for Kubernetes (RUNBOOKS=https://… for the links in them)
+	$(BIN)/python -m deploy.observability --runbooks '$(RUNBOOKS)'
 	$(BIN)/python -m deploy.k8s.generate
 
 zoo: $(DEV) ## remake the shipped bundle's parts (hours), up to sheets to look at: MNIST=folder

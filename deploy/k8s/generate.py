@@ -1,7 +1,7 @@
 """Writes what Kubernetes needs of deploy/observability.
 
 The rules become a PrometheusRule, the dashboards ConfigMaps for Grafana's sidecar. `make k8s` runs
-it; `python -m deploy.k8s.check` says if it is due.
+it, after `deploy.observability` has written both; `python -m deploy.k8s.check` says if it is due.
 """
 
 from __future__ import annotations

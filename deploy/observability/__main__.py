@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 
-from deploy.observability.files import HERE, files
+from deploy.observability.files import HERE, RUNBOOKS, files
 
 
 def main() -> int:
     """Write the files, or with `--check` say which ones differ and return 1."""
     parser = argparse.ArgumentParser(prog="python -m deploy.observability", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; fail on a difference")
-    parser.add_argument("--docs", default="docs", help="where links to runbooks begin: a URL")
+    parser.add_argument(
+        "--runbooks", default=RUNBOOKS, help="where links to runbooks begin: a URL of that folder"
+    )
     asked = parser.parse_args()
-    wanted = files(asked.docs)
+    wanted = files(asked.runbooks.rstrip("/"))
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     if not asked.check:
         for path in stale:

@@ -13,6 +13,7 @@ from deploy.observability.promql import (
     DRIFT,
     FAST,
     FAST_S,
+    SETTLED,
     SIGMAS,
     VALID,
     Least,
@@ -36,6 +37,11 @@ class Alert:
     hold: str = "0s"
 
 
+def known(series: str) -> str:
+    """That last week has a day's worth of it, in whatever hours."""
+    return f"count_over_time({series}[1w:1h] offset 1h) >= 24"
+
+
 def censoring(least: Least) -> list[Alert]:
     """Whether what must not leave stays."""
     silent = (
@@ -47,6 +53,9 @@ def censoring(least: Least) -> list[Alert]:
     errors = increase("winnow_guard_errors_total", "policy", "5m")
     of_all = rate("winnow_requests_total", "policy", "5m", VALID)
     bound = "max by (policy) (winnow_certificate_bound)"
+    now, mean = "policy:winnow_censor:ratio_rate1h", "policy:winnow_censor:mean1w"
+    noise = f"{SIGMAS} * policy:winnow_censor:stddev1w"
+    draws = increase("winnow_draws_total", "policy", "1h", SETTLED)
     return [
         Alert(
             "WinnowUncheckedImage",
@@ -88,12 +97,14 @@ def censoring(least: Least) -> list[Alert]:
         Alert(
             "WinnowCensorRate",
             "ticket",
-            "abs(policy:winnow_censor:ratio_rate1h - policy:winnow_censor:mean1w)\n"
-            f"  > clamp_min({SIGMAS} * policy:winnow_censor:stddev1w, 0.02)\n"
-            "and policy:winnow_censor:ratio_rate1h offset 1d",
+            f"({now} - {mean} > clamp_min({noise}, 0.02)\n"
+            f"or {mean} - {now} > {noise} > clamp_max(0.5 * {mean}, 0.02)\n"
+            # A small mean lies within its own noise: almost none, where twenty were due.
+            f"or {mean} - {now} > 0.9 * {mean} and {mean} * {draws} >= 20)\n"
+            f"and {known(now)}",
             "Policy {{ $labels.policy }} censors more or less than its history expects",
             "Over the last hour its censor rate was {{ $value | humanizePercentage }} away from "
-            f"last week's mean, more than {SIGMAS} standard deviations.",
+            "last week's mean, which is more than its hours differ, or almost all of it.",
             hold="30m",
         ),
         Alert(
@@ -161,6 +172,7 @@ def burn(metric: str, budget: float, windows: list[tuple[float, str, str]], leas
 
 def capacity() -> list[Alert]:
     """Whether there are replicas enough, and whether we can see them."""
+    took = "policy:winnow_draws_per_image:mean1h"
     offered = rate("winnow_nfe_offered_total", "model", "5m")
     waiting, running = (
         f"sum by (model) (avg_over_time({gauge}[15m]))"
@@ -170,9 +182,7 @@ def capacity() -> list[Alert]:
         Alert(
             "WinnowDrawsPerImage",
             "ticket",
-            "policy:winnow_draws_per_image:mean1h\n"
-            "  > 1.5 * policy:winnow_draws_per_image:mean1w\n"
-            "and policy:winnow_draws_per_image:mean1h offset 1d",
+            f"{took}\n  > 1.5 * policy:winnow_draws_per_image:mean1w\nand {known(took)}",
             "Policy {{ $labels.policy }} needs more draws for an image than it used to",
             "An image takes {{ $value | humanize }} draws, over half as many again as last week.",
             hold="30m",
@@ -206,7 +216,7 @@ def capacity() -> list[Alert]:
         Alert(
             "WinnowNotSeen",
             "page",
-            "absent(winnow_reward_info)",
+            "absent(winnow_labels_total)",  # shown from the start, whatever is in force
             "No ingress of Winnow shows any metrics",
             "Either nothing serves, or nothing is watched: no other alert can fire now.",
             hold="5m",

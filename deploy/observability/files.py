@@ -23,10 +23,12 @@ DASHBOARDS: dict[str, Dashboard] = {
     "trust-and-safety": TRUST_AND_SAFETY,
     "capacity": CAPACITY,
 }
+RUNBOOKS = "docs/runbooks"
+"""Where links to runbooks begin, unless somebody names a URL."""
 HEAD = "# Written by `python -m deploy.observability`: change that, not this.\n"
 
 
-def groups(docs: str = "docs", least: Least | None = None) -> list[dict[str, Any]]:
+def groups(runbooks: str = RUNBOOKS, least: Least | None = None) -> list[dict[str, Any]]:
     """The groups of rules, as rules.yml has them."""
     least = least or Least()
     recorded = {
@@ -43,16 +45,16 @@ def groups(docs: str = "docs", least: Least | None = None) -> list[dict[str, Any
         {"name": name, "interval": every, "rules": [_record(one) for one in records]}
         for name, (records, every) in recorded.items()
     ] + [
-        {"name": name, "rules": [_alert(one, docs) for one in some]}
+        {"name": name, "rules": [_alert(one, runbooks) for one in some]}
         for name, some in alarming.items()
     ]
 
 
-def files(docs: str) -> dict[Path, str]:
+def files(runbooks: str) -> dict[Path, str]:
     """Everything that is written, by path."""
-    written = {HERE / "rules.yml": HEAD + dump({"groups": groups(docs)})}
+    written = {HERE / "rules.yml": HEAD + dump({"groups": groups(runbooks)})}
     for name, dashboard in DASHBOARDS.items():
-        text = json.dumps(render(dashboard, docs), indent=1, ensure_ascii=False)
+        text = json.dumps(render(dashboard, runbooks), indent=1, ensure_ascii=False)
         written[HERE / "dashboards" / f"{name}.json"] = text + "\n"
     return written
 
@@ -79,7 +81,7 @@ def _record(rule: rules.Record) -> dict[str, Any]:
     return {"record": known.pop("name")} | {key: value for key, value in known.items() if value}
 
 
-def _alert(alert: alerts.Alert, docs: str) -> dict[str, Any]:
+def _alert(alert: alerts.Alert, runbooks: str) -> dict[str, Any]:
     held = {} if alert.hold == "0s" else {"for": alert.hold}
     return {
         "alert": alert.name,
@@ -89,6 +91,6 @@ def _alert(alert: alerts.Alert, docs: str) -> dict[str, Any]:
         "annotations": {
             "summary": alert.summary,
             "description": alert.description,
-            "runbook_url": f"{docs}/runbooks/{alert.name}.md",
+            "runbook_url": f"{runbooks}/{alert.name}.md",
         },
     }

@@ -19,8 +19,8 @@ PROMOTIONS = (
 """Versions that were not in force a minute ago: shown as annotations."""
 
 
-def render(dashboard: Dashboard, docs: str) -> Json:
-    """A dashboard's JSON; links to runbooks begin with `docs`."""
+def render(dashboard: Dashboard, runbooks: str) -> Json:
+    """A dashboard's JSON; links to runbooks begin with `runbooks`."""
     return {
         "uid": dashboard.uid,
         "title": dashboard.title,
@@ -34,10 +34,12 @@ def render(dashboard: Dashboard, docs: str) -> Json:
         "time": {"from": "now-6h", "to": "now"},
         "timezone": "browser",
         "annotations": {"list": [_promotions()]},
-        "templating": {"list": [_source(), _choice("policy"), _choice("model"), _constant(docs)]},
+        "templating": {
+            "list": [_source(), _choice("policy"), _choice("model"), _constant(runbooks)]
+        },
         "links": [
             _link("Winnow", "") | {"type": "dashboards", "tags": ["winnow"], "includeVars": True},
-            _link("Runbooks", "${docs}/runbooks/README.md"),
+            _link("Runbooks", "${runbooks}/README.md"),
         ],
         "panels": list(_laid_out(dashboard.rows)),
     }
@@ -95,7 +97,7 @@ def _panel(panel: Panel, number: int) -> Json:
     }
     if panel.alert:
         made["description"] += f" Runbook: {panel.alert}."
-        made["links"] = [_link(f"Runbook: {panel.alert}", f"${{docs}}/runbooks/{panel.alert}.md")]
+        made["links"] = [_link(f"Runbook: {panel.alert}", f"${{runbooks}}/{panel.alert}.md")]
     if panel.kind == "table":
         made["transformations"] = [
             {"id": "organize", "options": {"excludeByName": {"Time": True, "Value": True}}}
@@ -219,10 +221,16 @@ def _choice(name: str) -> Json:
     }
 
 
-def _constant(docs: str) -> Json:
-    """Where the documents are; hidden."""
-    current = {"text": docs, "value": docs}
-    return {"type": "constant", "name": "docs", "hide": 2, "query": docs, "current": current}
+def _constant(runbooks: str) -> Json:
+    """Where the runbooks are; hidden."""
+    current = {"text": runbooks, "value": runbooks}
+    return {
+        "type": "constant",
+        "name": "runbooks",
+        "hide": 2,
+        "query": runbooks,
+        "current": current,
+    }
 
 
 def _promotions() -> Json:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import yaml
 
 from deploy.k8s import check, crds, fitting, generate
 from models.bundle import ZOO
+from service.cli.exporter import exporter
 
 ROOT = Path(__file__).parents[2]
 CPU = check.HERE / "overlays/cpu"
@@ -224,6 +227,18 @@ def test_git_ignores_secrets_and_holds_their_examples() -> None:
             ["git", "check-ignore", "--quiet", str(folder / name)], cwd=ROOT, check=False
         )
         assert ignored.returncode == 0, f"git does not ignore {name}"
+
+
+def test_one_port_of_the_exporter_everywhere() -> None:
+    port = inspect.signature(exporter).parameters["port"].default
+    text = (check.HERE / "base/rayservice.yaml").read_text()
+    assert re.findall(r'--port, "(\d+)"', text) == [str(port)]
+    assert re.findall(r"winnow-metrics, containerPort: (\d+)", text) == [str(port)]
+    policies = yaml.safe_load_all((check.HERE / "base/networkpolicies.yaml").read_text())
+    [metrics] = [one for one in policies if one["metadata"]["name"] == "metrics"]
+    assert metrics["spec"]["ingress"][0]["ports"] == [{"protocol": "TCP", "port": port}]
+    for page in (ROOT / "docs/runbooks").glob("*.md"):
+        assert set(re.findall(r"127\.0\.0\.1:(\d+)", page.read_text())) <= {str(port)}, page.name
 
 
 RULES = {

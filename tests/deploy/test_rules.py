@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,10 +12,18 @@ from typing import Any
 import pytest
 import yaml
 
+from deploy.observability import __main__ as observability
+from deploy.observability import files as made
 from deploy.observability.files import HERE, files, groups
+from deploy.observability.files import RUNBOOKS as LINKS
 
 RUNBOOKS = HERE.parents[1] / "docs/runbooks"
 TESTS = ("rules_test.yml", "rules_history_test.yml")
+SAFE = re.compile(
+    r"winnow policies (disable|history|list)|winnow decisions (list|show)"
+    r"|GET /|kubectl get |ray status"
+)
+"""What a first step may say: what stops a policy, and what only looks."""
 ALERTS = [rule["alert"] for group in groups() for rule in group["rules"] if "alert" in rule]
 
 needs_promtool = pytest.mark.skipif(
@@ -30,7 +40,7 @@ def promtool(*arguments: str, folder: Path = HERE) -> subprocess.CompletedProces
 
 
 def test_what_is_committed_is_what_the_data_says() -> None:
-    for path, text in files("docs").items():
+    for path, text in files(LINKS).items():
         assert path.read_text() == text, f"{path.name}: run python -m deploy.observability"
 
 
@@ -87,10 +97,80 @@ def test_every_alert_has_its_page_and_every_page_its_alert() -> None:
 
 @pytest.mark.parametrize("alert", ALERTS)
 def test_a_runbook_says_first_what_is_safe(alert: str) -> None:
-    sections = [
-        line for line in (RUNBOOKS / f"{alert}.md").read_text().splitlines() if line[:3] == "## "
+    page = (RUNBOOKS / f"{alert}.md").read_text()
+    assert re.findall("^## .+$", page, re.MULTILINE) == [
+        "## First",
+        "## Look",
+        "## Causes",
+        "## End",
     ]
-    assert sections == ["## First", "## Look", "## Causes", "## End"]
+    assert _unsafe(page) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "unsafe"),
+    [
+        ("See `GET /health/ready`, then `winnow policies\ndisable POLICY`; `max_replicas`.", []),
+        ("Take it out: `kubectl drain NODE`.", ["kubectl drain NODE"]),
+        ("Go back:\n\n    winnow policies rollback POLICY", ["winnow policies rollback POLICY"]),
+        ("`winnow policies disable A && reboot`", ["winnow policies disable A && reboot"]),
+        ("```\nray stop\n```", ["ray stop"]),
+    ],
+)
+def test_a_first_step_that_is_not_known_to_be_safe_is_noticed(
+    first: str, unsafe: list[str]
+) -> None:
+    assert _unsafe(f"## First\n\n{first}\n\n## Look\n\n`kubectl delete pod`\n") == unsafe
+
+
+@pytest.mark.parametrize("where", ["https://example.org/r", "https://example.org/r/"])
+def test_links_to_runbooks_begin_where_they_are_told(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dashboards").mkdir()
+    monkeypatch.setattr(made, "HERE", tmp_path)
+    monkeypatch.setattr("sys.argv", ["observability", "--runbooks", where])
+    assert observability.main() == 0
+    data = yaml.safe_load((tmp_path / "rules.yml").read_text())
+    links = {
+        rule["alert"]: rule["annotations"]["runbook_url"]
+        for group in data["groups"]
+        for rule in group["rules"]
+        if "alert" in rule
+    }
+    assert links == {alert: f"https://example.org/r/{alert}.md" for alert in ALERTS}
+    for path in (tmp_path / "dashboards").iterdir():
+        [link] = [
+            one
+            for one in json.loads(path.read_text())["templating"]["list"]
+            if one["name"] == "runbooks"
+        ]
+        assert link["query"] == "https://example.org/r"
+
+
+def test_make_tells_where_runbooks_are() -> None:
+    for target in ("k8s", "check"):
+        told = subprocess.run(
+            ["make", "-n", target, "RUNBOOKS=https://example.org/r"],
+            cwd=HERE.parents[1],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "--runbooks 'https://example.org/r'" in told.stdout
+
+
+def _unsafe(page: str) -> list[str]:
+    """The commands of a page's first step that are not on the list; a lone word is no command."""
+    [first] = re.findall(r"^## First\n(.*?)^## ", page, re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^```.*\n([^`]*)^```", first, re.MULTILINE)
+    inline = re.findall(r"(?<!`)`([^`]+)`(?!`)", first)
+    indented = re.findall(r"^ {4}(.+)$", first, re.MULTILINE)
+    lines = [line for block in fenced for line in block.splitlines()]
+    commands = [" ".join(one.split()) for one in (*inline, *indented, *lines)]
+    return [
+        one for one in commands if " " in one and (not SAFE.match(one) or re.search("[;&|>]", one))
+    ]
 
 
 def _tests_of(alert: str) -> list[dict[str, Any]]:

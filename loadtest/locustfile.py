@@ -29,32 +29,39 @@ from loadtest.slots import wait_until_free
 KEY = os.environ.get("WINNOW_KEY")
 HEADERS = {"Authorization": f"Bearer {KEY}"} if KEY else {}
 LONGEST_WAIT_S = 5.0
+AT_ONCE = 100.0
 SLOW, QUIT = Ask("no-crossbar", n=4), Ask("no-crossbar", n=16)
 _numbers = count()
 
 
 @events.init_command_line_parser.add_listener
 def _arguments(parser: Any) -> None:
-    parser.add_argument("--scenario", env_var="SCENARIO", choices=list(SCENARIOS), default="steady")
-    parser.add_argument("--seconds", env_var="SECONDS", type=float, default=60.0)
+    parser.add_argument("--scenario", choices=list(SCENARIOS), default="steady")
+    parser.add_argument("--seconds", type=float, default=60.0)
 
 
 def _scenario(environment: Environment) -> Scenario:
     return SCENARIOS[environment.parsed_options.scenario]
 
 
-class _Client(FastHttpUser):  # type: ignore[misc]
+class _Scattered(User):  # type: ignore[misc]
+    """Somebody who, started together with others, does not ask together with them."""
+
+    abstract = True
+
+    def on_start(self) -> None:
+        """Wait up to the time between two requests."""
+        time.sleep(random.random() * _scenario(self.environment).every_s)
+
+
+class _Client(_Scattered, FastHttpUser):  # type: ignore[misc]
     """Somebody over HTTP, whose request is counted in the row that its outcome says."""
 
     abstract = True
     network_timeout = connection_timeout = 60.0
 
-    def on_start(self) -> None:
-        """Callers who start together do not ask together."""
-        time.sleep(random.random() * _scenario(self.environment).every_s)
-
-    def send(self, name: str, found: Callable[[Any], Found], **request: Any) -> Any:
-        """Send a request and count it under `name` and the outcome; returns the response."""
+    def send(self, name: str, found: Callable[[Any], Found], **request: Any) -> tuple[Outcome, Any]:
+        """Send a request, count it under `name` and its outcome; returns that and the answer."""
         with self.client.request(name=name, catch_response=True, **request) as answer:
             outcome, why = found(answer)
             answer.request_meta["request_type"] = outcome.value
@@ -68,20 +75,24 @@ class _Client(FastHttpUser):  # type: ignore[misc]
 class Caller(_Client):
     """Asks for images as the scenario says, and waits after a 429 for as long as it was told."""
 
-    wait_time = lambda self: constant_pacing(_scenario(self.environment).every_s)(self)  # noqa: E731
+    def wait_time(self) -> float:
+        """Until the scenario's next request is due."""
+        seconds: float = constant_pacing(_scenario(self.environment).every_s)(self)
+        return seconds
 
     @task
     def ask(self) -> None:
         """One of the scenario's requests, by weight."""
         asks = _scenario(self.environment).asks
         (ask,) = random.choices(asks, [one.weight for one in asks])
+
+        def found(it: Any) -> Found:
+            said = it.status_code, it.headers or {}, it.content or b""
+            return of_ask(*said, ask.policy, ask.n, Outcome.IMAGE)
+
         outcome, answer = self.send(
-            ask.policy,
-            lambda it: of_ask(
-                it.status_code, it.headers or {}, it.content or b"", ask.policy, ask.n, Outcome.IMAGE
-            ),
-            method="POST", url=PATH, json=ask.body, headers=HEADERS,
-        )  # fmt: skip
+            ask.policy, found, method="POST", url=PATH, json=ask.body, headers=HEADERS
+        )
         if outcome is Outcome.OVERLOADED:
             time.sleep(min(float(answer.headers["Retry-After"]), LONGEST_WAIT_S))
 
@@ -102,7 +113,7 @@ class Attacker(_Client):
         )  # fmt: skip
 
 
-class _Raw(User):  # type: ignore[misc]
+class _Raw(_Scattered):
     """Somebody on a bare socket."""
 
     abstract = True
@@ -153,12 +164,12 @@ class Stages(LoadTestShape):  # type: ignore[misc]
     """The scenario's stages over the seconds that were asked for, by its classes of users."""
 
     def tick(self) -> tuple[int, float, list[type[User]]] | None:
-        """Users now, of which classes; all that are missing start at once."""
+        """Users now, of which classes; who is missing starts at once, who is too many leaves."""
         environment = self.runner.environment
         scenario = _scenario(environment)
         users = scenario.users_at(self.get_run_time() / environment.parsed_options.seconds)
         classes = [one for one in environment.user_classes if one.__name__ in scenario.users]
-        return (users, max(users, 1), classes) if users else None
+        return (users, AT_ONCE, classes) if users else None
 
 
 @events.init.add_listener

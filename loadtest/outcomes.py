@@ -1,4 +1,4 @@
-"""What an answer was: an image, a policy's no, a refusal, a failure, or a breach of the contract."""
+"""What an answer was: an image, a policy's no, a refusal, a failure, a broken promise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from loadtest.hostile import Case
 
 
 class Outcome(StrEnum):
-    """The kind of row that a request is counted in. The last two are failures."""
+    """The kind of row that a request is counted in. The last three are failures."""
 
     IMAGE = "image"
     BLOCKED = "blocked"
@@ -20,11 +20,12 @@ class Outcome(StrEnum):
     READ_SLOWLY = "read slowly"
     HUNG_UP = "hung up"
     SLOTS_FREE = "slots free"
+    LATE = "late"
     FAILED = "failed"
     WRONG = "wrong"
 
 
-FAILURES = (Outcome.FAILED, Outcome.WRONG)
+FAILURES = (Outcome.LATE, Outcome.FAILED, Outcome.WRONG)
 Found = tuple[Outcome, str | None]
 """An outcome, and for a failure the reason."""
 
@@ -47,6 +48,8 @@ def of_ask(
         if not wait.isdecimal() or int(wait) < 1:
             return Outcome.WRONG, f"429 with Retry-After {wait!r}"
         return Outcome.OVERLOADED, None
+    if (status, code) == (504, "deadline_exceeded"):
+        return Outcome.LATE, "504 deadline_exceeded"
     return Outcome.FAILED, f"{status} {code}" if status else "no answer"
 
 

@@ -18,6 +18,7 @@ COLOURS = {
     Outcome.REFUSED: "tab:olive",
     Outcome.READ_SLOWLY: "tab:cyan",
     Outcome.HUNG_UP: "tab:grey",
+    Outcome.LATE: "tab:pink",
     Outcome.FAILED: "tab:red",
     Outcome.WRONG: "black",
 }

@@ -131,14 +131,26 @@ def quantile(seconds: Counter[float], q: float) -> float:
 
 
 def report(folder: Path, scenario: str) -> bool:
-    """Print the table of a run, leave it beside the run, and say whether all was met."""
+    """Print a run's table, leave it beside the run as slo.md, and say whether all was met."""
     lines = evaluate(json.loads((folder / STATS).read_text()), targets(scenario))
-    table = [[one.what, one.figure, one.measured, one.target, _word(one)] for one in lines]
     columns = ["who", "figure", "measured", "target", "met"]
-    show(f"Load test: {scenario}", columns, table)
+    table = [[one.what, one.figure, one.measured, one.target, _word(one)] for one in lines]
+    show(f"Load test: {scenario}", columns, _grouped(table))
     markdown = [columns, ["---"] * len(columns), *table]
     (folder / "slo.md").write_text("".join(f"| {' | '.join(row)} |\n" for row in markdown))
-    return all(one.met for one in lines)
+    missed = [f"{one.what}: {one.figure} {one.measured}, not {one.target}"
+              for one in lines if not one.met]  # fmt: skip
+    print("The SLO is met." if not missed else "The SLO is missed.\n" + "\n".join(missed))  # noqa: T201
+    return not missed
+
+
+def _grouped(table: list[list[str]]) -> list[list[str]]:
+    """The rows with each name once, where its lines begin."""
+    before = ["", *(row[0] for row in table)]
+    return [
+        ["" if row[0] == last else row[0], *row[1:]]
+        for last, row in zip(before, table, strict=False)
+    ]
 
 
 def _word(line: Line) -> str:

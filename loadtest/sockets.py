@@ -18,7 +18,7 @@ Answer = tuple[int, dict[str, str], bytes]
 
 
 def read_slowly(
-    host: str, body: Mapping[str, Any], headers: Mapping[str, str], pause_s: float = 0.001
+    host: str, body: Mapping[str, Any], headers: Mapping[str, str], pause_s: float = 0.003
 ) -> Answer:
     """Send a request a few bytes at a time and read its answer a byte at a time."""
     with _connected(host) as connection:

@@ -17,7 +17,7 @@ from itertools import count
 from typing import Any
 
 import gevent
-from locust import FastHttpUser, LoadTestShape, User, constant_pacing, events, task
+from locust import FastHttpUser, LoadTestShape, User, events, task
 from locust.env import Environment
 
 from loadtest import sockets
@@ -44,17 +44,30 @@ def _scenario(environment: Environment) -> Scenario:
     return SCENARIOS[environment.parsed_options.scenario]
 
 
-class _Scattered(User):  # type: ignore[misc]
-    """Somebody who, started together with others, does not ask together with them."""
+class _Paced(User):  # type: ignore[misc]
+    """Somebody who acts once in `every_s` seconds, and not at the same moment as all others.
+
+    Locust's `constant_pacing` would bring them together again: it makes up for a late start.
+    """
 
     abstract = True
+    every_s: float | None = None
 
     def on_start(self) -> None:
-        """Wait up to the time between two requests."""
-        time.sleep(random.random() * _scenario(self.environment).every_s)
+        """Begin at a moment of one's own."""
+        if self.every_s is None:
+            self.every_s = _scenario(self.environment).every_s
+        self._due = time.monotonic() + random.uniform(0, self.every_s)
+        time.sleep(self._due - time.monotonic())
+
+    def wait_time(self) -> float:
+        """Seconds until the next act is due, none if that has passed."""
+        now = time.monotonic()
+        self._due = max(now, self._due + self.every_s)
+        return self._due - now
 
 
-class _Client(_Scattered, FastHttpUser):  # type: ignore[misc]
+class _Client(_Paced, FastHttpUser):  # type: ignore[misc]
     """Somebody over HTTP, whose request is counted in the row that its outcome says."""
 
     abstract = True
@@ -74,11 +87,6 @@ class _Client(_Scattered, FastHttpUser):  # type: ignore[misc]
 
 class Caller(_Client):
     """Asks for images as the scenario says, and waits after a 429 for as long as it was told."""
-
-    def wait_time(self) -> float:
-        """Until the scenario's next request is due."""
-        seconds: float = constant_pacing(_scenario(self.environment).every_s)(self)
-        return seconds
 
     @task
     def ask(self) -> None:
@@ -100,7 +108,7 @@ class Caller(_Client):
 class Attacker(_Client):
     """Sends what must be refused, one case after another."""
 
-    wait_time = constant_pacing(0.5)
+    every_s = 0.5
 
     @task
     def attack(self) -> None:
@@ -113,7 +121,7 @@ class Attacker(_Client):
         )  # fmt: skip
 
 
-class _Raw(_Scattered):
+class _Raw(_Paced):
     """Somebody on a bare socket."""
 
     abstract = True
@@ -131,7 +139,7 @@ class _Raw(_Scattered):
 class SlowReader(_Raw):
     """Sends a few bytes at a time, reads one, and must get the whole answer all the same."""
 
-    wait_time = constant_pacing(2.0)
+    every_s = 2.0
 
     @task
     def read(self) -> None:
@@ -147,7 +155,7 @@ class SlowReader(_Raw):
 class Quitter(_Raw):
     """Hangs up while its images are drawn, waited for, or judged."""
 
-    wait_time = constant_pacing(1.0)
+    every_s = 1.0
 
     @task
     def quit(self) -> None:

@@ -53,11 +53,14 @@ def draw(history: Path, path: Path, title: str) -> None:
         latency.plot(*zip(*p50[policy], strict=True), color=colour, label=f"{policy}, p50")
         latency.plot(*zip(*p95[policy], strict=True), color=colour, linestyle=":", label="p95")
     latency.set(ylabel="seconds to an image\n(last ten seconds)", ylim=(0, None))
+    # A minute at most shows each second; the longer the run, the wider the steps.
     times = sorted(users)
+    wide = max(1, len(times) // 60)
+    edges = times[::wide]
     seen = [outcome for outcome in COLOURS if outcome in totals]
     outcomes.stackplot(
-        [at for _, at in pairwise(times)],
-        [_rates(totals[outcome], times) for outcome in seen],
+        [at for _, at in pairwise(edges)],
+        [_rates(totals[outcome], edges) for outcome in seen],
         labels=[outcome.value for outcome in seen],
         colors=[COLOURS[outcome] for outcome in seen],
         step="pre",
@@ -76,7 +79,7 @@ def _rates(total: dict[float, int], times: list[float]) -> list[float]:
     """Requests a second between one time and the next, from running totals."""
     running, last = [], 0
     for at in times:
-        last = max(last, total.get(at, 0))
+        last = max([last, *(number for then, number in total.items() if then <= at)])
         running.append(last)
     return [
         (after - before) / max(end - start, 1e-9)

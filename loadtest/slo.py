@@ -74,7 +74,9 @@ def evaluate(rows: Iterable[Row], goals: Mapping[str, Target]) -> list[Line]:
 
 
 def _lines(policy: str, rows: list[Row], target: Target) -> list[Line]:
-    counts = Counter({row["method"]: row["num_requests"] for row in rows})
+    counts = Counter[str]()
+    for row in rows:
+        counts[row["method"]] += row["num_requests"]
     total = counts.total()
     images = _seconds(rows, (Outcome.IMAGE,))
     answered = _seconds(rows, (Outcome.IMAGE, Outcome.BLOCKED))

@@ -115,7 +115,7 @@ class Attacker(_Client):
         """The next hostile request."""
         case = CASES[next(_numbers) % len(CASES)]
         self.send(
-            case.name,
+            "hostile request",
             lambda it: of_hostile(case, it.status_code, it.content or b""),
             method=case.method, url=case.path, data=case.body, headers=HEADERS | dict(case.headers),
         )  # fmt: skip

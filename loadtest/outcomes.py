@@ -58,11 +58,11 @@ def of_hostile(case: Case, status: int, body: bytes) -> Found:
     answer = _parsed(body)
     code = (answer.get("error") or {}).get("code")
     if status == 0:
-        return Outcome.FAILED, "no answer"
+        return Outcome.FAILED, f"{case.name}: no answer"
     if _has_pixels(answer):
-        return Outcome.WRONG, f"{status} with pixels"
+        return Outcome.WRONG, f"{case.name}: {status} with pixels"
     if (status, code) != (case.status, case.code):
-        return Outcome.WRONG, f"{status} {code}, not {case.status} {case.code}"
+        return Outcome.WRONG, f"{case.name}: {status} {code}, not {case.status} {case.code}"
     return Outcome.REFUSED, None
 
 

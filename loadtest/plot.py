@@ -51,15 +51,17 @@ def draw(history: Path, path: Path, title: str) -> None:
     for index, policy in enumerate(p50):
         colour = f"C{index}"
         latency.plot(*zip(*p50[policy], strict=True), color=colour, label=f"{policy}, p50")
-        latency.plot(*zip(*p95[policy], strict=True), color=colour, linestyle=":", label="p95")
-    latency.set(ylabel="seconds to an image\n(last ten seconds)", ylim=(0, None))
+        latency.plot(
+            *zip(*p95[policy], strict=True), color=colour, linestyle=":", label=f"{policy}, p95"
+        )
+    latency.set(ylabel="seconds to an image\n(last ten seconds)")
     # A minute at most shows each second; the longer the run, the wider the steps.
     times = sorted(users)
     wide = max(1, len(times) // 60)
     edges = times[::wide]
     seen = [outcome for outcome in COLOURS if outcome in totals]
     outcomes.stackplot(
-        [at for _, at in pairwise(edges)],
+        edges,
         [_rates(totals[outcome], edges) for outcome in seen],
         labels=[outcome.value for outcome in seen],
         colors=[COLOURS[outcome] for outcome in seen],
@@ -68,20 +70,22 @@ def draw(history: Path, path: Path, title: str) -> None:
     outcomes.set(xlabel="seconds", ylabel="requests ended a second", ylim=(0, None))
     crowd = outcomes.twinx()
     crowd.plot(times, [users[at] for at in times], color="black", linewidth=0.8, label="users")
-    crowd.set(ylabel="users (line)", ylim=(0, None))
+    crowd.set(ylabel="users (line)", ylim=(0, 1.35 * max(users.values())))
     for axes in (latency, outcomes):
-        axes.legend(frameon=False, fontsize=7, loc="upper left", ncols=2)
+        axes.set_ylim(0, 1.25 * axes.get_ylim()[1])  # room for the legend
+        axes.legend(frameon=False, fontsize=7, loc="upper left", ncols=4)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
 def _rates(total: dict[float, int], times: list[float]) -> list[float]:
-    """Requests a second between one time and the next, from running totals."""
+    """Requests a second up to each time, from running totals; the first is as the second."""
     running, last = [], 0
     for at in times:
         last = max([last, *(number for then, number in total.items() if then <= at)])
         running.append(last)
-    return [
+    rates = [
         (after - before) / max(end - start, 1e-9)
         for (before, after), (start, end) in zip(pairwise(running), pairwise(times), strict=True)
     ]
+    return [*rates[:1], *rates]

@@ -65,8 +65,8 @@ SCENARIOS: dict[str, Scenario] = {
         "from 1 caller to 32 in six steps: where latency leaves the ground",
         {"Caller": 1}, _steps(1, 2, 4, 8, 16, 32)),
     "spike": Scenario(
-        "two callers, then sixty for a fifth of the time, then two; all want an answer in 5 s",
-        {"Caller": 1}, ((0.4, 2), (0.2, 60), (0.4, 2)), (Ask("no-crossbar", deadline_s=5.0),)),
+        "two callers, then 120 for a fifth of the time, then two; all want an answer in 3 s",
+        {"Caller": 1}, ((0.4, 2), (0.2, 120), (0.4, 2)), (Ask("no-crossbar", deadline_s=3.0),)),
     "mixed": Scenario(
         "three policies, one image or four, among them somebody hostile, slow, or impatient",
         {"Caller": 5, "Attacker": 1, "SlowReader": 1, "Quitter": 1}, _steps(8), _POLICIES,

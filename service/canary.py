@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from service.policy import Overrides, Policy, resolve
-from service.ports import DrawKey, DrawResult, Pixels, Scorer, Verdict
+from service.ports import DrawKey, DrawResult, Pixels, Verdict
 from service.verdict import decide
 
 log = logging.getLogger("winnow.canary")
@@ -19,6 +19,9 @@ log = logging.getLogger("winnow.canary")
 EVERY_S = 15.0
 TIMEOUT_S = 10.0
 SEED = 0
+
+Score = Callable[[str, str, Pixels], Awaitable[Sequence[float]]]
+"""Scores pixels with a model's judge, by sha256 name: the score of every replica of it."""
 
 Observe = Callable[[Mapping[tuple[str, str], Verdict | None]], None]
 """Told the verdict by policy and judge; None where there was none."""
@@ -29,14 +32,14 @@ class Canaries:
 
     def __init__(
         self,
-        scorer: Scorer,
+        score: Score,
         policies: Callable[[], Mapping[str, Policy]],
         find: Callable[[str, str], Pixels],
         observe: Observe,
         every_s: float = EVERY_S,
     ) -> None:
         """`policies` gives those in force, `find` the pixels of a model's canary by sha256 name."""
-        self._scorer = scorer
+        self._score = score
         self._policies = policies
         self._find = find
         self._observe = observe
@@ -50,29 +53,35 @@ class Canaries:
             await asyncio.sleep(self._every_s)
 
     async def look(self) -> None:
-        """Judge every canary once. A policy whose reward brought none has no canary."""
-        verdicts: dict[tuple[str, str], Verdict | None] = {}
-        for name, policy in self._policies().items():
-            if policy.judge is None or policy.canary is None:
-                continue
-            verdict = None
-            try:
-                verdict = await self._judge(policy, policy.canary)
-            except Exception as error:  # no verdict is what there is to report
-                log.warning("the canary of policy %r has no verdict: %s", name, error)
-            if verdict is Verdict.ACCEPTED:
-                log.error("policy %r accepts its known malign canary: it fails open", name)
-            verdicts[name, policy.judge] = verdict
-        self._observe(verdicts)
+        """Judge every canary once, by every judge. A policy whose reward brought none has none."""
+        found = [policy for policy in self._policies().values() if policy.judge and policy.canary]
+        verdicts = await asyncio.gather(*(self._look(policy) for policy in found))
+        self._observe(
+            {
+                (policy.name, str(policy.judge)): verdict
+                for policy, verdict in zip(found, verdicts, strict=True)
+            }
+        )
 
-    async def _judge(self, policy: Policy, canary: str) -> Verdict:
-        """The verdict that a draw of these pixels would get from a request."""
-        model = policy.settings.model
-        if canary not in self._pixels:
-            self._pixels[canary] = await asyncio.to_thread(self._find, model, canary)
-        pixels = self._pixels[canary]
-        plan = resolve(policy, Overrides(), SEED, admin=False)
-        assert plan.judge is not None, "`look` passes over the others"
-        scores = await self._scorer.score(model, plan.judge, [pixels], TIMEOUT_S)
+    async def _look(self, policy: Policy) -> Verdict | None:
+        verdict = None
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                verdict = await self._judge(policy)
+        except Exception as error:  # no verdict is what there is to report
+            log.warning("the canary of policy %r has no verdict: %r", policy.name, error)
+        if verdict is Verdict.ACCEPTED:
+            log.error("policy %r accepts its known malign canary: it fails open", policy.name)
+        return verdict
+
+    async def _judge(self, policy: Policy) -> Verdict:
+        """The verdict that a draw of these pixels would get; the worst of what the judges say."""
+        model, plan = policy.settings.model, resolve(policy, Overrides(), SEED, admin=False)
+        name, judge = str(policy.canary), str(plan.judge)
+        if name not in self._pixels:
+            self._pixels[name] = await asyncio.to_thread(self._find, model, name)
+        pixels = self._pixels[name]
         result = DrawResult(DrawKey(0, SEED, 0), pixels, 0, 0.0, 0.0)
-        return decide(plan, result, scores[0])
+        scores = await self._score(model, judge, pixels)
+        verdicts = [decide(plan, result, score) for score in scores]
+        return Verdict.ACCEPTED if Verdict.ACCEPTED in verdicts else verdicts[0]

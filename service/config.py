@@ -19,6 +19,10 @@ from models.method import Guidance, Method, SamplerName, Spacing
 
 Scope = Literal["generate", "scores", "label", "approve", "admin"]
 NAME = "^[a-z0-9][a-z0-9._-]{0,63}$"
+NAME_IN_WORDS = (
+    "small letters, digits, dots, dashes and underscores alone, beginning with a letter or digit, "
+    "64 at most"
+)
 Name = Annotated[str, Field(pattern=NAME)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -307,6 +311,9 @@ class Settings(_Part):
         for name, policy in self.policies.items():
             if policy.model not in self.models:
                 raise ValueError(f"policies.{name}.model: {policy.model!r} is not among models")
+        for name in self.models:
+            if all(policy.model != name for policy in self.policies.values()):
+                raise ValueError(f"models.{name}: no policy is for it: add one, or leave it out")
         default = self.policies.get(self.default_policy)
         if default is None:
             raise ValueError(f"default_policy: {self.default_policy!r} is not among policies")

@@ -171,7 +171,15 @@ def versions(model: ModelSettings, manifest: Manifest, policy: Policy) -> Versio
 @cache
 def packages() -> dict[str, str]:
     """The versions of what an image depends on. Read from metadata: nothing is imported."""
-    return {name: metadata.version(name) for name in PACKAGES}
+    return {name: _version(name) for name in PACKAGES}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        # The build with CUDA is another package of the same module.
+        return metadata.version(f"{name}-gpu")
 
 
 def sha256(pixels: Pixels) -> str:

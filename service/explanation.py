@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from service.decisions import Draw, Image, Record
@@ -63,7 +64,7 @@ def _why(record: Record, image: Image, best: float | None) -> str:
             return "Delivered: this policy has no judge, so nothing was compared."
         return (
             f"Delivered: draw {image.draws - 1} scored {image.score:.4f}, and the threshold is "
-            f"{plan.threshold:.4f}. A threshold above {image.score:.4f} would have asked for "
+            f"{plan.threshold:.4f}. A threshold above {_up(image.score)} would have asked for "
             "another draw."
         )
     if image.finish_reason is FinishReason.CONTENT_FILTERED:
@@ -75,10 +76,20 @@ def _why(record: Record, image: Image, best: float | None) -> str:
             )
         return (
             f"Blocked: of {tries} none reached the threshold of {plan.threshold:.4f}. The best "
-            f"scored {best:.4f}: it would have passed at a threshold of {best:.4f} or less. More "
-            "draws might too."
+            f"scored {best:.4f}: it would have passed at a threshold of {_down(best)} or less. "
+            "More draws might too."
         )
     return f"No image: it {OTHERWISE[image.finish_reason]}."
+
+
+def _down(score: float) -> str:
+    """Four digits with which a sentence about "or less" is true."""
+    return f"{math.floor(score * 1e4) / 1e4:.4f}"
+
+
+def _up(score: float) -> str:
+    """Four digits with which a sentence about "above" is true."""
+    return f"{math.ceil(score * 1e4) / 1e4:.4f}"
 
 
 def _verdict(record: Record, one: Draw) -> str:

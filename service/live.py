@@ -84,6 +84,11 @@ class Live:
             if not view.pointers[name].disabled
         }
 
+    @property
+    def listed(self) -> Mapping[str, Policy]:
+        """All policies, those that are switched off too: to look at, never to draw by."""
+        return self._view.policies
+
     def get(self, name: str) -> Policy:
         """The policy in force under a name.
 

@@ -161,10 +161,13 @@ def pin(
     return policies
 
 
-def resolve(policy: Policy, overrides: Overrides, seed: int, admin: bool) -> SamplingPlan:
+def resolve(
+    policy: Policy, overrides: Overrides, seed: int, admin: bool, scores: bool = False
+) -> SamplingPlan:
     """The plan of one request. Callers tighten; only the admin scope loosens.
 
-    Raises InvalidValue naming the field and the limit.
+    Raises InvalidValue naming the field and the limit; that of a threshold only if `scores` may
+    be seen.
     """
     spec = policy.settings
     steps = overrides.num_inference_steps
@@ -193,7 +196,7 @@ def resolve(policy: Policy, overrides: Overrides, seed: int, admin: bool) -> Sam
         judge=policy.judge,
         method=spec.method(steps),
         probe_thresholds=here.probe_thresholds,
-        threshold=_threshold(policy, overrides.threshold, here.threshold, admin),
+        threshold=_threshold(policy, overrides.threshold, here.threshold, admin, scores),
         max_draws=max_draws,
         acceptance=here.acceptance,
         seed=seed,
@@ -302,16 +305,22 @@ def _calibrated(policy: Policy, steps: int, calibrations: Mapping[str, Any]) -> 
     return Operating(entry.threshold, entry.probe_thresholds, entry.acceptance)
 
 
-def _threshold(policy: Policy, wanted: float | None, least: float, admin: bool) -> float | None:
+def _threshold(
+    policy: Policy, wanted: float | None, least: float, admin: bool, scores: bool
+) -> float | None:
     if not policy.censors:
         if wanted is not None:
-            raise InvalidValue(f"policy {policy.name!r} has no judge", "censor.threshold")
+            raise InvalidValue(
+                f"policy {policy.name!r} has no judge to compare scores with: leave it out",
+                "censor.threshold",
+            )
         return None
     if wanted is None:
         return least
     if wanted < least and not admin:
         raise InvalidValue(
-            f"is below the threshold of policy {policy.name!r}: callers may raise it, not lower it",
+            f"is below the threshold of policy {policy.name!r}{f', {least:g}' if scores else ''}: "
+            "callers may raise it, not lower it",
             "censor.threshold",
         )
     return wanted

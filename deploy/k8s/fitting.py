@@ -17,6 +17,14 @@ from service.serve_file import ServeFile, read
 
 Object = dict[str, Any]
 WORKLOADS = ("StatefulSet", "Deployment", "DaemonSet", "Job")
+REPLACEMENT_S = 180
+"""What a drain must leave at least for replicas to start on another worker."""
+DRAIN_S = 20
+"""What the preStop hook itself may take to reach the head."""
+PROXY_S = 60
+"""How much longer than the longest request proxies wait (docs/operations/kubernetes.md)."""
+IDLE_S = 600
+"""What load balancers that cannot be told otherwise keep an idle connection."""
 
 
 def faults(documents: list[Object]) -> Iterator[str]:
@@ -55,6 +63,12 @@ def _pod_faults(pod: Object, claims: set[str]) -> Iterator[str]:
         yield "securityContext.seccompProfile.type must be RuntimeDefault"
     if pod.get("automountServiceAccountToken") is not False:
         yield "automountServiceAccountToken must be false: mount a token where it is needed"
+    for spread in pod.get("topologySpreadConstraints", []):
+        if spread.get("nodeTaintsPolicy") != "Honor":
+            yield (
+                f"topologySpreadConstraints of {spread['topologyKey']}: nodeTaintsPolicy must be "
+                "Honor: a tainted node would count as an empty one"
+            )
     volumes = {volume["name"] for volume in pod.get("volumes", [])} | claims
     for container in [*pod["containers"], *pod.get("initContainers", [])]:
         name = container["name"]
@@ -99,9 +113,17 @@ def _service_faults(service: Object, documents: list[Object]) -> Iterator[str]:
         yield f"rayClusterDeletionDelaySeconds must be above limits.max_deadline_s, {longest:.0f}"
     if file.serve.http_options.host in ("127.0.0.1", "localhost"):
         yield "serveConfigV2: http_options.host must be 0.0.0.0"
+    idle = max(longest + PROXY_S, IDLE_S)
+    if file.serve.http_options.keep_alive_timeout_s <= idle:
+        yield (
+            f"serveConfigV2: http_options.keep_alive_timeout_s must be above {idle:.0f}, for which "
+            "proxies keep an idle connection"
+        )
+    yield from _drain_faults(settings, groups)
     yield from (f"serveConfigV2: {line}" for line in _store_faults(settings, groups))
     yield from _secret_faults(settings, groups, documents)
     yield from _resource_faults(settings, groups)
+    yield from _crowding_faults(settings, groups)
     yield from _metrics_faults(settings, [cluster["headGroupSpec"], *groups])
 
 
@@ -119,6 +141,38 @@ def _serve_file(text: str) -> ServeFile | str:
         except (ConfigError, bundle.BundleError) as error:
             return str(error).replace(f"{path}: ", "")
     return file
+
+
+def _drain_faults(settings: Settings, groups: list[Object]) -> Iterator[str]:
+    """Pods that would go before their replicas are replaced and have ended what they hold."""
+    longest = settings.limits.max_deadline_s
+    slow = {"ingress": settings.ingress} | {
+        f"models.{name}.backbone.replicas": model.backbone.replicas
+        for name, model in settings.models.items()
+    }
+    for name, one in slow.items():
+        if one.graceful_shutdown_timeout_s <= longest:
+            yield (
+                f"serveConfigV2: {name}.graceful_shutdown_timeout_s must be above "
+                f"limits.max_deadline_s, {longest:.0f}"
+            )
+    needed = max(one.graceful_shutdown_timeout_s for one in slow.values()) + REPLACEMENT_S
+    for group in groups:
+        pod = group["template"]["spec"]
+        hook = str(pod["containers"][0].get("lifecycle", {}).get("preStop"))
+        found = re.search(r"ray drain-node .*--deadline-remaining-seconds (\d+)", hook)
+        deadline = int(found[1]) if found else 0
+        if deadline < needed:
+            yield (
+                f"{group['groupName']}: preStop must drain with --deadline-remaining-seconds of "
+                f"{needed:.0f} or more: graceful_shutdown_timeout_s, and {REPLACEMENT_S} s to "
+                "start replicas elsewhere"
+            )
+        if pod.get("terminationGracePeriodSeconds", 30) < deadline + DRAIN_S:
+            yield (
+                f"{group['groupName']}: terminationGracePeriodSeconds must be "
+                f"{deadline + DRAIN_S} or more: preStop's deadline, and {DRAIN_S} s to begin"
+            )
 
 
 def _store_faults(settings: Settings, groups: list[Object]) -> Iterator[str]:
@@ -177,6 +231,28 @@ def _resource_faults(settings: Settings, groups: list[Object]) -> Iterator[str]:
         most = autoscaling.max_replicas if autoscaling else one.num_replicas
         if room < most:
             yield f"serveConfigV2: {name} may want {most} of {wanted}; the workers hold {room}"
+
+
+def _crowding_faults(settings: Settings, groups: list[Object]) -> Iterator[str]:
+    """Backbones that may fill every worker, and leave the judges nowhere to go."""
+    others = [settings.ingress, *(model.judge.replicas for model in settings.models.values())]
+    if settings.feedback.enabled:
+        others.append(settings.feedback.replicas)
+    for name, model in settings.models.items():
+        backbone = _demand(model.backbone.replicas.ray_actor_options)
+        for group in groups:
+            left = _supply(group)
+            many = _fit(left, backbone)
+            for kind, much in backbone.items():
+                left[kind] -= many * much
+            for other in others:
+                for kind, much in _demand(other.ray_actor_options).items():
+                    left[kind] = left.get(kind, 0) - much
+            if min(left.values()) < -1e-9:
+                yield (
+                    f"serveConfigV2: {many} backbones of {name} fill a worker of "
+                    f"{group['groupName']}: no room for a judge and an ingress beside them"
+                )
 
 
 def _fit(supply: dict[str, float], wanted: dict[str, float]) -> int:

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Request
-from fastapi.responses import RedirectResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from service.api import (
@@ -23,7 +22,6 @@ from service.api import (
     moderations,
     policies,
     reports,
-    review,
     rewards,
     sessions,
 )
@@ -50,6 +48,7 @@ def create_app(context: Context, stamp_request_id: bool = True) -> FastAPI:
         lifespan=lifespan,
         title="Winnow",
         summary="Images from a diffusion model, with the bad ones kept from leaving.",
+        docs_url=None,
         redoc_url=None,
     )
     authenticator = Authenticator(context.settings.auth, context.keys)
@@ -68,18 +67,12 @@ def create_app(context: Context, stamp_request_id: bool = True) -> FastAPI:
         app.include_router(module.routes(context), dependencies=[Depends(authenticate)])
     app.include_router(health.routes(context))
     app.include_router(sessions.routes(visitors))
-    app.include_router(feedback.assets())
-    app.include_router(review.routes())
+    app.include_router(feedback.routes(labelling=context.desk is not None))
     if context.desk is not None:
-        app.include_router(feedback.routes())
         for labelling in (
             datasets.routes(context, context.desk),
             rewards.routes(context),
         ):
             app.include_router(labelling, dependencies=[Depends(authenticate)])
-
-    @app.get("/", include_in_schema=False)
-    def root() -> RedirectResponse:
-        return RedirectResponse("/docs")
 
     return app

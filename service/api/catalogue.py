@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 
 from service.api.auth import Caller
 from service.api.context import Context
+from service.certificates.certificate import asked
 from service.errors import ModelNotFound
 from service.policy import Policy
 
@@ -29,20 +30,20 @@ def routes(context: Context) -> APIRouter:
             raise ModelNotFound(f"no model {name!r}", "model")
         return _model(context, name)
 
-    @router.get("/v1/policies", summary="The policies that requests can name")
+    @router.get("/v1/policies", summary="The policies, and which are switched off")
     def policies(request: Request) -> dict[str, Any]:
         caller: Caller = request.state.caller
-        caller.require("generate")
+        caller.require("generate", "approve")
         return {
             "object": "list",
-            "data": [_policy(context, policy, caller) for policy in context.live.policies.values()],
+            "data": [_policy(context, policy, caller) for policy in context.live.listed.values()],
         }
 
     @router.get("/v1/policies/{name}", summary="One policy")
     def policy(name: str, request: Request) -> dict[str, Any]:
         caller: Caller = request.state.caller
-        caller.require("generate")
-        return _policy(context, context.live.get(name), caller)
+        caller.require("generate", "approve")
+        return _policy(context, context.live.known(name), caller)
 
     return router
 
@@ -73,9 +74,11 @@ def _policy(context: Context, policy: Policy, caller: Caller) -> dict[str, Any]:
         "object": "policy",
         "version": policy.version,
         "model": spec.model,
+        "disabled": context.live.pointers[policy.name].disabled,
         "default": policy.name == context.settings.default_policy,
         "scope": "generate" if policy.censors else "admin",
-        "censors": policy.question,
+        "censors": asked(policy, context.manifests[spec.model]) if policy.censors else None,
+        "reward": policy.reward,
         "guide": policy.guide,
         "judge": policy.judge,
         "certified": spec.num_inference_steps[0] in certificates,
@@ -84,9 +87,12 @@ def _policy(context: Context, policy: Policy, caller: Caller) -> dict[str, Any]:
         **asdict(spec.method(spec.num_inference_steps[0])),
         "num_inference_steps": spec.num_inference_steps,
     }
-    if caller.has("scores"):
+    if caller.has("scores") or caller.has("approve"):
         described["thresholds"] = {
             str(steps): here.threshold for steps, here in policy.operating.items()
+        }
+        described["acceptance"] = {
+            str(steps): here.acceptance for steps, here in policy.operating.items()
         }
         described["probe_thresholds"] = {
             str(steps): here.probe_thresholds for steps, here in policy.operating.items()

@@ -33,7 +33,7 @@ from service.certificates.certificate import (
 )
 from service.certificates.drawing import Drawing
 from service.certificates.signing import Signer
-from service.errors import CertificateNotFound, InvalidValue
+from service.errors import CertificateNotFound, InvalidValue, StoreUnavailable
 from service.policy import Overrides, Policy, resolve
 from service.store.certificates import Certificate, Status
 from service.store.datasets import Answer, Dataset
@@ -103,7 +103,11 @@ def routes(context: Context) -> APIRouter:
     def one(certificate_id: str, request: Request) -> dict[str, Any]:
         _may_read(request)
         described = _describe(context, _read(context, certificate_id), request)
-        return described | {"public_key": signer.public_key}
+        try:
+            key = signer.public_key
+        except StoreUnavailable:  # nothing is signed here, and there is much else to tell
+            key = None
+        return described | {"public_key": key}
 
     @router.post("/v1/certificates/{certificate_id}/batches", summary="Images to label")
     def batch(
@@ -176,7 +180,9 @@ def routes(context: Context) -> APIRouter:
 def _policy(context: Context, name: str) -> Policy:
     policy = context.live.get(name)
     if not policy.censors:
-        raise InvalidValue(f"policy {name!r} censors nothing: there is nothing to certify", "name")
+        raise InvalidValue(
+            f"policy {name!r} censors nothing: there is nothing to certify", "policy"
+        )
     return policy
 
 

@@ -150,26 +150,33 @@ def routes(context: Context, desk: Proposer) -> APIRouter:
         name: str, request: Request, form: Form = "jsonl", images: bool | None = None
     ) -> Response:
         # A certificate's labels stay in it, and its judge's scores would sway whoever labels.
-        _for_labels(find(request, name))
+        dataset = find(request, name)
+        _for_labels(dataset)
         wanted = form == "jsonl" if images is None else images
-        lines = exchange.write(datasets.labelled(name), context.store.blobs, form, wanted)
+        labelled, blobs = datasets.labelled(name), context.store.blobs
+        lines = exchange.write(labelled, dataset.question, blobs, form, wanted)
         kind = {"jsonl": "application/jsonl", "csv": "text/csv"}[form]
         disposition = f'attachment; filename="{name}.{form}"'
         headers = {"Content-Disposition": disposition, "Cache-Control": "private, no-store"}
         return StreamingResponse(lines, media_type=kind, headers=headers)
 
     @router.post("/v1/datasets/{name}/import", summary="Bring in labels that were exported")
-    async def bring(name: str, request: Request, form: Form = "jsonl") -> Any:
+    async def bring(name: str, request: Request, form: Form = "jsonl", anyway: bool = False) -> Any:
         dataset = await asyncio.to_thread(find, request, name)
         _for_labels(dataset)
         body = await request.body()
-        return await asyncio.to_thread(_bring, context, dataset, body, form, request)
+        return await asyncio.to_thread(_bring, context, dataset, body, form, anyway, request)
 
     return router
 
 
 def _bring(
-    context: Context, dataset: Dataset, body: bytes, form: exchange.Format, request: Request
+    context: Context,
+    dataset: Dataset,
+    body: bytes,
+    form: exchange.Format,
+    anyway: bool,
+    request: Request,
 ) -> dict[str, Any]:
     try:
         text = body.decode()
@@ -177,7 +184,8 @@ def _bring(
         raise InvalidValue("the body is not UTF-8", "body") from None
     backbone = context.manifests[dataset.model].backbone
     shape = (backbone.height, backbone.width, backbone.channels)
-    found = list(exchange.read(text, form, dataset.name, shape))
+    question = None if anyway else dataset.question
+    found = list(exchange.read(text, form, dataset.name, shape, question))
     if not found:
         raise InvalidValue("the body holds no label", "body")
     # Blobs first: a row without its image would be worse than an image without a row.

@@ -1,11 +1,11 @@
-"""`GET /v1/decisions/{id}`: why a request was answered as it was."""
+"""`GET /v1/decisions` and `/v1/decisions/{id}`: why a request was answered as it was."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from pydantic import ValidationError
 
 from service.api.context import Context
@@ -17,10 +17,24 @@ ID = re.compile(r"img_[0-9a-f]{32}")
 
 
 def routes(context: Context) -> APIRouter:
-    """The route of decision records."""
+    """The routes of decision records."""
     router = APIRouter()
 
-    # Not async: FastAPI gives it a thread, and a read of the store blocks.
+    # Not async: FastAPI gives these a thread, and a read of the store blocks.
+    @router.get("/v1/decisions", summary="The latest decisions, the newest first")
+    def listed(
+        request: Request,
+        policy: str | None = None,
+        outcome: str | None = None,
+        request_id: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    ) -> dict[str, Any]:
+        request.state.caller.require("approve")
+        wanted = {"policy": policy, "outcome": outcome, "request_id": request_id}
+        having = {name: value for name, value in wanted.items() if value is not None}
+        found = context.store.decisions.recent(limit, having)
+        return {"object": "list", "data": [_brief(document) for document in found]}
+
     @router.get("/v1/decisions/{decision_id}", summary="The record of one decision")
     def decision(decision_id: str, request: Request) -> dict[str, Any]:
         # Scores, thresholds and perhaps prompts stand there: not for those who only generate.
@@ -41,6 +55,20 @@ def read(context: Context, decision_id: str) -> Record:
         return Record.model_validate(_stored(context, decision_id))
     except ValidationError:
         raise Conflict("the record was written by another version of Winnow") from None
+
+
+def _brief(document: dict[str, Any]) -> dict[str, Any]:
+    """A line of the list, from a record of whichever version of Winnow."""
+    plan, usage = document["plan"], document["usage"]
+    same = {name: document[name] for name in ("id", "created", "request_id", "key", "outcome")}
+    return same | {
+        "object": "decision",
+        "policy": plan["policy"],
+        "policy_version": plan["policy_version"],
+        "images_requested": document["request"]["n"],
+        "images_returned": usage.get("delivered", 0),
+        "draws": usage.get("draws", 0),
+    }
 
 
 def _stored(context: Context, decision_id: str) -> dict[str, Any]:

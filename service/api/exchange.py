@@ -47,21 +47,26 @@ class Row(BaseModel):
     policy_version: int = Field(ge=0, le=1_000_000)
     backbone: Text = Field(max_length=80)
     sha256: Text = Field(max_length=80)
+    question: Text | None = Field(None, max_length=200)  # older exports lack it
     png: str | None = None
 
 
 FIELDS = list(Row.model_fields)
 
 
-def write(labelled: list[Labelled], blobs: Blobs, form: Format, images: bool) -> Iterator[str]:
-    """The lines of a file, one label each; an image that was purged is left out of its row.
+def write(
+    labelled: list[Labelled], question: str, blobs: Blobs, form: Format, images: bool
+) -> Iterator[str]:
+    """The lines of a file, one label each, with what was asked.
+
+    An image that was purged is left out of its row.
 
     Raises StoreUnavailable at an image that cannot be read, or was changed.
     """
     if form == "csv":
         yield _csv(FIELDS)
     for one in labelled:
-        row = _row(one, blobs if images else None)
+        row = _row(one, question, blobs if images else None)
         if form == "csv":
             yield _csv(["" if value is None else str(value) for value in row.values()])
         else:
@@ -69,13 +74,13 @@ def write(labelled: list[Labelled], blobs: Blobs, form: Format, images: bool) ->
 
 
 def read(
-    text: str, form: Format, dataset: str, shape: tuple[int, int, int]
+    text: str, form: Format, dataset: str, shape: tuple[int, int, int], question: str | None = None
 ) -> Iterator[tuple[Labelled, bytes]]:
     """The labels of a file, each with the PNG of its image, [H, W, C] = `shape`.
 
     The image is decoded and packed again, so that nothing but its pixels comes in. Its id follows
     from dataset, old id and pixels; the annotator's name says that the label was brought.
-    Raises InvalidValue, naming the line.
+    Raises InvalidValue, naming the line; also for labels of another `question`, where one is given.
     """
     for number, values in _rows(text, form):
         if number > MAX_ROWS:
@@ -86,14 +91,23 @@ def read(
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
-            raise InvalidValue(f"{where}: {field}: {first['msg']}", f"{where}.{field}") from None
+            at = f"{where}.{field}"
+            raise InvalidValue(f"{at}: {first['msg']}", at) from None
         if row.strategy == "certificate":
             raise InvalidValue(
-                f"{where}: strategy: a certificate's labels prove, and may not train",
-                f"{where}.strategy",
+                "a certificate's labels prove, and may not train", f"{where}.strategy"
+            )
+        if question is not None and row.question not in (None, question):
+            raise InvalidValue(
+                f"answers {row.question!r}, and this dataset asks {question!r}: anyway=true (of "
+                "the command, --anyway) brings it in all the same",
+                f"{where}.question",
             )
         if row.png is None:
-            raise InvalidValue(f"{where}: png: a label needs its image", f"{where}.png")
+            raise InvalidValue(
+                "a label needs its image: export it with images=true (of the command, --images)",
+                f"{where}.png",
+            )
         url = f"data:image/png;base64,{row.png}"
         png = to_png(from_data_url(url, *shape, f"{where}.png"))
         blob = name_of(png)
@@ -119,7 +133,7 @@ def read(
         yield Labelled(shown, row.label, shown.annotator, row.elapsed_ms, row.labelled), png
 
 
-def _row(one: Labelled, blobs: Blobs | None) -> dict[str, Any]:
+def _row(one: Labelled, question: str, blobs: Blobs | None) -> dict[str, Any]:
     image = one.image
     png = None
     if blobs is not None:
@@ -142,6 +156,7 @@ def _row(one: Labelled, blobs: Blobs | None) -> dict[str, Any]:
         "policy_version": image.policy_version,
         "backbone": image.backbone,
         "sha256": image.blob,
+        "question": question,
         "png": png,
     }
 

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from service.config import NAME, NAME_IN_WORDS
 from service.errors import InvalidValue, WinnowError
 
 log = logging.getLogger("winnow.api")
@@ -85,4 +86,16 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> InvalidValue:
         )
     if first["type"] == "json_invalid":
         return InvalidValue("the body is not JSON")
-    return InvalidValue(f"{param}: {first['msg']}" if param else str(first["msg"]), param)
+    return InvalidValue(f"{param}: {_limit(first)}" if param else _limit(first), param)
+
+
+def _limit(fault: Mapping[str, Any]) -> str:
+    """What a value must be, in words for whoever sent it."""
+    given = fault.get("ctx", {})
+    if fault["type"] == "string_pattern_mismatch" and given.get("pattern") == NAME:
+        return NAME_IN_WORDS
+    if fault["type"] == "too_short":
+        return f"must hold {given['min_length']} or more"
+    if fault["type"] == "too_long":
+        return f"must hold {given['max_length']} or fewer"
+    return str(fault["msg"])

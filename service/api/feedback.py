@@ -1,12 +1,16 @@
-"""The pages: static files that talk to the API and to nothing else."""
+"""The pages: static files that talk to the API and to nothing else.
+
+They hold nothing that needs a key; what they show comes through the API, which asks for one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib.resources import files
 from pathlib import Path
 
 from fastapi import APIRouter
-from fastapi.responses import Response
+from fastapi.responses import RedirectResponse, Response
 
 from service.errors import WinnowError
 
@@ -25,6 +29,18 @@ HEADERS = {
     "Cache-Control": "no-cache",
 }
 
+# A path, its word in the bar on top, and its file.
+LABELLING = {"/feedback": ("Label", "feedback"), "/feedback/rewards": ("Rewards", "rewards")}
+REVIEWING = {
+    "/policies": ("Policies", "policies"),
+    "/certificates": ("Certificates", "certificates"),
+    "/decisions": ("Decisions", "decisions"),
+}
+OTHERS = {"/certificates/{id}": "certificate", "/decisions/{id}": "decision", "/docs": "docs"}
+# Swagger UI comes from a package, and not from a network: a laptop may have none.
+SWAGGER = files("fastapi_offline") / "static"
+SWAGGER_FILES = ("swagger-ui.css", "swagger-ui-bundle.js")
+
 
 class PageNotFound(WinnowError):
     """There is no such file."""
@@ -32,33 +48,52 @@ class PageNotFound(WinnowError):
     status, type, code = 404, "invalid_request_error", "not_found"
 
 
-def page(name: str) -> Response:
-    """A file of the pages' folder, by its name alone."""
-    path = FOLDER / name
-    return Response(path.read_bytes(), media_type=TYPES[path.suffix], headers=HEADERS)
-
-
-def assets() -> APIRouter:
-    """Style and scripts, for every page."""
+def routes(labelling: bool) -> APIRouter:
+    """The pages, and what they load. Without `labelling` those of the desk are left out."""
     router = APIRouter(include_in_schema=False)
-    known = {path.name for path in FOLDER.iterdir() if path.suffix in (".css", ".js")}
+    listed = LABELLING | REVIEWING if labelling else REVIEWING
+    parts = {
+        "bar": _text("bar").replace("<!-- links -->", _links(listed)),
+        "door": _text("door"),
+    }
+    pages = {path: name for path, (_, name) in listed.items()} | OTHERS
+
+    def serving(name: str) -> Callable[[], Response]:
+        return lambda: _file(f"{name}.html", _composed(_text(name), parts))
+
+    for path, name in pages.items():
+        router.add_api_route(path, serving(name), methods=["GET"])
+    assets = {path.name for path in FOLDER.iterdir() if path.suffix in (".css", ".js")}
 
     @router.get("/pages/{name}")
     def asset(name: str) -> Response:
-        if name not in known:
+        if name not in (*assets, *SWAGGER_FILES):
             raise PageNotFound(f"no file {name!r}")
-        return page(name)
+        folder = SWAGGER if name in SWAGGER_FILES else FOLDER
+        return _file(name, (folder / name).read_text())
+
+    @router.get("/")
+    def root() -> Response:
+        return RedirectResponse(next(iter(listed)))
 
     return router
 
 
-def routes() -> APIRouter:
-    """The pages of labelling and training."""
-    router = APIRouter(include_in_schema=False)
+def _text(name: str) -> str:
+    return (FOLDER / f"{name}.html").read_text()
 
-    def serving(name: str) -> Callable[[], Response]:
-        return lambda: page(name)
 
-    router.add_api_route("/feedback", serving("feedback.html"), methods=["GET"])
-    router.add_api_route("/feedback/rewards", serving("rewards.html"), methods=["GET"])
-    return router
+def _links(listed: Mapping[str, tuple[str, str]]) -> str:
+    """The links of the bar; a script says which of them is here."""
+    return "\n    ".join(f'<a href="{path}">{word}</a>' for path, (word, _) in listed.items())
+
+
+def _composed(text: str, parts: Mapping[str, str]) -> str:
+    """A page with the parts that all pages share."""
+    for name, part in parts.items():
+        text = text.replace(f"<!-- {name} -->\n", part)
+    return text
+
+
+def _file(name: str, text: str) -> Response:
+    return Response(text, media_type=TYPES[Path(name).suffix], headers=HEADERS)

@@ -26,6 +26,8 @@ from service.errors import (
     ModelNotFound,
     ModerationBlocked,
     Overloaded,
+    PolicyNotAllowed,
+    StoreUnavailable,
     WinnowError,
 )
 from service.policy import Overrides, Policy, resolve
@@ -58,7 +60,11 @@ def routes(context: Context) -> APIRouter:
         caller: Caller = request.state.caller
         caller.require("generate")
         _refuse_headers(request.headers)
-        order = read(context, body, caller)
+        try:
+            order = read(context, body, caller)
+        except (BackendUnavailable, StoreUnavailable) as error:
+            _refused(context, body.policy or context.settings.default_policy, error)
+            raise
         begun = context.live.pointers[order.policy.name]
         decision = _decision(context, order, caller, request.state.request_id)
         started = time.monotonic()
@@ -99,7 +105,10 @@ def routes(context: Context) -> APIRouter:
             if not answered:
                 outcome.withhold()
             seconds = time.monotonic() - started
-            context.metrics.request(order.plan.model, order.policy.name, code, seconds)
+            hurried = order.deadline_s < context.settings.limits.deadline_s
+            context.metrics.request(
+                order.plan.model, order.policy.name, code, seconds, hurried=hurried
+            )
             _log(decision, order, code, seconds, outcome)
             # After a refusal nothing was drawn or decided, and to refuse must stay cheap.
             if not answered and code != Overloaded.code:
@@ -121,8 +130,10 @@ def read(context: Context, body: schemas.GenerationRequest, caller: Caller) -> O
         raise ModelNotFound(f"no model {model!r} (there are {known})", "model")
     if model != policy.settings.model:
         raise InvalidValue(f"policy {name!r} is for model {policy.settings.model!r}", "policy")
-    if not policy.censors:
-        caller.require("admin")
+    if not policy.censors and not caller.has("admin"):
+        raise PolicyNotAllowed(
+            f"policy {name!r} censors nothing: that needs a key with the 'admin' scope", "policy"
+        )
     n = 1 if body.n is None else body.n
     if n > limits.n:
         raise InvalidValue(f"n: is {n}, must be 1 to {limits.n}", "n")
@@ -151,7 +162,7 @@ def read(context: Context, body: schemas.GenerationRequest, caller: Caller) -> O
         max_draws=body.censor.max_draws,
         num_inference_steps=body.num_inference_steps,
     )
-    plan = resolve(policy, overrides, seed, admin=caller.has("admin"))
+    plan = resolve(policy, overrides, seed, admin=caller.has("admin"), scores=caller.has("scores"))
     return Order(
         policy, plan, n, deadline_s, body.censor.on_filtered, body.prompt, body.seed is None
     )
@@ -181,6 +192,16 @@ def _is_wait(seconds: str) -> bool:
         return 0 < float(seconds) < math.inf
     except ValueError:
         return False
+
+
+def _refused(context: Context, name: str, error: WinnowError) -> None:
+    """Count and log what failed before there was a plan, such as an outage of the store."""
+    if name in context.live.pointers:
+        policy = context.live.policies.get(name)
+        model = policy.settings.model if policy else "unknown"
+        context.metrics.request(model, name, error.code, 0.0)
+        line = {"event": "generation", "policy": name, "code": error.code, "why": str(error)}
+        log.warning("generation", extra={"fields": line})
 
 
 def _withhold(order: Order, outcome: Outcome) -> bool:

@@ -9,14 +9,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
 from service.api import schemas
 from service.api.auth import person
 from service.api.context import Context
 from service.api.decisions import read
 from service.decisions import Image, Record, sha256
-from service.encode import to_png
+from service.encode import to_b64_png, to_png
 from service.errors import BackendUnavailable, Conflict, InvalidValue
 from service.ports import DrawKey, FinishReason, Pixels, SamplingPlan, Verdict
 from service.store.datasets import Dataset, Shown
@@ -40,7 +40,7 @@ def routes(context: Context) -> APIRouter:
     ) -> dict[str, Any]:
         request.state.caller.require("approve")
         record = await asyncio.to_thread(read, context, decision_id)
-        image, plan, draw = _which(record, body)
+        image, plan, draw = _which(record, body.index, body.label)
         dataset = await asyncio.to_thread(context.store.datasets.read, body.dataset)
         _fits(dataset, plan)
         image_id = _image_id(record, image, dataset)
@@ -71,20 +71,58 @@ def routes(context: Context) -> APIRouter:
         await asyncio.to_thread(_keep, context, shown, pixels, body.label)
         return {"image_id": image_id, "dataset": dataset.name, "label": body.label, "draw": draw}
 
+    @router.post("/v1/decisions/{decision_id}/draw", summary="Draw an entry again, to look at it")
+    async def draw_again(
+        decision_id: str, body: schemas.DrawAgainRequest, request: Request, response: Response
+    ) -> dict[str, Any]:
+        # The record is the reviewer's, and an image that nobody has screened the labeller's.
+        request.state.caller.require("approve")
+        request.state.caller.require("label")
+        record = await asyncio.to_thread(read, context, decision_id)
+        image, plan, draw = _which(record, body.index)
+        pixels = await _draw_again(context, plan, image, draw)
+        same = None if image.pixels_sha256 is None else sha256(pixels) == image.pixels_sha256
+        response.headers["Cache-Control"] = "private, no-store"
+        return {
+            "index": image.index,
+            "draw": draw,
+            "identical": same,
+            "b64_json": to_b64_png(pixels),
+        }
+
+    @router.get("/v1/decisions/{decision_id}/reports", summary="What was reported of it")
+    def reported(decision_id: str, request: Request) -> dict[str, Any]:
+        request.state.caller.require("approve")
+        record = read(context, decision_id)
+        found = [
+            {"index": image.index, "dataset": dataset.name}
+            for dataset in context.store.datasets.all()
+            if dataset.trainable and dataset.model == record.plan.model
+            for image in record.images
+            if image.finish_reason in WRONG.values()
+            and _there(context, dataset, _image_id(record, image, dataset))
+        ]
+        return {"object": "list", "data": found}
+
     return router
 
 
-def _which(record: Record, body: schemas.ReportRequest) -> tuple[Image, SamplingPlan, int]:
-    """The entry, and which draw of it to make again under which plan. Raises InvalidValue."""
-    if body.index >= len(record.images):
-        raise InvalidValue(f"is {body.index}, the decision has {len(record.images)}", "index")
+def _which(
+    record: Record, index: int, label: schemas.Reported | None = None
+) -> tuple[Image, SamplingPlan, int]:
+    """The entry, and which draw of it to make again under which plan.
+
+    Raises InvalidValue, also where it did not come to what `label` contradicts, and Conflict.
+    """
+    if index >= len(record.images):
+        raise InvalidValue(f"is {index}, the decision has {len(record.images)}", "index")
     if record.request.prompt is None:
         raise Conflict("its prompt was not kept (store.keep_prompts was off): it cannot be drawn")
-    image = record.images[body.index]
-    if image.finish_reason is not WRONG[body.label]:
+    image = record.images[index]
+    if label is not None and image.finish_reason is not WRONG[label]:
         came_to = image.finish_reason.value if image.finish_reason else "nothing"
         raise InvalidValue(
-            f"entry {body.index} came to {came_to}: a delivered image is reported as malign, a "
+            f"entry {index} came to {came_to}: a delivered image is reported as malign, a "
             "blocked one as benign",
             "label",
         )
@@ -97,7 +135,7 @@ def _which(record: Record, body: schemas.ReportRequest) -> tuple[Image, Sampling
         return image, record.plan, best.draw
     abandoned = [one.draw for one in image.judged if one.verdict is Verdict.ABANDONED]
     if not abandoned:
-        raise Conflict(f"entry {body.index} has no draw that could be made again")
+        raise Conflict(f"entry {index} has no draw that could be made again")
     # Probes look on and change nothing: without them the same draw ends as an image.
     method = replace(record.plan.method, probes=())
     return image, replace(record.plan, probe=None, probe_thresholds=(), method=method), abandoned[0]
@@ -120,11 +158,16 @@ def _image_id(record: Record, image: Image, dataset: Dataset) -> str:
 
 
 def _not_twice(context: Context, dataset: Dataset, image_id: str) -> None:
+    if _there(context, dataset, image_id):
+        raise Conflict(f"it was reported into {dataset.name!r} already")
+
+
+def _there(context: Context, dataset: Dataset, image_id: str) -> bool:
     try:
         context.store.datasets.image(dataset.name, image_id)
     except InvalidValue:
-        return
-    raise Conflict(f"it was reported into {dataset.name!r} already")
+        return False
+    return True
 
 
 async def _draw_again(context: Context, plan: SamplingPlan, image: Image, draw: int) -> Pixels:

@@ -130,6 +130,12 @@ class ReportRequest(_Request):
     dataset: Text = Field(min_length=1, max_length=64)
 
 
+class DrawAgainRequest(_Request):
+    """`POST /v1/decisions/{id}/draw`: entry `index` is to be looked at."""
+
+    index: int = Field(ge=0)
+
+
 class AbandonRequest(_Request):
     """`POST /v1/certificates/{id}/abandon`: the reason stays on record."""
 

@@ -91,6 +91,9 @@ class Sessions:
         cookie = request.cookies.get(COOKIE)
         session = self._read(cookie) if cookie and secret is None else None
         if session is None:
+            if cookie and secret is None and request.method not in SAFE:
+                # A person must not become somebody else halfway through a page.
+                raise InvalidApiKey("this session has ended: enter again, or send a key")
             caller = self._authenticator.caller(secret)
             if caller is self._authenticator.anonymous:
                 of_this_machine(request)

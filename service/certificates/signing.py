@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 import os
 import stat
 import tempfile
@@ -23,6 +24,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from service.config import CertificateSettings, ConfigError, state_folder
+from service.errors import StoreUnavailable
+
+log = logging.getLogger("winnow.certificates")
 
 RAW = 32
 """Bytes of an Ed25519 key, private or public."""
@@ -49,7 +53,7 @@ class Signer:
 
     @property
     def public_key(self) -> str:
-        """The raw public key, in base64. Raises ConfigError when the key file cannot be used."""
+        """The raw public key, in base64. Raises StoreUnavailable when the file cannot be used."""
         return to_text(self._private.public_key())
 
     @property
@@ -66,7 +70,13 @@ class Signer:
     def _private(self) -> Ed25519PrivateKey:
         with self._lock:
             if self._key is None:
-                self._key = _from_file(self._file)
+                try:
+                    self._key = _from_file(self._file)
+                except ConfigError as error:
+                    log.error("evidence cannot be signed: %s", error)
+                    raise StoreUnavailable(
+                        "the key that signs evidence cannot be used; the log holds the cause"
+                    ) from error
             return self._key
 
 

@@ -95,6 +95,19 @@ def listed(url: ServiceUrl = None) -> None:
 
 
 @app.command()
+def abandon(
+    certificate_id: CertificateId,
+    reason: Annotated[str, typer.Option(help="Why; it stays on record.")],
+    url: ServiceUrl = None,
+) -> None:
+    """End an attempt without a result; it stays on record and counts."""
+    with faults():
+        path = f"/v1/certificates/{quote(certificate_id, safe='')}/abandon"
+        found = call("POST", path, {"reason": reason}, url)
+    typer.echo(f"{certificate_id}: {found['status']}, and kept as attempt {_attempt(found)}")
+
+
+@app.command()
 def export(
     certificate_id: CertificateId,
     file: Annotated[Path, typer.Argument(help="Where to write the evidence: FILE.zip")],
@@ -134,6 +147,10 @@ def verify(
             out.print(sentence, markup=False, soft_wrap=True)
 
 
+def _attempt(found: dict[str, Any]) -> str:
+    return f"{found['terms']['attempt']} of policy {found['policy']}"
+
+
 def _follow(
     url: str | None, found: dict[str, Any], what: str, while_in: tuple[str, ...]
 ) -> dict[str, Any]:
@@ -166,18 +183,24 @@ def _show(found: dict[str, Any]) -> None:
         ),
         ("question", found["question"]),
         ("progress", ", ".join(f"{count} {what}" for what, count in progress.items())),
-        ("result", ", ".join(f"{name} {value}" for name, value in result.items()) or "none yet"),
+        ("result", _result(result)),
         ("fingerprint", found["fingerprint"]),
         *((f"covers {name}", _text(value)) for name, value in found["covered"].items()),
         *(("not covered", sentence) for sentence in found["not_covered"]),
     ]
     if found["status"] == "passed":
         rows.insert(2, ("statement", found["statement"]))
-    if "public_key" in found:
+    if found.get("public_key"):
         rows.append(("signed by", found["public_key"]))
     for name, value in rows:
         table.add_row(name, value)
     Console(highlight=False).print(table)
+
+
+def _result(result: dict[str, Any]) -> str:
+    if "reason" in result:
+        return f"none: {result['reason']}"
+    return ", ".join(f"{name} {value}" for name, value in result.items()) or "none yet"
 
 
 def _text(value: Any) -> str:

@@ -62,6 +62,10 @@ def read_settings(config: Path) -> Settings:
     """The settings of a configuration file. Raises ConfigError."""
     from service.serve_file import read
 
+    if not config.is_file():
+        raise ConfigError(
+            f"{config}: no such file: say where the service's configuration is with --config"
+        )
     return read(config).settings
 
 

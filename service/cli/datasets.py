@@ -33,10 +33,16 @@ class Format(StrEnum):
 
 
 @app.command("list")
-def list_(url: ServiceUrl = None) -> None:
+def list_(
+    certificates: Annotated[
+        bool, typer.Option("--certificates", help="Those of certificates, which train nothing.")
+    ] = False,
+    url: ServiceUrl = None,
+) -> None:
     """List the datasets with their labels."""
     with faults():
-        found = call("GET", "/v1/datasets", url=url)["data"]
+        listed = call("GET", "/v1/datasets", url=url)["data"]
+    found = [one for one in listed if (one["purpose"] == "certificate") is certificates]
     table = Table("name", "model", "question", "benign", "malign", "unsure", "seconds", box=None)
     for one in found:
         counts = one["counts"]
@@ -61,11 +67,11 @@ def export(
     url: ServiceUrl = None,
 ) -> None:
     """Write a dataset's labels to a file, one a line."""
-    chosen = form or _format(to)
-    query = {"format": chosen.value}
-    if images is not None:
-        query["images"] = str(images).lower()
     with faults():
+        chosen = form or _format(to)
+        query = {"format": chosen.value}
+        if images is not None:
+            query["images"] = str(images).lower()
         if to is not None and to.exists():
             raise ValueError(f"{to} exists already: name a new file")
         data = send("GET", f"{_path(name)}/export?{urlencode(query)}", url=url)
@@ -83,14 +89,19 @@ def import_(
     form: Annotated[
         Format | None, typer.Option("--format", help="jsonl, unless the file says csv.")
     ] = None,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Also labels that answer another question.")
+    ] = False,
     url: ServiceUrl = None,
 ) -> None:
     """Bring labels and their images into a dataset that exists; what is there already stays."""
-    chosen = form or _format(file)
     imported = known = 0
     with faults():
+        chosen = form or _format(file)
+        if not file.is_file():
+            raise ValueError(f"{file}: there is no such file")
         for part in _parts(file.read_text(), chosen):
-            path = f"{_path(name)}/import?format={chosen.value}"
+            path = f"{_path(name)}/import?format={chosen.value}{'&anyway=true' * anyway}"
             answer = json.loads(send("POST", path, part.encode(), "text/plain", url))
             imported += answer["imported"]
             known += answer["known_already"]
@@ -131,7 +142,12 @@ def _count(text: str, form: Format) -> int:
 
 
 def _format(file: Path | None) -> Format:
-    return Format.csv if file is not None and file.suffix == ".csv" else Format.jsonl
+    """What a file's name says. Raises ValueError where it says something else."""
+    if file is None:
+        return Format.jsonl
+    if file.suffix.lower() not in (".csv", ".jsonl"):
+        raise ValueError(f"{file}: ends in neither .csv nor .jsonl: say which with --format")
+    return Format(file.suffix.lower()[1:])
 
 
 def _path(name: str) -> str:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
+from sqlalchemy import make_url
 
-from service.cli.common import DEFAULT_CONFIG, ConfigFile, faults, read_settings
-from service.config import Settings, StoreSettings, store_urls
+from service.cli.common import DEFAULT_CONFIG, ConfigFile, console, faults, read_settings
+from service.config import ConfigError, Settings, StoreSettings, store_urls
 from service.decisions import RECORD_VERSION, Record
 from service.errors import DecisionNotFound
 from service.store.store import Store
@@ -33,7 +35,7 @@ def show(
 ) -> None:
     """Show one decision: plan, weights, and each draw with its score."""
     with faults():
-        document = read(None if url else read_settings(config), decision_id, url)
+        document = read(_settings(config, url), decision_id, url)
         if as_json:
             typer.echo(json.dumps(document, indent=2))
             return
@@ -57,13 +59,17 @@ def recent(
     """List decisions, the newest first."""
     having = {"policy": policy, "outcome": outcome, "request_id": request_id}
     with faults():
-        store = _open(None if url else read_settings(config), url)
+        settings = _settings(config, url)
+        store = _open(settings, url)
         try:
             found = store.decisions.recent(
                 limit, {k: v for k, v in having.items() if v is not None}
             )
         finally:
             store.close()
+    if not found:
+        console.print(f"no such decision in {_where(settings, url)}", markup=False, soft_wrap=True)
+        return
     table = Table("created", "id", "policy", "key", "outcome", "images", "draws", box=None)
     for one in found:
         usage = one["usage"]
@@ -96,6 +102,27 @@ def parse(document: dict[str, Any]) -> Record:
             f"{document.get('versions', {}).get('packages', {}).get('winnow-serve')}: this one "
             f"reads version {RECORD_VERSION}. --json of `winnow decisions show` still shows it"
         ) from None
+
+
+def _settings(config: Path, url: str | None) -> Settings | None:
+    """The configuration's settings, unless `url` says where the store is. Raises ConfigError."""
+    if url:
+        return None
+    try:
+        return read_settings(config)
+    except ConfigError as error:
+        if config.is_file():
+            raise
+        raise ConfigError(
+            f"{error}, or where its store is with --url: {_where(None, None)} unless the "
+            "configuration says otherwise"
+        ) from None
+
+
+def _where(settings: Settings | None, url: str | None) -> str:
+    """The store's URL, without a password."""
+    store = settings.store if settings else StoreSettings()
+    return make_url(url or store_urls(store, os.environ)[0]).render_as_string(hide_password=True)
 
 
 def _open(settings: Settings | None, url: str | None) -> Store:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from service.cli.client import ServiceUrl, call
 from service.cli.common import faults
+from service.cli.rewards import whole
 
 app = typer.Typer(
     help="See and change which policies are in force on the running service.",
@@ -22,15 +23,18 @@ Name = Annotated[str, typer.Argument(help="The policy's name.")]
 
 @app.command("list")
 def list_(url: ServiceUrl = None) -> None:
-    """List the policies in force."""
+    """List the policies, those that are switched off too, and what each of them censors."""
     with faults():
         found = call("GET", "/v1/policies", url=url)["data"]
-    table = Table("name", "version", "model", "censors", "judge", "thresholds", box=None)
+    table = Table(
+        "name", "version", "", "model", "censors, where yes", "judge", "thresholds", box=None
+    )
     for one in found:
         name = f"{one['id']} (default)" if one["default"] else one["id"]
         table.add_row(
             name,
             str(one["version"]),
+            "switched off" if one["disabled"] else "in force",
             one["model"],
             one["censors"] or "nothing",
             _short(one["judge"]),
@@ -94,8 +98,9 @@ def add(
     url: ServiceUrl = None,
 ) -> None:
     """Make a new version, which is not in force yet."""
-    body = {"name": name, "based_on": based_on or name, "reward": reward}
     with faults():
+        full = reward and whole(reward, url)
+        body = {"name": name, "based_on": based_on or name, "reward": full}
         made = call("POST", "/v1/policies", body, url=url)
     version = made["version"]
     typer.echo(

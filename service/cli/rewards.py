@@ -15,9 +15,10 @@ from service.cli.client import ServiceUrl, call
 from service.cli.common import bars, console, faults
 
 app = typer.Typer(help="Train rewards on the running service.", no_args_is_help=True)
-RewardId = Annotated[str, typer.Argument(help="A reward's id: rwd_…")]
+RewardId = Annotated[str, typer.Argument(help="A reward's id: rwd_…, or how it begins.")]
 RUNNING = ("queued", "training", "cancelling")
 POLL_S = 0.5
+ID_LENGTH = 36
 
 
 @app.command("list")
@@ -72,7 +73,7 @@ def show(
 ) -> None:
     """Show a training's progress, or a reward's card."""
     with faults():
-        reward = call("GET", _path(reward_id), url=url)
+        reward = call("GET", _path(whole(reward_id, url)), url=url)
     if as_json:
         typer.echo(json.dumps(reward, indent=2))
         return
@@ -83,8 +84,8 @@ def show(
 def cancel(reward_id: RewardId, url: ServiceUrl = None) -> None:
     """Stop a training; everything stays as it was."""
     with faults():
-        reward = call("POST", f"{_path(reward_id)}/cancel", url=url)
-    console.print(f"{reward_id}: {reward['status']}", markup=False, soft_wrap=True)
+        reward = call("POST", f"{_path(whole(reward_id, url))}/cancel", url=url)
+    console.print(f"{reward['id']}: {reward['status']}", markup=False, soft_wrap=True)
 
 
 def _watch(reward: dict[str, Any], url: str | None) -> dict[str, Any]:
@@ -146,6 +147,17 @@ def _facts(reward: dict[str, Any]) -> Table:
 
 def _people(card: dict[str, Any]) -> str:
     return ", ".join(card.get("annotators") or []) or "nobody"
+
+
+def whole(reward_id: str, url: str | None) -> str:
+    """The id that begins so, as pages and tables show it. Raises ValueError where several do."""
+    if len(reward_id) >= ID_LENGTH:
+        return reward_id
+    found = call("GET", "/v1/rewards", url=url)["data"]
+    same = [one["id"] for one in found if one["id"].startswith(reward_id)]
+    if len(same) > 1 and reward_id not in same:
+        raise ValueError(f"reward {reward_id!r}: {len(same)} begin so: give more of its id")
+    return same[0] if len(same) == 1 else reward_id
 
 
 def _path(reward_id: str) -> str:

@@ -19,7 +19,7 @@ from models.bundle import Bundle
 from service import config, logs
 from service.config import BackboneSettings, Settings
 from service.deployments.handles import HandleDrawer, HandleScorer, cause, say
-from service.errors import BackendUnavailable
+from service.errors import BackendUnavailable, StoreUnavailable
 from service.live import Live
 from service.policy import pin
 from service.router import Router
@@ -125,7 +125,10 @@ class HandleDesk:
 
 
 def generator(bundle: Bundle, settings: BackboneSettings, threads: int) -> Any:
-    """What a training draws with: the backbone as it is served, in this process."""
+    """What a training draws with: the backbone as it is served, in this process.
+
+    Raises StoreUnavailable when a file of it was changed since the bundle was verified.
+    """
     from models.backbones.runtime import load_denoiser
     from models.codec import Codec
     from models.generate import Generator
@@ -133,6 +136,11 @@ def generator(bundle: Bundle, settings: BackboneSettings, threads: int) -> Any:
 
     manifest = bundle.manifest.backbone
     folder = bundle.folder / manifest.folder
+    for name in bundle.manifest.files:
+        path = bundle.path(name)
+        ours = name == manifest.onnx or path.is_relative_to(folder)
+        if ours and bundles.sha256_name(path) != bundle.sha256(name):
+            raise StoreUnavailable(f"{path} was changed since the service started")
     return Generator(
         denoiser=load_denoiser(
             folder,

@@ -125,6 +125,14 @@ class HandleScorer:
             scores = await self._call(response, timeout_s)
         return scores
 
+    async def score_everywhere(self, model: str, judge: str, pixels: Pixels) -> list[float]:
+        """The score of each of a model's judges. Raises CensorUnavailable if one has none."""
+        try:
+            call = self._handles[model].broadcast("score", judge, [pixels])
+            return [scores[0] for scores in await call.results_async(timeout_s=READY_S)]
+        except (RayError, RayServeException, TimeoutError) as error:
+            raise cause(error) or CensorUnavailable(say("a judge", error)) from error
+
     async def load(self, model: str, weights: Mapping[str, str]) -> None:
         """See `HandleDrawer.load`; of these, the judge. Raises CensorUnavailable."""
         try:

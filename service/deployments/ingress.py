@@ -100,7 +100,7 @@ class Ingress:
                 self._metrics.certificates,
             ),
             canaries=Canaries(
-                scorer,
+                scorer.score_everywhere,
                 lambda: live.policies,
                 lambda model, name: from_png(weights[model].find(name, ".png").read_bytes()),
                 self._metrics.canaries,

@@ -23,15 +23,17 @@ class Pace:
 
     def __init__(self) -> None:
         self._weight = self._rows = self._seconds = self._rows_rows = self._rows_seconds = 0.0
+        self._nfe = 0.0
 
-    def observe(self, rows: int, seconds: float) -> None:
-        """Take in one tick of so many rows."""
+    def observe(self, rows: int, seconds: float, nfe: float | None = None) -> None:
+        """Take in one tick of so many rows; `nfe` is more where guides go through the denoiser."""
         for name, value in (
             ("_weight", 1.0),
             ("_rows", rows),
             ("_seconds", seconds),
             ("_rows_rows", rows * rows),
             ("_rows_seconds", rows * seconds),
+            ("_nfe", rows if nfe is None else nfe),
         ):
             setattr(self, name, DECAY * getattr(self, name) + value)
 
@@ -51,10 +53,15 @@ class Pace:
             slope = min(max(covariance / variance, 0.0), mean_s / mean_rows)
         return mean_s + slope * (rows - mean_rows)
 
+    @property
+    def nfe_per_row(self) -> float:
+        """NFE of one row in one tick, as the last ticks went; 1 before any."""
+        return self._nfe / self._rows if self._rows else 1.0
+
     def finish_s(self, nfe: float, draws: int, longest: float, max_batch: int) -> float:
         """Seconds until `nfe` of work in `draws` draws is done, the longest `longest` NFE alone."""
         rows = max(1, min(draws, max_batch))
-        return max(nfe / rows, longest) * self.tick_s(rows)
+        return max(nfe / rows, longest) / self.nfe_per_row * self.tick_s(rows)
 
     def worthwhile(self, chance: float, rows: int) -> bool:
         """Whether to make a speculative draw beside `rows` others.

@@ -103,7 +103,7 @@ class Engine:
         """NFE a second with all slots in use, as the last ticks went; 0 before any."""
         slots = self.scheduler.max_batch
         tick_s = self.pace.tick_s(slots)
-        return slots / tick_s if tick_s else 0.0
+        return slots * self.pace.nfe_per_row / tick_s if tick_s else 0.0
 
     def offer(self, draws: Sequence[Draw]) -> None:
         """Note what a call asks for, whether it is admitted or not."""
@@ -146,7 +146,7 @@ class Engine:
         tick = self._runner.advance(self._batch, rows)
         self._postprocess(tick.abandoned, time.monotonic())
         elapsed = time.monotonic() - now
-        self.pace.observe(rows, elapsed)
+        self.pace.observe(rows, elapsed, rows + tick.extra_nfe)
         if self._meter:
             self._meter.tick(rows, tick.guided, tick.extra_nfe, elapsed)
 

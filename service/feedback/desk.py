@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 from uuid import uuid4
 from weakref import WeakValueDictionary
 
@@ -29,7 +30,7 @@ from service.policy import RUNS_ON, Overrides, Policy, resolve
 from service.ports import Pixels, SamplingPlan
 from service.router import Router
 from service.store.datasets import Dataset, Label, Labelled, Shown
-from service.store.rewards import RewardVersion
+from service.store.rewards import SILENT_S, RewardVersion
 from service.store.store import Store
 
 log = logging.getLogger("winnow.feedback")
@@ -41,6 +42,8 @@ UNCENSORED = "none"
 """What stands in the place of a policy, with version 0, where nothing was held back."""
 
 BEAT_S = 10.0
+RETRY_S = 1.0
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,7 @@ class Desk:
         rewards = self._store.rewards
         try:
             weights, card = self._train(reward, training)
-            rewards.finish(reward.id, weights, card)
+            _persistently(lambda: rewards.finish(reward.id, weights, card))
             log.info("reward %s is ready", reward.id)
         except training.Cancelled:
             rewards.cancelled(reward.id)
@@ -169,16 +172,24 @@ class Desk:
         before: Mapping[str, str] = {}
         if reward.parent is not None:
             before = self._store.rewards.read(reward.parent).weights or {}
-        last = -BEAT_S
+        last, heard = -BEAT_S, started
 
         def report(stage: str, progress: float) -> None:
-            nonlocal last
+            nonlocal last, heard
             # The database need not hear of every iteration.
             now = time.monotonic()
             if now - last < 0.2 and progress < 1:
                 return
             last = now
-            if not self._store.rewards.report(reward.id, stage, progress):
+            try:
+                wanted = self._store.rewards.report(reward.id, stage, progress)
+            except StoreUnavailable as error:
+                if now - heard > SILENT_S:  # it counts as dead by now
+                    raise
+                log.warning("training %s could not report: %s", reward.id, error)
+                return
+            heard = now
+            if not wanted:
                 raise training.Cancelled
 
         report("reads the labels", 0.0)
@@ -192,7 +203,10 @@ class Desk:
             report,
             {part: self._store.blobs.get(name) for part, name in before.items()} or None,
         )
-        weights = {part: self._store.blobs.put(file) for part, file in trained.files.items()}
+        weights = {
+            part: _persistently(partial(self._store.blobs.put, file))
+            for part, file in trained.files.items()
+        }
         # What the draws were made with: a calibration holds for that alone.
         ran_on = {part: getattr(policy, part) for part in RUNS_ON}
         calibrations = {
@@ -334,6 +348,22 @@ def uncensored(model: str, backbone: str, method: Method) -> SamplingPlan:
         acceptance=1.0,
         seed=0,
     )
+
+
+def _persistently(work: Callable[[], Result]) -> Result:
+    """What `work` returns. A store that fails is asked again, as long as a training may be silent.
+
+    Raises StoreUnavailable.
+    """
+    until = time.monotonic() + SILENT_S
+    while True:
+        try:
+            return work()
+        except StoreUnavailable as error:
+            if time.monotonic() > until:
+                raise
+            log.warning("what was trained could not be kept yet: %s", error)
+            time.sleep(RETRY_S)
 
 
 def _provenance(

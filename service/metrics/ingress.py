@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -23,7 +24,9 @@ CANCELLED_BY = {
 }
 """Who ended a request before it was done, by the code that it ended with."""
 CODES = ("ok", "moderation_blocked", "cancelled", "overloaded", "deadline_exceeded")
-UNAVAILABLE = ("censor_unavailable", "backend_unavailable", "store_unavailable")
+UNAVAILABLE = ("censor_unavailable", "backend_unavailable", "store_unavailable", "internal_error")
+LATE = ("deadline_exceeded", "overloaded")
+STALE_S = 60.0
 
 
 class IngressMetrics:
@@ -31,6 +34,11 @@ class IngressMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        # The first that a scrape asks: it makes the counters of what is in force begin at 0.
+        self._in_force = _InForce()
+        self.registry.register(self._in_force)
+        self._canaries = _Canaries()
+        self.registry.register(self._canaries)
         self._requests = Counter(
             "winnow_requests",
             "Generation requests by how they ended; `code` is the error code or `ok`.",
@@ -114,12 +122,6 @@ class IngressMetrics:
             ["policy", "source"],
             registry=self.registry,
         )
-        self._canary = Gauge(
-            "winnow_canary_verdict",
-            "A known malign image under the policy: 0 rejected, 1 accepted, NaN without a verdict.",
-            ["policy", "judge"],
-            registry=self.registry,
-        )
         self._labels = Counter(
             "winnow_labels",
             "Labels that people gave.",
@@ -128,8 +130,8 @@ class IngressMetrics:
         )
         for label in ("benign", "malign", "unsure"):
             self._labels.labels(label)
-        self._in_force = _InForce()
-        self.registry.register(self._in_force)
+        for label in ("benign", "malign", "unsure"):
+            self._labels.labels(label)
         self._certificate_bound = Gauge(
             "winnow_certificate_bound",
             "The certified bound on the malign rate of what a policy delivers; NaN without one.",
@@ -176,10 +178,7 @@ class IngressMetrics:
 
     def canaries(self, verdicts: Mapping[tuple[str, str], Verdict | None]) -> None:
         """Set how the canary of each policy fared, by policy and judge; others are forgotten."""
-        self._canary.clear()
-        values = {Verdict.REJECTED: 0.0, Verdict.ACCEPTED: 1.0, None: math.nan}
-        for (policy, judge), verdict in verdicts.items():
-            self._canary.labels(policy, short(judge)).set(values[verdict])
+        self._canaries.looked = time.monotonic(), dict(verdicts)
 
     def labels(self, labels: Iterable[str]) -> None:
         """Count labels: each is benign, malign or unsure."""
@@ -212,15 +211,43 @@ class IngressMetrics:
         for verdict in Verdict:
             self._draws.labels(name, judge, verdict.value)
 
-    def request(self, model: str, policy: str, code: str, seconds: float) -> None:
-        """Count one generation request that named a known model and policy."""
+    def request(
+        self, model: str, policy: str, code: str, seconds: float, hurried: bool = False
+    ) -> None:
+        """Count one generation request that named a known policy.
+
+        A `hurried` one gave less time than the default: that it was late is no fault of ours.
+        """
         outcome = OUTCOMES.get(code, "error")
+        if hurried and code in LATE:
+            outcome = "hurried"
         self._requests.labels(model, policy, outcome, code).inc()
         self._duration.labels(policy, outcome).observe(seconds)
         if code == "censor_unavailable":
             self._guard_errors.labels(policy).inc()
         if code in CANCELLED_BY:
             self._cancelled.labels(policy, CANCELLED_BY[code]).inc()
+
+
+class _Canaries(Collector):
+    """What the canaries last said. What nobody has looked at for long is no verdict."""
+
+    def __init__(self) -> None:
+        self.looked: tuple[float, dict[tuple[str, str], Verdict | None]] = time.monotonic(), {}
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """One family."""
+        gauge = GaugeMetricFamily(
+            "winnow_canary_verdict",
+            "A known malign image under the policy: 0 rejected, 1 accepted, NaN without a verdict.",
+            labels=["policy", "judge"],
+        )
+        when, verdicts = self.looked
+        stale = time.monotonic() - when > STALE_S
+        values = {Verdict.REJECTED: 0.0, Verdict.ACCEPTED: 1.0, None: math.nan}
+        for (policy, judge), verdict in verdicts.items():
+            gauge.add_metric([policy, short(judge)], values[None if stale else verdict])
+        yield gauge
 
 
 class _InForce(Collector):

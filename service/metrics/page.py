@@ -59,3 +59,14 @@ class Families(Collector):
     def collect(self) -> Iterable[Metric]:
         """As a registry does."""
         return self._collect()
+
+    def restricted_registry(self, names: Iterable[str]) -> Families:
+        """What `?name[]=` asks for: these families alone."""
+        wanted = set(names)
+        return Families(
+            lambda: [
+                family
+                for family in self._collect()
+                if wanted & {family.name, *(sample.name for sample in family.samples)}
+            ]
+        )

@@ -33,14 +33,14 @@ class Blobs:
         self._root = root.rstrip("/")
 
     def put(self, data: bytes) -> str:
-        """Keep these bytes; returns their name. What is there already stays as it is.
+        """Keep these bytes; returns their name. What is there already and whole stays as it is.
 
         Raises StoreUnavailable.
         """
         name = name_of(data)
         path = self._path(name)
         try:
-            if self._files.exists(path):
+            if self._files.exists(path) and self._files.cat_file(path) == data:
                 return name
             self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
             if isinstance(self._files, LocalFileSystem):

@@ -86,7 +86,7 @@ class CertificateLabels:
                 if answer.image_id in said and said[answer.image_id].annotator != annotator
             }
             mine = [answer for answer in answers if answer.image_id not in lost]
-            _append(connection, mine, annotator)
+            _append(connection, mine, annotator, now.created)
             final = {one: given.label for one, given in said.items()}
             final |= {answer.image_id: answer.label for answer in mine}
             ended = judge([final.get(one) for one in sorted(known)], now.result["blocked"])
@@ -112,7 +112,7 @@ class CertificateLabels:
                 raise Conflict("there is no label of yours to take back")
             last = max(one.created for one in mine)
             gone = [one.image for one in mine if one.created == last]
-            _append(connection, [Answer(one, WITHDRAWN, 0) for one in gone], annotator)  # type: ignore[arg-type]
+            _append(connection, [Answer(one, WITHDRAWN, 0) for one in gone], annotator, now.created)  # type: ignore[arg-type]
             return gone
 
     def said(self, certificate_id: str) -> list[Said]:
@@ -149,9 +149,12 @@ def _labels(connection: Connection, dataset: str) -> dict[str, Said]:
     return {image: one for image, one in last.items() if one.label != WITHDRAWN}
 
 
-def _append(connection: Connection, answers: Sequence[Answer], annotator: str) -> None:
+def _append(
+    connection: Connection, answers: Sequence[Answer], annotator: str, begun: datetime
+) -> None:
     if answers:
-        now = datetime.now(UTC)
+        # Another replica's clock may have been ahead, and no label is from before the beginning.
+        now = max(datetime.now(UTC), begun)
         rows = [
             {
                 "image": answer.image_id,

@@ -15,7 +15,7 @@ from service.errors import CertificateNotFound, Conflict, StoreUnavailable
 from service.store.database import Database
 from service.store.datasets import Dataset, Shown
 from service.store.policies import log
-from service.store.schema import certificates, datasets, images
+from service.store.schema import certificates, datasets, images, labels
 
 Status = Literal["drawing", "labelling", "passed", "failed", "abandoned"]
 OPEN: tuple[Status, ...] = ("drawing", "labelling")
@@ -84,12 +84,15 @@ class Certificates:
                         "it, or abandon it",
                         "policy",
                     )
-                last = connection.scalar(
-                    select(func.max(here.attempt)).where(
+                last, latest = connection.execute(
+                    select(func.max(here.attempt), func.max(here.created)).where(
                         or_(here.policy == name, here.fingerprint == fingerprint)
                     )
-                )
+                ).one()
                 attempt = 1 + (last or 0)
+                # Evidence has the attempts in the order of their times, and clocks differ.
+                now = datetime.now(UTC)
+                created = max(now, latest or now)
                 terms = terms_of(attempt)
                 connection.execute(
                     insert(certificates).values(
@@ -102,7 +105,7 @@ class Certificates:
                         dataset=dataset.name,
                         status="drawing",
                         result=_progress(0, 0),
-                        created=dataset.created,
+                        created=created,
                         created_by=dataset.created_by,
                     )
                 )
@@ -233,12 +236,16 @@ def finish(
     connection: Connection, now: Certificate, status: Status, result: Mapping[str, Any]
 ) -> None:
     known = {key: now.result[key] for key in ("drawn", "blocked")}
+    ended = datetime.now(UTC)
+    # Another replica's clock may be ahead, and no label may be from after the end.
+    of_it = select(images.c.id).where(images.c.dataset == now.dataset)
+    last = connection.scalar(select(func.max(labels.c.created)).where(labels.c.image.in_(of_it)))
     _write(
         connection,
         now.id,
         status=status,
         result=known | dict(result),
-        finished=datetime.now(UTC),
+        finished=max(ended, last or ended),
     )
 
 

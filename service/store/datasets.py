@@ -18,6 +18,7 @@ from service.store.schema import datasets, images, labels
 Label = Literal["benign", "malign", "unsure"]
 Purpose = Literal["labels", "certificate"]
 WITHDRAWN = "withdrawn"
+BRINGING_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,16 @@ class Datasets:
         bringing a file twice, or a dataset's own, changes nothing. Of equal images the last counts.
         Raises Conflict when one is a certificate's.
         """
+        for tries_left in reversed(range(BRINGING_TRIES)):
+            try:
+                return self._bring(labelled, by)
+            except StoreUnavailable as error:
+                # Somebody else may have brought one of them this moment: now it is known.
+                if not (tries_left and isinstance(error.__cause__, IntegrityError)):
+                    raise
+        raise AssertionError("unreachable")
+
+    def _bring(self, labelled: Sequence[Labelled], by: str) -> int:
         dataset = labelled[0].image.dataset
         with self._database.transaction() as connection:
             _no_certificate(connection, dataset)
@@ -283,6 +294,12 @@ class Datasets:
         )
         with self._database.transaction() as connection:
             return list(connection.scalars(query))
+
+    def shown_since(self, blob: str, moment: datetime) -> bool:
+        """Whether an image of this blob is from that moment or later."""
+        query = select(images.c.id).where(images.c.blob == blob, images.c.created >= moment)
+        with self._database.transaction() as connection:
+            return connection.scalar(query.limit(1)) is not None
 
     def _append(self, connection: Any, answers: Sequence[dict[str, Any]], annotator: str) -> None:
         now = datetime.now(UTC)

@@ -28,11 +28,14 @@ class Retention:
     def purge(self, now: datetime) -> int:
         """Delete what is due and was not deleted yet; returns how many. Raises StoreUnavailable."""
         before = now - self._keep
-        due = self._store.datasets.purgeable(self._done, before)
-        for blob in due:
-            self._store.blobs.delete(blob)
+        gone = 0
+        for blob in self._store.datasets.purgeable(self._done, before):
+            # It may have been shown or brought again since it was listed.
+            if not self._store.datasets.shown_since(blob, before):
+                self._store.blobs.delete(blob)
+                gone += 1
         self._done = before
-        return len(due)
+        return gone
 
     def close(self) -> None:
         """Stop."""

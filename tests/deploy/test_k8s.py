@@ -7,6 +7,7 @@ import functools
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +134,27 @@ def _serve(old: str, new: str) -> Any:
         (_serve("WINNOW_APP_KEY", "WINNOW_APPS_KEY"), "no Secret holds WINNOW_APPS_KEY"),
         (_serve("max_deadline_s: 600", "max_deadline_s: 900"), "must be above limits.max_deadl"),
         (_serve("metrics_ports: [9400, 9463]", "metrics_ports: [9500, 9563]"), "has no exporter"),
-        (_serve("{num_cpus: 1}", "{num_cpus: 4}"), "may want 8 of"),
+        (_serve("{num_cpus: 1.5}", "{num_cpus: 4}"), "may want 8 of"),
+        (_serve("{num_cpus: 1.5}", "{num_cpus: 1}"), "2 backbones of mnist-sevens fill a worker"),
         (_serve("{num_cpus: 0.1}  # above 0", "{num_cpus: 0}  #"), "may start on the head"),
+        (
+            _serve("keep_alive_timeout_s: 680", "keep_alive_timeout_s: 660"),
+            "must be above 660, for",
+        ),
+        (
+            _serve("graceful_shutdown_timeout_s: 620\n", "graceful_shutdown_timeout_s: 600\n"),
+            "ingress.graceful_shutdown_timeout_s must be above limits.max_deadline_s",
+        ),
+        (
+            _serve("graceful_shutdown_timeout_s: 620\n", "graceful_shutdown_timeout_s: 721\n"),
+            "preStop must drain with --deadline-remaining-seconds of 901 or more",
+        ),
+        (_put(f"{WORKER}.template.spec.containers.0.lifecycle", {}), "preStop must drain with"),
+        (_put(f"{WORKER}.template.spec.terminationGracePeriodSeconds", 919), "must be 920 or more"),
+        (
+            _put(f"{WORKER}.template.spec.topologySpreadConstraints.1.nodeTaintsPolicy", "Ignore"),
+            "zone: nodeTaintsPolicy must be Honor",
+        ),
         (_put("spec.rayClusterConfig.rayVersion", "2.9.0"), "is not the tested one"),
         (_put("spec.upgradeStrategy.type", "None"), "must be NewCluster"),
         (_put("spec.rayClusterConfig.authOptions.mode", "disabled"), "must be token"),
@@ -260,9 +280,33 @@ def test_what_is_made_from_the_rules_is_up_to_date() -> None:
     assert generate.stale() == []
 
 
-@pytest.mark.parametrize("honest", [True, False], ids=["as it was", "changed"])
+def _nothing(model: Path) -> None:
+    pass
+
+
+def _another_manifest(model: Path) -> None:
+    with (model / "manifest.json").open("a") as file:
+        file.write("\n")
+
+
+def _another_weight(model: Path) -> None:
+    weights = next(model.rglob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+
+
+def _code_that_says_yes(model: Path) -> None:
+    (model / "models").mkdir()
+    (model / "models/__init__.py").touch()
+    (model / "models/bundle.py").write_text("def load(reference): print('I ran')\n")
+
+
+@pytest.mark.parametrize(
+    "change", [_nothing, _another_manifest, _another_weight, _code_that_says_yes]
+)
 def test_a_worker_starts_only_with_the_bundle_that_was_written_down(
-    tmp_path: Path, honest: bool
+    tmp_path: Path, change: Callable[[Path], None]
 ) -> None:
     """The init container's own command, on a copy of the shipped bundle."""
     steps = yaml.safe_load((check.HERE / "components/bundle/fetch.yaml").read_text())
@@ -274,15 +318,15 @@ def test_a_worker_starts_only_with_the_bundle_that_was_written_down(
         ["sha256sum", "manifest.json"], cwd=model, capture_output=True, text=True, check=True
     )
     (tmp_path / "bundle.sha256").write_text(pin.stdout)
-    if not honest:
-        with (model / "manifest.json").open("a") as file:
-            file.write("\n")
+    change(model)
     [script] = verify["args"]
     script = script.replace("/etc/winnow", str(tmp_path)).replace("/bundles/model", str(model))
-    script = script.replace("python -c", f"{sys.executable} -c")
+    script = script.replace("python ", f"{sys.executable} ")
     run = subprocess.run(
         [*verify["command"], script], cwd=model, capture_output=True, text=True, check=False,
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
+    honest = change is _nothing
     assert (run.returncode == 0) is honest, run.stderr
     assert honest == ("every file is as the manifest says" in run.stdout)
+    assert "I ran" not in run.stdout

@@ -22,22 +22,18 @@ PIXELS = np.zeros((4, 6, 1), np.uint8)
 
 
 class Judge:
-    """Answers what it is told to."""
+    """Answers what it is told to, one score for each replica."""
 
-    def __init__(self, answer: float | Exception) -> None:
-        self.answer = answer
+    def __init__(self, *answers: float | Exception) -> None:
+        self.answers = answers
         self.asked: list[str] = []
 
-    async def score(
-        self, model: str, judge: str, pixels: Sequence[Pixels], timeout_s: float
-    ) -> Sequence[float]:
+    async def __call__(self, model: str, judge: str, pixels: Pixels) -> Sequence[float]:
         self.asked.append(judge)
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return [self.answer]
-
-    async def ready(self) -> None:
-        """Always."""
+        for answer in self.answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return [answer for answer in self.answers if not isinstance(answer, Exception)]
 
 
 @pytest.fixture
@@ -78,6 +74,11 @@ def test_a_canary_gets_the_verdict_that_a_draw_would(
     judge = Judge(score)
     assert _look(policies, judge) == {("bright", policies["bright"].judge): verdict}
     assert judge.asked == [policies["bright"].judge], "a policy without a judge has no canary"
+
+
+def test_one_judge_of_two_that_accepts_it_is_enough(policies: dict[str, Policy]) -> None:
+    for scores in ((0.0, 1.0), (1.0, 0.0)):
+        assert list(_look(policies, Judge(*scores)).values()) == [Verdict.ACCEPTED]
 
 
 def test_a_canary_that_is_gone_has_no_verdict(policies: dict[str, Policy]) -> None:

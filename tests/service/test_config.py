@@ -73,6 +73,7 @@ def test_an_unknown_key_anywhere_stops_with_its_path(path: str) -> None:
     ("path", "value", "where", "reason"),
     [
         ("policies.bright.model", "other", "", "policies.bright.model: 'other' is not among"),
+        ("models.spare", {"bundle": "b"}, "", "models.spare: no policy is for it"),
         ("default_policy", "other", "", "'other' is not among policies"),
         ("default_policy", "none", "", "must censor"),
         ("policies.bright.eta", 1.5, "policies.bright.eta", "less than or equal to 1"),

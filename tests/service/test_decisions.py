@@ -3,12 +3,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 
 from models.bundle import Bundle
 from service.config import Settings
-from service.decisions import Record, kept, row, sha256, versions
+from service.decisions import Record, kept, packages, row, sha256, versions
 from service.policy import pin
 from service.ports import FinishReason, Verdict
 from tests.bundles import settings
@@ -82,6 +83,18 @@ def test_versions_name_all_weights_by_hash(bundle: Bundle) -> None:
         "schedule": bundle.schedule_sha256,
     }
     assert set(found.packages) == {"winnow-serve", "torch", "onnxruntime", "numpy", "diffusers"}
+
+
+def test_onnx_runtime_with_cuda_is_another_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name == "onnxruntime":
+            raise metadata.PackageNotFoundError(name)
+        return f"1 of {name}"
+
+    monkeypatch.setattr(metadata, "version", version)
+    found = packages.__wrapped__()
+    assert found["onnxruntime"] == "1 of onnxruntime-gpu"
+    assert found["torch"] == "1 of torch"
 
 
 def test_store_and_records_need_neither_torch_nor_ray() -> None:

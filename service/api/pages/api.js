@@ -75,6 +75,26 @@ export function el(tag, attributes = {}, ...children) {
   return node;
 }
 
+/* The bar says which page this is, or of which list it shows one. */
+const place = (path) => location.pathname === path || (path !== "/feedback" && location.pathname.startsWith(`${path}/`));
+for (const link of document.querySelectorAll(".bar nav a")) {
+  if (place(link.pathname)) link.setAttribute("aria-current", "page");
+}
+
+/** A moment, as people here write it. */
+export function when(moment) {
+  return new Date(moment).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
+}
+
+export const percent = (share) => `${Number((100 * share).toPrecision(share < 0.1 ? 3 : 4))} %`;
+
+/** There is no such thing: say so where it would stand, and lead back to the list. */
+export function none(fault, list, words) {
+  if (fault.status !== 404) return say(fault.message, 30);
+  $("main").replaceChildren(el("div", { class: "narrow" },
+    el("h1", {}, "There is none."), el("p", { class: "soft" }, fault.message), el("p", {}, el("a", { class: "button", href: list }, words))));
+}
+
 /** Show one of the page's sections. */
 export function show(id) {
   for (const section of document.querySelectorAll("main > section")) section.hidden = section.id !== id;
@@ -106,6 +126,40 @@ export function picture(source, alt) {
   return image;
 }
 
+/** Ask before what cannot be undone. Enter goes on, Escape does not.
+ * Resolves with false, or with true, or with what was filled in where `wanted` names a field. */
+export function sure(title, text, action, wanted) {
+  const field = wanted ? el("input", { maxlength: 500, autofocus: true, onkeydown: (event) => { if (event.key === "Enter") go(); } }) : null;
+  const go = () => (field && !field.value.trim() ? field.focus() : dialog.close("yes"));
+  const dialog = el("dialog", { class: "sheet", "aria-labelledby": "sure" },
+    el("h2", { id: "sure" }, title),
+    el("p", { class: "soft" }, text),
+    field && el("label", {}, wanted, field),
+    el("div", { class: "row" },
+      el("button", { type: "button", class: "act", autofocus: !field, onclick: go }, action),
+      el("button", { type: "button", onclick: () => dialog.close() }, "Go back")));
+  // A key that is held down has asked once, and answers nothing.
+  dialog.addEventListener("keydown", (event) => { event.stopPropagation(); if (event.repeat) event.preventDefault(); });
+  const before = document.activeElement;
+  document.body.append(dialog);
+  dialog.showModal();
+  return new Promise((resolve) => dialog.addEventListener("close", () => {
+    dialog.remove();
+    before?.focus({ preventScroll: true });
+    resolve(dialog.returnValue === "yes" && (field ? field.value.trim() : true));
+  }));
+}
+
+/** The cursor follows a mouse that moves, so that keys and mouse act on the same image. */
+export function underMouse(grid, focus) {
+  grid.addEventListener("pointermove", (event) => {
+    // A page that came under a mouse at rest has moved nothing.
+    if (event.pointerType !== "mouse" || !(event.movementX || event.movementY)) return;
+    const cell = event.target.closest("button.cell");
+    if (cell && cell !== document.activeElement) focus([...grid.children].indexOf(cell));
+  });
+}
+
 /** Run the door: ask for a name, and for a key where one is needed. Resolves with the session. */
 export async function door(...wanted) {
   const scopes = wanted.length ? wanted : ["label"];
@@ -120,6 +174,7 @@ export async function door(...wanted) {
   };
   if (session.name && fits(session)) return opened(session);
   const keyless = fits(session);
+  $("#enter .scopes").textContent = scopes.join(" or ");
   const form = $("#enter form");
   form.elements.key.closest("label").hidden = keyless;
   form.elements.key.required = !keyless;

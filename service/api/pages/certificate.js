@@ -1,6 +1,6 @@
 // The page of one certificate: how far it is, its images to label, and what it says.
 
-import { $, call, count, door, el, may, picture, say, show } from "/pages/api.js";
+import { $, call, count, door, el, may, none, percent, picture, say, show, sure, underMouse } from "/pages/api.js";
 
 const SIZE = 25;
 const ACROSS = 5;
@@ -19,8 +19,6 @@ let at = 0;
 
 /* What it says */
 
-const percent = (share) => `${(100 * share).toFixed(share < 0.01 ? 2 : 1)} %`;
-
 function tell(now) {
   certificate = now;
   const { terms, progress, result, status } = now;
@@ -33,18 +31,39 @@ function tell(now) {
     ? `${result.reason}.`
     : result
       ? `${result.k} of ${result.n} were malign or unsure: the rate is at most ${percent(result.bound)}.`
-      : `${terms.n} images, of which ${terms.allowed} may be malign or unsure. This was fixed before the first label.`;
+      : `${terms.n} images, of which ${terms.allowed} may be malign or unsure, prove it with confidence ${percent(1 - terms.delta)} over all attempts. This was fixed before the first label.`;
   $("#drawing").hidden = status !== "drawing";
   $("#drawing progress").value = progress.drawn / terms.n;
   $("#drawing p").textContent = `${progress.drawn} of ${terms.n} drawn, ${progress.blocked} blocked by the policy`;
+  $("#ending").hidden = !["drawing", "labelling"].includes(status) || !may(session, "approve");
   $("#label").hidden = status !== "labelling" || !may(session, "label");
   $("#question").textContent = now.question;
-  $("#share").style.width = percent(progress.labelled / terms.n);
+  $("#share").style.width = `${(100 * progress.labelled) / terms.n}%`;
   $("#left").textContent = `${progress.labelled} of ${terms.n} labelled`;
-  $("#covers").replaceChildren(...Object.entries(now.covered).flatMap(([name, value]) => lines(name, value)));
+  $("#covers").replaceChildren(...grouped(now.covered));
   $("#not").replaceChildren(...now.not_covered.map((sentence) => el("li", {}, sentence)));
+  $("#prints").replaceChildren(...lines("fingerprint", now.fingerprint ?? null), ...lines("public_key", now.public_key ?? $("#prints").dataset.key ?? null));
+  if (now.public_key) $("#prints").dataset.key = now.public_key;
   $("#evidence").hidden = !["passed", "failed"].includes(status) || !may(session, "approve");
   $("#evidence a").href = `${here}/evidence`;
+}
+
+const GROUPS = {
+  "What is asked": ["question", "inputs"],
+  "What decides": ["threshold", "probe_thresholds", "max_draws"],
+  Sampling: ["method"],
+  Weights: ["model", "bundle", "weights"],
+  "Where it runs": ["runtime", "device", "dtype", "judge_device", "packages"],
+};
+
+/** All that is covered, under headings. */
+function grouped(covered) {
+  const named = Object.values(GROUPS).flat();
+  const groups = { ...GROUPS, Besides: Object.keys(covered).filter((name) => !named.includes(name)) };
+  return Object.entries(groups).flatMap(([heading, names]) => {
+    const found = names.flatMap((name) => lines(name, covered[name] ?? null));
+    return found.length ? [el("h3", {}, heading), el("dl", { class: "particulars" }, ...found)] : [];
+  });
 }
 
 /** A fraction with the four digits that people read; the evidence keeps them all. */
@@ -86,6 +105,7 @@ async function turn() {
     $("#said").textContent = "Nothing is left for you: somebody else has the last images.";
     return;
   }
+  ends();
   focus(0);
   ahead = fetchPage();
   ahead.catch(() => { ahead = null; });
@@ -95,6 +115,32 @@ async function next() {
   if (busy || !page) return;
   if (!page.images.length) return follow().then(turn);
   busy = true;
+  try {
+    await save();
+  } finally {
+    busy = false;
+  }
+}
+
+/** Whether the page in hand holds the last labels, with which everything is fixed. */
+function ends() {
+  const last = certificate.terms.n - certificate.progress.labelled <= page.images.length;
+  $("#next").firstChild.data = last ? "Finish: this fixes the result " : "Next page ";
+  return last;
+}
+
+async function save() {
+  try {
+    tell(await call("GET", here)); // others label too
+  } catch (fault) {
+    return say(`Not saved: ${fault.message}`, 10);
+  }
+  if (ends()) {
+    const not = page.marks.filter((one) => one !== "benign").length;
+    const these = `Of ${count(page.images.length, "last image")}, ${not} ${not === 1 ? "is" : "are"} marked malign or unsure.`;
+    const fixed = `${these} With these labels the result is computed, and nothing about it changes any more: no label, no undo.`;
+    if (!await sure("Finish the certificate?", fixed, "Finish")) return;
+  }
   grid.setAttribute("aria-busy", "true");
   const each = Math.min(Math.round((performance.now() - page.shown) / page.images.length), 3_600_000);
   const labels = page.images.map((image, i) => ({ image_id: image.id, label: page.marks[i], elapsed_ms: each }));
@@ -108,7 +154,6 @@ async function next() {
     if (fault.status === 409) { page = null; await follow().catch(failed); }
     say(`Not saved: ${fault.message}`, 10);
   } finally {
-    busy = false;
     grid.removeAttribute("aria-busy");
   }
 }
@@ -180,6 +225,8 @@ function focus(index) {
   grid.children[index]?.focus({ preventScroll: true });
 }
 
+underMouse(grid, focus);
+
 const MOVES = {
   ArrowLeft: -1, h: -1, ArrowRight: 1, l: 1, ArrowUp: -ACROSS, k: -ACROSS, ArrowDown: ACROSS, j: ACROSS,
 };
@@ -205,6 +252,17 @@ document.addEventListener("keydown", (event) => {
 $("#next").addEventListener("click", next);
 $("#undo").addEventListener("click", undo);
 
+$("#ending button").addEventListener("click", async () => {
+  const text = "It ends without a result, stays on record, and counts as an attempt: the next one spends half of what this one would have.";
+  const reason = await sure("Abandon this attempt?", text, "Abandon", "Why");
+  if (!reason) return;
+  try {
+    tell(await call("POST", `${here}/abandon`, { reason }));
+  } catch (fault) {
+    say(fault.message, 10);
+  }
+});
+
 const failed = (fault) => say(fault.message, 30);
 
 async function start() {
@@ -213,4 +271,4 @@ async function start() {
   await follow();
 }
 
-start().catch(failed);
+start().catch((fault) => none(fault, "/certificates", "All certificates"));

@@ -1,6 +1,6 @@
 // The labelling page. Its state is the page in hand, those that wait, and what each image is marked.
 
-import { $, call, count, door, el, picture, say, show } from "/pages/api.js";
+import { $, call, count, door, el, picture, say, show, underMouse } from "/pages/api.js";
 
 const SIZE = 25;
 const ACROSS = 5;
@@ -31,12 +31,17 @@ async function fetchPage() {
 }
 
 function fresh(id, images) {
-  let marks = images.map((image) => image.label ?? "benign");
+  let [marks, steps] = [images.map((image) => image.label ?? "benign"), []];
   try {
     const draft = JSON.parse(localStorage.getItem(`winnow:draft:${id}`));
-    if (draft?.length === images.length) marks = draft;
+    if (draft?.marks.length === images.length) ({ marks, steps } = draft);
   } catch { /* a draft is a convenience */ }
-  return { id, images, marks, steps: [], ms: 0 };
+  return { id, images, marks, steps, ms: 0 };
+}
+
+/** What a reload brings back: the marks, and the steps to them, so that they can be undone. */
+function keep() {
+  localStorage.setItem(`winnow:draft:${page.id}`, JSON.stringify({ marks: page.marks, steps: page.steps }));
 }
 
 /** Fetch the next page in the background, so that nobody waits for it. */
@@ -119,11 +124,6 @@ async function undo() {
   }
 }
 
-/** Keep the marks of the page in hand, for a reload. */
-function keep() {
-  localStorage.setItem(`winnow:draft:${page.id}`, JSON.stringify(page.marks));
-}
-
 /** Try again where the network or the service failed: the last label of an image is the one that counts. */
 async function persistently(method, path, body) {
   let last;
@@ -185,7 +185,6 @@ function cell(image, index) {
     event.preventDefault();
     if (event.pointerType === "mouse" || event.button === 2) { if (!held && !hold) mark(index, "unsure"); }
   });
-  node.addEventListener("pointerenter", () => look(index));
   node.addEventListener("focus", () => { at = index; roving(); look(index); });
   return node;
 }
@@ -221,7 +220,7 @@ function tell() {
     malign || unsure
       ? [malign && `${malign} malign`, unsure && `${unsure} unsure`].filter(Boolean).join(", ")
       : "all benign";
-  meter("malign", malign);
+  meter("malign", malign + unsure);
 }
 
 function roving() {
@@ -233,6 +232,8 @@ function focus(index) {
   roving();
   grid.children[index]?.focus({ preventScroll: true });
 }
+
+underMouse(grid, focus);
 
 function look(index) {
   const image = page?.images[index];
@@ -304,12 +305,13 @@ function counted(now) {
   meter("malign", 0);
   meter("benign", 0);
   const { counts, goal } = dataset;
-  $("#reached").hidden = counts.malign < goal.malign || counts.benign < goal.benign;
+  $("#reached").hidden = counts.malign + counts.unsure < goal.malign || counts.benign < goal.benign;
 }
 
 function meter(kind, unsaved) {
   const node = document.getElementById(kind);
-  const total = dataset.counts[kind] + unsaved;
+  const { counts } = dataset;
+  const total = (kind === "malign" ? counts.malign + counts.unsure : counts[kind]) + unsaved; // nobody is sure that unsure is benign
   $("b", node).textContent = total;
   $(".goal", node).textContent = dataset.goal[kind];
   $("i", node).style.width = `${Math.min(100, (100 * total) / dataset.goal[kind])}%`;

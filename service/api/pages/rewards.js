@@ -1,10 +1,15 @@
 // The rewards page: train, watch, read the card, and put a reward in force.
 
-import { $, call, count, door, duration, el, may, picture, say, show } from "/pages/api.js";
+import { $, call, count, door, duration, el, may, picture, say, show, when } from "/pages/api.js";
 
 const RUNNING = ["queued", "training", "cancelling"];
 const WORDS = {
   queued: "waits", training: "learns", cancelling: "stops", ready: "ready", failed: "failed", cancelled: "cancelled",
+};
+
+const STAGES = {
+  judge: "the judge", clean_guide: "what probes stop hopeless draws by", probe: "what probes stop hopeless draws by",
+  guide: "the guide", distilled: "the guide's student",
 };
 
 const form = $("#train");
@@ -29,9 +34,11 @@ function describe() {
   const fitting = policies.filter((policy) => policy.model === one.model && policy.censors !== null);
   form.elements.policy.replaceChildren(
     ...(fitting.length ? fitting : [{ id: "" }]).map((policy) =>
-      el("option", { value: policy.id, selected: policy.default }, policy.id || "the default")),
+      el("option", { value: policy.id, selected: policy.default }, policy.id ? named(policy) : "the default")),
   );
 }
+
+const named = (policy) => (policy.disabled ? `${policy.id} (switched off)` : policy.id);
 
 form.elements.dataset.addEventListener("change", () => {
   describe();
@@ -54,6 +61,7 @@ form.addEventListener("submit", async (event) => {
     });
     $("#live").textContent = "The training waits for its turn.";
     await refresh();
+    if ($("#list").getBoundingClientRect().top > innerHeight / 2) $("#list").scrollIntoView(); // on a phone it is below
   } catch (fault) {
     wrong.textContent = fault.message;
   }
@@ -61,11 +69,14 @@ form.addEventListener("submit", async (event) => {
 
 /* The list */
 
+const inForce = () => call("GET", "/v1/policies").then((answer) => answer.data).catch(() => policies);
+
 async function refresh() {
   clearTimeout(timer);
   let pause = 6000;
   try {
     const dataset = form.elements.dataset.value;
+    policies = await inForce();
     const { data } = await call("GET", `/v1/rewards${dataset ? `?dataset=${encodeURIComponent(dataset)}` : ""}`);
     const list = $("#list");
     const nodes = await Promise.all(data.slice(0, 20).map(node));
@@ -91,6 +102,7 @@ async function node(reward) {
   const before = shown.get(reward.id);
   if (before && before[0] === reward.status) {
     progress(before[1], reward);
+    standing(before[1], reward);
     return before[1];
   }
   if (before) $("#live").textContent = `Reward ${WORDS[reward.status]}.`;
@@ -98,8 +110,8 @@ async function node(reward) {
     el("header", {},
       el("h2", {}, reward.dataset),
       el("span", { class: `pill ${reward.status}` }, WORDS[reward.status]),
-      el("span", { class: "small soft number" }, `${when(reward.created)} · ${reward.created_by.split("/").pop()} · `, el("code", {}, reward.id.slice(0, 12))),
-    ));
+      el("span", { class: "small soft number" }, `${when(1000 * reward.created)} · ${reward.created_by.split("/").pop()} · `, el("code", { title: reward.id }, reward.id.slice(0, 12))),
+    ), el("p", { class: "standing small soft" }));
   if (RUNNING.includes(reward.status)) {
     article.append(
       el("div", { class: "fields" },
@@ -117,16 +129,28 @@ async function node(reward) {
   } else {
     article.append(el("p", { class: "soft" }, "Nothing was changed."));
   }
+  standing(article, reward);
   if (before) before[1].replaceWith(article);
   shown.set(reward.id, [reward.status, article]);
   return article;
+}
+
+/** What it was calibrated for, and whether it is in force now. */
+function standing(article, reward) {
+  const { policy, target } = reward.recipe ?? {};
+  const now = policies.filter((one) => one.reward === reward.id);
+  const force = now.map((one) => `${one.disabled ? "behind" : "in force as"} ${one.id} version ${one.version}${one.disabled ? ", which is switched off" : ""}`);
+  $(".standing", article).textContent = [
+    policy && `Calibrated for ${policy}, to deliver at most ${100 * target} % malign`,
+    reward.status === "ready" && (force.join(", ") || "not in force"),
+  ].filter(Boolean).join(" · ");
 }
 
 function progress(article, reward) {
   const bar = $("progress", article);
   if (!bar) return;
   bar.value = reward.progress;
-  $(".stage", article).textContent = reward.stage.replaceAll("_", " ");
+  $(".stage", article).textContent = STAGES[reward.stage] ?? reward.stage.replaceAll("_", " ");
   $(".percent", article).textContent = `${Math.round(100 * reward.progress)} %`;
 }
 
@@ -137,10 +161,6 @@ async function cancel(reward) {
     say(fault.message);
   }
   await refresh();
-}
-
-function when(seconds) {
-  return new Date(seconds * 1000).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
 }
 
 /* The card */
@@ -164,7 +184,7 @@ function cardOf(reward, card) {
       el("section", {}, el("h3", {}, "Calibration"), curve(points(card.calibration_curve))),
       el("section", {}, el("h3", {}, "Where it is most wrong"), mistakes(reward, card)),
     ),
-    thresholds(card),
+    thresholds(card, policies.find((one) => one.id === reward.recipe?.policy)),
     force(reward, card),
   ];
   return parts.filter(Boolean);
@@ -208,19 +228,20 @@ function mistakes(reward, card) {
   return el("ul", { class: "pictures" }, ...found.map((one) =>
     el("li", {},
       picture(`/v1/datasets/${encodeURIComponent(reward.dataset)}/images/${encodeURIComponent(one.id)}`, `labelled ${one.label}, scored ${Number(one.score).toFixed(2)}`),
-      el("span", {}, `${one.label}, `, el("span", { class: "number" }, Number(one.score).toFixed(2))),
+      el("span", {}, one.label), el("span", { class: "number" }, `score ${Number(one.score).toFixed(2)}`),
     )));
 }
 
-function thresholds(card) {
+function thresholds(card, now) {
   const rows = Object.entries(card.calibrations ?? {});
   const skipped = Object.entries(card.not_calibrated ?? {});
   if (!rows.length && !skipped.length) return null;
   return el("table", { class: "table" },
-    el("thead", {}, el("tr", {}, el("th", {}, "Steps"), el("th", {}, "Threshold"), el("th", {}, "Draws accepted"))),
+    el("thead", {}, el("tr", {}, el("th", {}, "Steps"), el("th", {}, "Threshold"), el("th", {}, "Draws accepted"), now?.acceptance && el("th", {}, `${now.id} version ${now.version}`))),
     el("tbody", {},
-      ...rows.map(([steps, one]) => el("tr", {}, el("td", {}, steps), el("td", {}, one.threshold?.toFixed(4) ?? "–"), el("td", {}, `${(100 * one.acceptance).toFixed(1)} %`))),
-      ...skipped.map(([steps, why]) => el("tr", {}, el("td", {}, steps), el("td", { colspan: 2, class: "soft" }, why))),
+      ...rows.map(([steps, one]) => el("tr", {}, el("td", {}, steps), el("td", {}, one.threshold?.toFixed(4) ?? "–"), el("td", {}, `${(100 * one.acceptance).toFixed(1)} %`),
+        now?.acceptance && el("td", {}, steps in now.acceptance ? `${(100 * now.acceptance[steps]).toFixed(1)} %` : "–"))),
+      ...skipped.map(([steps, why]) => el("tr", {}, el("td", {}, steps), el("td", { colspan: 3, class: "soft" }, why))),
     ));
 }
 
@@ -228,9 +249,9 @@ function thresholds(card) {
 
 function force(reward, card) {
   const base = reward.recipe?.policy ?? "";
-  const options = policies.filter((policy) => policy.model === card.dataset?.model && policy.censors !== null).map((policy) => policy.id);
-  if (base && !options.includes(base)) options.unshift(base);
-  const select = el("select", {}, ...options.map((id) => el("option", { selected: id === base }, id)));
+  const options = policies.filter((policy) => policy.model === card.dataset?.model && policy.censors !== null);
+  if (base && !options.some((policy) => policy.id === base)) options.unshift({ id: base });
+  const select = el("select", {}, ...options.map((policy) => el("option", { value: policy.id, selected: policy.id === base }, named(policy))));
   const name = el("input", { value: base, maxlength: 64, pattern: "[a-z0-9][a-z0-9._\\-]{0,63}", spellcheck: "false" });
   const wrong = el("p", { class: "wrong", role: "alert" });
   const make = el("button", { type: "submit", class: "main" }, "Make a version");
@@ -290,13 +311,17 @@ async function start() {
   form.hidden = !may(session, "label");
   const listed = form.hidden ? { data: [] } : await call("GET", "/v1/datasets");
   datasets = listed.data.filter((one) => one.purpose === "labels");
-  policies = await call("GET", "/v1/policies").then((answer) => answer.data).catch(() => []);
+  policies = await inForce();
   const wanted = new URLSearchParams(location.search).get("dataset");
   form.elements.dataset.replaceChildren(
     ...datasets.map((one) => el("option", { value: one.name, selected: one.name === wanted }, one.name)));
   $("button.act", form).disabled = !datasets.length;
   if (!datasets.length) $("#counts").textContent = "No labels yet.";
   describe();
+  if (wanted && !form.hidden && !datasets.some((one) => one.name === wanted)) {
+    const other = listed.data.some((one) => one.name === wanted);
+    $(".wrong", form).textContent = other ? `${wanted} is a certificate's: nothing learns from it.` : `There are no labels named ${wanted}.`;
+  }
   show("rewards");
   await refresh();
 }

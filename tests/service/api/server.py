@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -37,6 +37,7 @@ from service.metrics.backbone import BackboneMetrics
 from service.metrics.ingress import IngressMetrics
 from service.metrics.page import merge, render
 from service.policy import Policy, pin
+from service.ports import Pixels
 from service.reward import Judges
 from service.router import Router
 from service.shadow import Shadows
@@ -179,6 +180,9 @@ def serve(
         registries = {"ingress": metrics.registry, "backbone": backbone_metrics.registry}
         return merge((name, render(registry)) for name, registry in registries.items())
 
+    async def score_one(model: str, judge: str, pixels: Pixels) -> Sequence[float]:
+        return await backends.score(model, judge, [pixels], 10)
+
     recorder = Recorder(store.decisions, keep_days=30)
     live = Live(store, policies, poll_s=0.1)
     metrics.watch(lambda: live.policies)
@@ -230,7 +234,7 @@ def serve(
         metrics=metrics,
         certified=certified,
         canaries=Canaries(
-            backends,
+            score_one,
             lambda: live.policies,
             lambda model, name: from_png(weights.find(name, ".png").read_bytes()),
             metrics.canaries,

@@ -25,6 +25,10 @@ def test_policies_say_what_they_censor_and_who_may_use_them(http: httpx.Client) 
     bright, none = policies["bright"], policies["none"]
     assert (bright["default"], bright["scope"]) == (True, "generate")
     assert (none["default"], none["scope"], none["judge"]) == (False, "admin", None)
+    assert (bright["censors"], none["censors"]) == ("Is this a dark first pixel?", None), (
+        "yes means malign"
+    )
+    assert (bright["disabled"], none["disabled"]) == (False, False)
     assert bright["judge"].startswith("sha256:")
     assert bright["num_inference_steps"] == [50, 20]
     assert bright["thresholds"] == {str(steps): value for steps, value in THRESHOLD.items()}
@@ -43,3 +47,20 @@ def test_what_does_not_exist_is_404(http: httpx.Client) -> None:
     for path, code in [("models/x", "model_not_found"), ("policies/x", "policy_not_found")]:
         response = http.get(f"/v1/{path}")
         assert (response.status_code, response.json()["error"]["code"]) == (404, code)
+
+
+def test_refusals_name_their_field_and_what_to_do(server: Served) -> None:
+    images = "/v1/images/generations"
+    asked = (
+        ("PLAIN_KEY", images, {"policy": "none"}, "policy", "censors nothing"),
+        ("PLAIN_KEY", images, {"censor": {"threshold": 0.1}}, "censor.threshold", "'bright': call"),
+        ("SCORES_KEY", "/v1/moderations", {"input": []}, "input", "must hold 1 or more"),
+        ("LABEL_KEY", "/v1/datasets", {"name": "A b", "question": "Is it?"}, "name", "underscores"),
+        ("APPROVE_KEY", "/v1/policies/none/certify", {"epsilon": 0.3, "delta": 0.5}, "policy", ""),
+        ("APPROVE_KEY", "/v1/policies/x/certify", {"epsilon": 0.3, "delta": 0.5}, "policy", ""),
+    )
+    for key, path, body, param, words in asked:
+        with client(server, key) as http:
+            error = http.post(path, json=body).json()["error"]
+        assert error["param"] == param, error
+        assert words in error["message"], error

@@ -7,6 +7,7 @@ import json
 import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import httpx
 import pytest
 
 from models.bundle import Bundle
+from service.certificates.verification import verify
 from service.errors import Conflict, StoreUnavailable
 from service.store import certificates
 from service.store.datasets import Answer
@@ -277,6 +279,58 @@ def test_every_attempt_counts_and_costs_more(
         (2, "failed"),
         (1, "abandoned"),
     ]
+
+
+def test_evidence_is_sound_however_the_clocks_of_replicas_differ(
+    reviewer: httpx.Client,
+    labeller: httpx.Client,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """The first attempt, and some labels of the second, are kept by a replica an hour ahead."""
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime.now(tz) + timedelta(hours=1)
+
+    @contextmanager
+    def ahead(*parts: str) -> Iterator[None]:
+        with monkeypatch.context() as patch:
+            for part in parts:
+                patch.setattr(f"service.{part}.datetime", Ahead)
+            yield
+
+    with ahead("api.certificates", "store.certificates", "store.certificate_labels"):
+        first = certify(reviewer, labeller)
+    second = begin(reviewer)
+    drawn(reviewer, second["id"])
+    images = page(labeller, second["id"])
+    say(labeller, second["id"], images[:2])
+    with ahead("store.certificate_labels"):
+        say(labeller, second["id"], images[2:4])
+    answer = say(labeller, second["id"], images[4:])
+    assert answer.json()["status"] == "passed"
+    for one in (first, second):
+        file = tmp_path / "evidence.zip"
+        file.write_bytes(reviewer.get(f"/v1/certificates/{one['id']}/evidence").content)
+        assert "The attempts of this policy were" in " ".join(verify(file, None))
+
+
+def test_a_signing_key_that_cannot_be_used_hides_no_certificate(
+    reviewer: httpx.Client, labeller: httpx.Client, tmp_path: Path
+) -> None:
+    key = tmp_path / "winnow" / "signing.key"
+    key.parent.mkdir()
+    key.write_text("a key that others may read")
+    key.chmod(0o644)
+    ended = certify(reviewer, labeller)
+    route = f"/v1/certificates/{ended['id']}"
+    answer = reviewer.get(route)
+    assert (answer.status_code, answer.json()["public_key"]) == (200, None)
+    answer = reviewer.get(f"{route}/evidence")
+    refused(answer, 503, "store_unavailable", "the key that signs evidence cannot be used")
+    assert str(key) not in answer.text
 
 
 def test_a_copy_of_a_policy_shares_its_attempts(

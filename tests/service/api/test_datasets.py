@@ -378,6 +378,7 @@ def test_a_wrong_line_is_refused_and_nothing_comes_in(
     body = json.dumps(line).encode()
     answer = labeller.post(f"/v1/datasets/{other}/import", content=body)
     refused(answer, 400, "invalid_value", param)
+    assert answer.json()["error"]["message"].count("line 1") == 1, "said once where it is"
     assert server.store.datasets.labelled(other) == []
 
 

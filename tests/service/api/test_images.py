@@ -153,7 +153,7 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"user": "u" * 257}, "user", "256"),
     ({"num_inference_steps": 49}, "num_inference_steps", "50, 20"),
     ({"num_inference_steps": 0}, "num_inference_steps", "greater than"),
-    ({"censor": {"threshold": 0.1}}, "censor.threshold", "raise it"),
+    ({"censor": {"threshold": 0.1}}, "censor.threshold", "'bright', 0.5: callers may raise it"),
     ({"censor": {"threshold": 0}}, "censor.threshold", "greater than 0"),
     ({"censor": {"threshold": 1.01}}, "censor.threshold", "less than or equal to 1"),
     ({"censor": {"max_draws": 9}}, "censor.max_draws", "at most 8"),
@@ -199,7 +199,7 @@ def test_what_does_not_exist_is_never_replaced(http: httpx.Client) -> None:
     assert _error(_post(http, policy="bland"), 404, "policy_not_found")["param"] == "policy"
     _error(http.get("/v1/nowhere"), 404, "not_found")
     _error(http.get("/nowhere"), 404, "not_found")
-    assert http.get("/").headers["location"] == "/docs"
+    assert http.get("/").headers["location"] == "/feedback"
     _error(http.get(ROUTE), 405, "method_not_allowed")
 
 

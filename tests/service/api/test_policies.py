@@ -377,14 +377,18 @@ def test_a_policy_that_is_switched_off_refuses_until_a_version_is_promoted(
     served.cold = BackendUnavailable("the backbone is down")
     assert approve.post("/v1/policies/bright/disable").json()["disabled"] is True
     refused(generate(http), 403, "policy_disabled", "'bright' was switched off")
-    refused(http.get("/v1/policies/bright"), 403, "policy_disabled", "switched off")
-    assert "bright" not in [one["id"] for one in http.get("/v1/policies").json()["data"]]
+    listed = {one["id"]: one["disabled"] for one in http.get("/v1/policies").json()["data"]}
+    assert listed == {"bright": True, "none": False}, "a switch does not hide its own state"
+    assert http.get("/v1/policies/bright").json()["disabled"] is True
+    assert http.get("/v1/models/tiny").json()["policies"] == ["none"], "what requests can name"
     refused(approve.post("/v1/policies/other/disable"), 404, "policy_not_found", "other")
     served.cold = None
     # It can be repaired: a new reward, based on what was switched off.
     assert add(served, reward=trained(served)).json()["version"] == 2
     assert promote(approve, 2).status_code == 200
     assert generate(http, seed=1).status_code == 200
+    shown = http.get("/v1/policies/bright").json()
+    assert (shown["disabled"], shown["censors"]) == (False, "Is it?")
 
 
 @pytest.mark.parametrize("through", ["this replica", "another"])
@@ -480,6 +484,10 @@ def test_pointers_that_cannot_be_read_count_as_pulled_switches(
         running = pool.submit(generate, http, n=1, seed=1)
         refused(running.result(), 503, "store_unavailable", "switched off")
     refused(generate(http), 503, "store_unavailable", "could not be read for 0.5 s")
+    # The outage pages somebody: what was refused before there was a plan is counted too.
+    page = parse(http.get("/metrics").text)
+    labels = {"policy": "bright", "outcome": "error", "code": "store_unavailable"}
+    assert value(page, "winnow_requests_total", **labels) == 2
     refused(http.post("/v1/moderations", json={"input": [ITEM]}), 503, "store_unavailable", "0.5")
     monkeypatch.undo()
     served.backbone.delay_s = 0.0

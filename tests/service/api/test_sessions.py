@@ -195,6 +195,15 @@ def test_a_visitor_needs_a_name_and_no_key(visitor: httpx.Client) -> None:
     )
 
 
+def test_a_session_that_has_ended_is_not_taken_for_a_visitor(visitor: httpx.Client) -> None:
+    """Or labels of Ada's would be those of anonymous/api."""
+    ended = {"Cookie": f"{sessions.COOKIE}=ended.signature"}
+    refused(_make(visitor, "ended", **ended), 401, "invalid_api_key")
+    assert visitor.get("/v1/datasets", headers=ended).status_code == 200
+    bearer = {"Authorization": "Bearer any-at-all"}
+    assert _make(visitor, "with-a-bearer", **ended, **bearer).status_code == 201
+
+
 def test_a_visitor_from_a_foreign_page_is_refused(visitor: httpx.Client) -> None:
     assert _make(visitor, "curl").status_code == 201
     refused(_make(visitor, "foreign-2", **FOREIGN), 403, "origin_refused")
@@ -223,7 +232,7 @@ def test_names_of_this_machine(visitor: httpx.Client, host: str) -> None:
 
 
 def test_pages_are_whole_and_speak_to_nobody_else(browser: httpx.Client) -> None:
-    for path in ("/feedback", "/feedback/rewards"):
+    for path in ("/feedback", "/feedback/rewards", "/policies", "/certificates", "/decisions"):
         answer = browser.get(path)
         assert answer.headers["content-type"].startswith("text/html")
         policy = answer.headers["content-security-policy"]

@@ -21,7 +21,7 @@ from service.certificates.certificate import canonical
 from service.cli.main import app
 from tests.service.api.conftest import client
 from tests.service.api.server import KEYS, Served, serve
-from tests.service.api.test_certificates import certify, drawn, page, say
+from tests.service.api.test_certificates import begin, certify, drawn, page, say
 
 Manifest = dict[str, Any]
 
@@ -322,6 +322,20 @@ def test_from_start_to_export(
     assert name in run("list", *there).output
     assert run("export", name, str(tmp_path / "e.zip"), *there).exit_code == 0
     assert run("verify", str(tmp_path / "e.zip")).exit_code == 0
+
+
+def test_an_attempt_is_abandoned_with_its_reason(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WINNOW_KEY", KEYS["ADMIN_KEY"])
+    there = ("--url", served.url)
+    with client(served, "ADMIN_KEY") as http:
+        begun: str = begin(http)["id"]
+    assert "Missing option '--reason'" in run("abandon", begun, *there).output
+    answer = run("abandon", begun, "--reason", "a clearer question", *there)
+    assert (answer.exit_code, "abandoned" in answer.output) == (0, True), answer.output
+    shown = " ".join(run("show", begun, *there).output.split())
+    assert "result none: a clearer question" in shown
 
 
 def test_people_are_shown_four_digits(monkeypatch: pytest.MonkeyPatch) -> None:

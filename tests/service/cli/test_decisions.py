@@ -61,6 +61,23 @@ def test_list_filters(url: str) -> None:
     assert "img_" not in _run("list", "--url", url, "--request-id", "unknown").output
 
 
+def test_an_empty_list_says_where_it_looked(url: str) -> None:
+    answer = _run("list", "--url", url, "--policy", "other", "--outcome", "ok")
+    assert f"no such decision in {url}" in answer.output
+
+
+def test_outside_of_the_repository_it_is_said_what_to_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    for arguments in (("list",), ("show", "img_x")):
+        answer = _run(*arguments)
+        assert answer.exit_code == 1
+        for word in ("deploy/local.yaml", "--config", "--url", f"sqlite:///{tmp_path}/winnow"):
+            assert word in answer.output
+
+
 def test_an_unknown_decision_is_one_line(url: str) -> None:
     answer = _run("show", "img_unknown", "--url", url)
     assert answer.exit_code == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -14,6 +15,7 @@ from models.bundle import Bundle
 from service.cli import datasets
 from service.cli.main import app
 from service.feedback.worker import Worker
+from service.store.datasets import Dataset
 from tests.service.api.conftest import client
 from tests.service.api.server import KEYS, Served, serve
 
@@ -53,8 +55,12 @@ def run(served: Served, monkeypatch: pytest.MonkeyPatch) -> object:
     return go
 
 
-def test_list_shows_counts(run: object) -> None:
+def test_list_shows_counts(run: object, served: Served) -> None:
+    proof = Dataset("proof", "tiny", "Is it?", [], "certificate", datetime.now(UTC), "x")
+    served.store.datasets.create(proof)
     output = run("datasets", "list").output  # type: ignore[operator]
+    assert "proof" not in output
+    assert "proof" in run("datasets", "list", "--certificates").output  # type: ignore[operator]
     for word in ("bars", "tiny", "Is it dark?", "5"):
         assert word in output
 
@@ -76,6 +82,34 @@ def test_export_and_import_in_parts(
     assert served.store.datasets.counts(f"copy-{suffix}")["malign"] == 5
     again = run("datasets", "export", "bars", "--to", str(file), code=1)  # type: ignore[operator]
     assert "exists already" in again.output
+
+
+def test_files_that_are_none_are_sentences(run: object, tmp_path: Path) -> None:
+    missing = str(tmp_path / "none.jsonl")
+    for arguments, words in (
+        (("import", "bars", missing), "there is no such file"),
+        (("import", "bars", str(tmp_path / "x.txt")), "say which with --format"),
+        (("export", "bars", "--to", str(tmp_path / "x.txt")), "say which with --format"),
+    ):
+        answer = run("datasets", *arguments, code=1)  # type: ignore[operator]
+        assert words in answer.output
+        assert "Errno" not in answer.output
+    assert not (tmp_path / "x.txt").exists(), "nobody reads JSONL in a .txt"
+
+
+def test_labels_of_another_question_come_in_only_if_asked(
+    run: object, served: Served, tmp_path: Path
+) -> None:
+    with client(served, "LABEL_KEY") as http:
+        http.post("/v1/datasets", json={"name": "strange", "question": "Is it a cat?"})
+    file = str(tmp_path / "labels.jsonl")
+    run("datasets", "export", "bars", "--to", file)  # type: ignore[operator]
+    answer = run("datasets", "import", "strange", file, code=1)  # type: ignore[operator]
+    assert "line 1.question: answers 'Is it dark?'" in answer.output
+    assert "--anyway" in answer.output
+    assert served.store.datasets.labelled("strange") == []
+    said = run("datasets", "import", "strange", file, "--anyway").output  # type: ignore[operator]
+    assert "10 labels came in" in said
 
 
 def test_a_line_is_not_cut_at_other_ends_of_lines() -> None:

@@ -61,7 +61,9 @@ def test_from_a_reward_to_a_live_policy_and_back(served: Served) -> None:
     assert "the bundle's" in shown[2]
     assert "bright version 1 is in force" in _said("rollback", "bright")
     assert "bright is switched off (version 1)" in _said("disable", "bright")
-    assert "bright" not in _said("list")
+    listed = next(line for line in _said("list").splitlines() if "bright" in line)
+    assert "switched off" in listed
+    assert "Is this a dark first pixel?" in listed, "yes means malign"
     assert "switched off" in _said("show", "bright")
     assert "bright version 2 is in force" in _said("promote", "bright", "2")
     told = [line.split()[2] for line in _said("history", "bright").splitlines()[1:]]
@@ -96,3 +98,11 @@ def test_what_is_not_winnow_is_named(served: Served) -> None:
         call("GET", "/docs", url=served.url)
     with pytest.raises(ServiceError, match="GET /nowhere"):
         call("GET", "/nowhere")
+
+
+def test_a_reward_is_named_by_how_it_begins(served: Served) -> None:
+    _reward(served, f"rwd_{'a' * 32}", {50: 0.7, 20: 0.8})
+    _reward(served, f"rwd_{'a' * 31}b", {50: 0.7, 20: 0.8})
+    assert "2 begin so" in _refused("add", "bright", "--reward", "rwd_aaa")
+    _reward(served, f"rwd_b{'a' * 31}", {50: 0.7, 20: 0.8})
+    assert "bright version 2 is there" in _said("add", "bright", "--reward", "rwd_ba")

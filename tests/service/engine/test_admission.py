@@ -36,6 +36,16 @@ def test_the_pace_follows_a_machine_that_slows_down() -> None:
     assert pace.tick_s(8) == pytest.approx(0.03, rel=0.01)
 
 
+def test_the_pace_counts_what_guides_spend_in_the_denoiser() -> None:
+    """With forward guidance a row's tick is 4 NFE: a draw of 40 NFE takes 10 ticks, not 40."""
+    pace = Pace()
+    for _ in range(10):
+        pace.observe(2, 0.02, nfe=8)
+    assert pace.nfe_per_row == 4
+    assert pace.finish_s(nfe=80, draws=2, longest=40, max_batch=2) == pytest.approx(0.2)
+    assert Pace().nfe_per_row == 1
+
+
 @pytest.mark.parametrize("max_batch", [1, 4, 16])
 @pytest.mark.parametrize("draws", [1, 5, 40])
 def test_the_predicted_finish_is_that_of_a_simulated_queue(max_batch: int, draws: int) -> None:

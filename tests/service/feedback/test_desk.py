@@ -19,7 +19,13 @@ import pytest
 
 from models.method import Method
 from service.encode import from_png
-from service.errors import BackendUnavailable, CensorUnavailable, Conflict, PolicyNotFound
+from service.errors import (
+    BackendUnavailable,
+    CensorUnavailable,
+    Conflict,
+    PolicyNotFound,
+    StoreUnavailable,
+)
 from service.feedback.desk import Desk, Subject, uncensored
 from service.feedback.example import LEAST
 from service.feedback.worker import Worker
@@ -339,6 +345,50 @@ def test_a_training_that_fails_says_so_and_changes_nothing_else(
         None,
     )
     assert store.datasets.labelled("bars") == before
+
+
+def test_a_store_that_fails_for_a_moment_costs_no_training(
+    desk: Desk, store: Store, labelled: list[Shown], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.feedback.desk.RETRY_S", 0.01)
+    for part, name in ((store.rewards, "report"), (store.rewards, "finish"), (store.blobs, "put")):
+        _fail_at_first(monkeypatch, part, name)
+    queue(store)
+    run(desk, store)
+    assert store.rewards.read("rwd_1").status == "ready"
+
+
+def test_a_store_that_is_gone_ends_a_training_in_time(
+    desk: Desk,
+    store: Store,
+    training: Training,
+    labelled: list[Shown],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.feedback.desk.RETRY_S", 0.01)
+    monkeypatch.setattr("service.feedback.desk.SILENT_S", 0.1)
+    for name, go in (("report", threading.Event()), ("finish", None)):
+        training.go = go  # nobody sets it: without an end it reports for ever
+        with monkeypatch.context() as patch:
+            _fail_at_first(patch, store.rewards, name, times=1_000)
+            queue(store, f"rwd_{name}")
+            started = time.monotonic()
+            run(desk, store)
+            assert time.monotonic() - started < 5
+        reward = store.rewards.read(f"rwd_{name}")
+        assert (reward.status, reward.error) == ("failed", "the disk is full")
+
+
+def _fail_at_first(monkeypatch: pytest.MonkeyPatch, part: Any, name: str, times: int = 2) -> None:
+    real = getattr(part, name)
+    left = iter(range(times))
+
+    def failing(*arguments: Any) -> Any:
+        if next(left, None) is not None:
+            raise StoreUnavailable("the disk is full")
+        return real(*arguments)
+
+    monkeypatch.setattr(part, name, failing)
 
 
 def test_a_purged_image_is_left_out_of_a_training(

@@ -61,7 +61,7 @@ def stranger(ports: tuple[int, int]) -> Iterator[int]:
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(b"node_load1 3\n")
+            self.wfile.write(b'node_load1 3\n{ , ="""a=LEH')
 
         def log_message(self, *_: object) -> None:
             """Quiet."""

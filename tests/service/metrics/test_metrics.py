@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from models import bundle as bundles
 from models.bundle import Bundle
 from service.config import Settings
+from service.metrics import ingress
 from service.metrics.backbone import BackboneMetrics
 from service.metrics.ingress import IngressMetrics
 from service.metrics.judge import JudgeMetrics
@@ -12,7 +17,7 @@ from service.metrics.page import merge, render
 from service.policy import pin
 from service.ports import FinishReason, Verdict
 from service.router import ImageOutcome, Outcome
-from tests.bundles import settings
+from tests.bundles import settings, write_bundle
 from tests.metrics import parse, value
 from tests.plans import FREE, JUDGED
 
@@ -103,3 +108,36 @@ def test_one_page_keeps_every_replicas_own_numbers() -> None:
     assert value(found, "winnow_nfe_total") == 21
     assert value(found, "winnow_batch_occupancy_bucket", replica="backbone-0", le="0.5") == 1
     assert value(found, "winnow_judge_duration_seconds_count", replica="judge-0") == 1
+
+
+def test_a_canary_that_nobody_looks_at_any_more_has_no_verdict(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    metrics = IngressMetrics()
+    metrics.canaries({("bright", "sha256:0123"): Verdict.REJECTED, ("dim", "sha256:0123"): None})
+    page = parse(render(metrics.registry))
+    assert value(page, "winnow_canary_verdict", policy="bright") == 0
+    assert math.isnan(value(page, "winnow_canary_verdict", policy="dim"))
+    monkeypatch.setattr(ingress, "STALE_S", 0.0)
+    page = parse(render(metrics.registry))
+    assert math.isnan(value(page, "winnow_canary_verdict", policy="bright"))
+
+
+def test_counters_begin_at_0_on_the_first_page(tmp_path: Path) -> None:
+    folder = str(write_bundle(tmp_path / "tiny"))
+    policies = pin(Settings.model_validate(settings(folder)), {"tiny": bundles.load(folder)})
+    metrics = IngressMetrics()
+    metrics.watch(lambda: policies)
+    text = render(metrics.registry)
+    for code in ("ok", "store_unavailable", "internal_error"):
+        assert f'winnow_requests_total{{code="{code}",model="tiny"' in text
+    assert 'winnow_labels_total{label="malign"} 0.0' in text
+
+
+def test_what_a_hurried_caller_lacked_is_no_fault_of_ours() -> None:
+    metrics = IngressMetrics()
+    for code in ("deadline_exceeded", "overloaded", "censor_unavailable"):
+        metrics.request("tiny", "bright", code, 0.1, hurried=True)
+    page = parse(render(metrics.registry))
+    assert value(page, "winnow_requests_total", outcome="hurried") == 2
+    assert value(page, "winnow_requests_total", outcome="error", code="censor_unavailable") == 1

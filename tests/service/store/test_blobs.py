@@ -40,6 +40,13 @@ def test_a_changed_blob_is_refused(tmp_path: Path) -> None:
         blobs.get(name)
 
 
+def test_a_blob_that_was_cut_short_is_mended_by_putting_it_again(blobs: Blobs) -> None:
+    name = blobs.put(b"some bytes")
+    blobs._files.pipe_file(blobs._path(name), b"some")
+    assert blobs.put(b"some bytes") == name
+    assert blobs.get(name) == b"some bytes"
+
+
 @pytest.mark.parametrize("name", ["../../etc/passwd", "sha256:zz", "", "sha256:" + "a" * 63])
 def test_only_hashes_are_names(blobs: Blobs, name: str) -> None:
     with pytest.raises(StoreUnavailable, match="no name"):

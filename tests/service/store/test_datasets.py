@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from service.errors import Conflict, DatasetNotFound, InvalidValue
+from service.store import datasets
 from service.store.datasets import Answer, Label, Labelled, Shown
 from service.store.retention import Retention
 from service.store.store import Store
@@ -146,6 +149,27 @@ def test_an_image_that_is_labelled_here_is_not_brought_again(store: Store) -> No
     assert found == [(one.blob, "malign"), (two.blob, "benign")]
 
 
+def test_what_two_bring_at_once_is_there_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_dataset(store)
+    (shown,) = make_batch(store, "one", 1)
+    other = replace(shown, id="imp_1", batch="import-1", annotator="import:label/Eve")
+    brought = Labelled(other, "malign", other.annotator, 700, datetime.now(UTC))
+    both, left, real = threading.Barrier(2, timeout=10), iter(range(2)), datasets._labelled
+
+    def looked(*arguments: Any) -> Any:
+        if next(left, None) is not None:
+            both.wait()  # each has seen that nothing is there
+        return real(*arguments)
+
+    monkeypatch.setattr(datasets, "_labelled", looked)
+    with ThreadPoolExecutor(2) as pool:
+        fresh = list(pool.map(lambda _: store.datasets.bring([brought], ADA), range(2)))
+    assert sorted(fresh) == [0, 1]
+    assert len(store.datasets.labelled("bars")) == 1
+
+
 def test_a_certificates_image_comes_in_under_no_name(store: Store) -> None:
     make_dataset(store)
     make_dataset(store, "proof", "certificate")
@@ -159,6 +183,28 @@ def test_a_certificates_image_comes_in_under_no_name(store: Store) -> None:
     with pytest.raises(Conflict, match="certificate"):
         store.datasets.bring(brought, ADA)
     assert store.datasets.labelled("bars") == []
+
+
+def test_retention_spares_what_was_shown_again_meanwhile(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_dataset(store)
+    now = datetime.now(UTC)
+    old = make_batch(store, "old", 2, created=now - timedelta(days=9))
+    retention = Retention(store, keep_images_days=100)
+    retention._keep = timedelta(days=7)
+    listed = store.datasets.purgeable
+
+    def then_brought(*arguments: Any) -> list[str]:
+        due = listed(*arguments)
+        make_batch(store, "new", 1, blob=old[1].blob)
+        return due
+
+    monkeypatch.setattr(store.datasets, "purgeable", then_brought)
+    assert retention.purge(now) == 1
+    retention.close()
+    assert not store.blobs.has(old[0].blob)
+    assert store.blobs.has(old[1].blob)
 
 
 def test_retention_deletes_old_images_and_keeps_labels_and_what_is_shared(store: Store) -> None:

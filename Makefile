@@ -18,7 +18,12 @@ SHELL := bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
-.PHONY: help setup serve test check fix k8s bench zoo zoo-pack
+# Of `make loadtest`; without HOST it starts a service of its own.
+SCENARIO ?= steady
+SECONDS ?= 60
+HOST ?=
+
+.PHONY: help setup serve test check fix k8s bench loadtest zoo zoo-pack
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +50,10 @@ check: $(DEV) ## lint, format, types, direction of imports, configuration, manif
 
 bench: $(DEV) ## every promised figure beside its goal, and two peers: ten minutes
 	$(BIN)/python -m loadtest.bench
+
+loadtest: $(DEV) ## a minute of load, held against loadtest/slo.toml (SCENARIO= SECONDS= HOST=)
+	@exec $(BIN)/python -m loadtest --scenario '$(SCENARIO)' --seconds '$(SECONDS)' \
+	  $(if $(HOST),--host '$(HOST)')
 
 fix: $(DEV) ## mend what ruff can mend
 	$(BIN)/ruff check --fix .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import time
 from collections.abc import Mapping
@@ -168,11 +169,29 @@ def read(context: Context, body: schemas.GenerationRequest, caller: Caller) -> O
 
 
 def _refuse_headers(headers: Mapping[str, str]) -> None:
-    """Headers that promise what this service does not do. Raises InvalidValue."""
+    """Headers that ask for what this service does not do. Raises InvalidValue.
+
+    The last two are for Serve's proxy, which obeys them: it would watch for no disconnect, or for
+    no time-out, and the work would go on for nobody.
+    """
     if "idempotency-key" in headers:
         raise InvalidValue("not supported: give a seed to get the same images", "Idempotency-Key")
-    if "respond-async" in headers.get("prefer", ""):
+    if "respond-async" in headers.get("prefer", "").lower():
         raise InvalidValue("respond-async is not supported", "Prefer")
+    if headers.get("x-request-disconnect-disabled", "?0") != "?0":
+        raise InvalidValue("work stops when its caller leaves", "x-request-disconnect-disabled")
+    if not _is_wait(headers.get("x-request-timeout-seconds", "1")):
+        raise InvalidValue(
+            "must be a number of seconds above 0; better, set censor.deadline_s",
+            "x-request-timeout-seconds",
+        )
+
+
+def _is_wait(seconds: str) -> bool:
+    try:
+        return 0 < float(seconds) < math.inf
+    except ValueError:
+        return False
 
 
 def _refused(context: Context, name: str, error: WinnowError) -> None:

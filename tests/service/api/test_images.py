@@ -401,7 +401,14 @@ def test_a_request_is_one_line_in_the_log_without_keys(
 
 
 @pytest.mark.parametrize(
-    ("header", "value"), [("Idempotency-Key", "1"), ("Prefer", "respond-async, wait=1")]
+    ("header", "value"),
+    [
+        ("Idempotency-Key", "1"),
+        ("Prefer", "respond-async, wait=1"),
+        ("Prefer", "Respond-Async"),
+        ("x-request-disconnect-disabled", "?1"),
+        *(("x-request-timeout-seconds", value) for value in ("0", "-1", "nan", "inf", "soon")),
+    ],
 )
 def test_headers_that_promise_more_are_refused(http: httpx.Client, header: str, value: str) -> None:
     response = http.post("/v1/images/generations", json={}, headers={header: value})

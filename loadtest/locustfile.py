@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import os
 import random
-import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from itertools import count
 from typing import Any
 
-import gevent
 from locust import FastHttpUser, LoadTestShape, User, events, task
 from locust.env import Environment
 
@@ -24,7 +21,7 @@ from loadtest import sockets
 from loadtest.hostile import CASES
 from loadtest.outcomes import Found, Outcome, of_ask, of_hostile
 from loadtest.scenarios import PATH, SCENARIOS, Ask, Scenario
-from loadtest.slots import wait_until_free
+from loadtest.watch import fire
 
 KEY = os.environ.get("WINNOW_KEY")
 HEADERS = {"Authorization": f"Bearer {KEY}"} if KEY else {}
@@ -133,7 +130,7 @@ class _Raw(_Paced):
             outcome, why = act()
         except (OSError, ValueError) as error:
             outcome, why = Outcome.FAILED, repr(error)
-        _fire(self.environment, name, outcome, why, time.perf_counter() - started)
+        fire(self.environment, name, outcome, why, time.perf_counter() - started)
 
 
 class SlowReader(_Raw):
@@ -184,38 +181,3 @@ class Stages(LoadTestShape):  # type: ignore[misc]
 def _weigh(environment: Environment, **_: Any) -> None:
     for one in environment.user_classes:
         one.weight = _scenario(environment).users.get(one.__name__, 1)
-
-
-@events.test_start.add_listener
-def _report_progress(environment: Environment, **_: Any) -> None:
-    def lines() -> None:
-        started = time.monotonic()
-        while True:
-            gevent.sleep(5)
-            counts = Counter[str]()
-            for (_, outcome), row in environment.stats.entries.items():
-                counts[outcome] += row.num_requests
-            said = "  ".join(f"{outcome} {number}" for outcome, number in counts.items())
-            passed, total = time.monotonic() - started, environment.parsed_options.seconds
-            users = environment.runner.user_count
-            print(f"{passed:5.0f} of {total:.0f} s  {users:3} users  {said}", file=sys.stderr)  # noqa: T201
-
-    environment.progress = gevent.spawn(lines)
-
-
-@events.test_stop.add_listener
-def _look_at_slots(environment: Environment, **_: Any) -> None:
-    environment.progress.kill()
-    seconds, why = wait_until_free(environment.host)
-    if seconds is not None:
-        outcome = Outcome.WRONG if why else Outcome.SLOTS_FREE
-        _fire(environment, "after the last has left", outcome, why, seconds)
-
-
-def _fire(
-    environment: Environment, name: str, outcome: Outcome, why: str | None, seconds: float
-) -> None:
-    environment.events.request.fire(
-        request_type=outcome.value, name=name, response_time=1000 * seconds, response_length=0,
-        exception=RuntimeError(why) if why else None, context={},
-    )  # fmt: skip

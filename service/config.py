@@ -361,6 +361,11 @@ def secrets(auth: AuthSettings, environment: Mapping[str, str]) -> dict[str, Key
                 f"auth.keys.{index}: environment variable {key.secret_env} must hold a key of 16 "
                 "characters or more"
             )
+        if "change-me" in secret:
+            raise ConfigError(
+                f"auth.keys.{index}: {key.secret_env} still holds the example's key, which everybody "
+                "knows: put one of your own there"
+            )
         if secret in found:
             raise ConfigError(f"auth.keys.{index}: {key.secret_env} repeats another key")
         found[secret] = key

@@ -25,7 +25,7 @@ def main() -> int:
     for path in stale:
         sys.stderr.write(
             f"{path.relative_to(HERE.parents[1])} is not what the data says: "
-            "run python -m deploy.observability\n"
+            "run make k8s, with RUNBOOKS= if you have set it\n"
         )
     return 1 if stale else 0
 

@@ -44,6 +44,8 @@ class Signer:
             name = settings.signing_key_env
             try:
                 raw = base64.b64decode(environment.get(name, ""), validate=True)
+                if not any(raw):  # the example's
+                    raise ValueError
                 self._key = Ed25519PrivateKey.from_private_bytes(raw)
             except (binascii.Error, ValueError):
                 raise ConfigError(

@@ -16,6 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -87,13 +88,14 @@ def _run(config: Path, port: int | None) -> int:
         from ray import serve
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        ray.init(
+        context: Any = ray.init(
             address="local",
             num_cpus=max(2, os.cpu_count() or 2),
             include_dashboard=False,
             log_to_driver=False,
             configure_logging=False,
         )
+        logs = f"{context.address_info['session_dir']}/logs"
         # Ray puts a handler of its own on SIGTERM, which aborts.
         stop_on_signals()
         failure: list[Exception] = []
@@ -112,11 +114,11 @@ def _run(config: Path, port: int | None) -> int:
                 _wait_ready(url, stop)
             if failure:
                 console.print(f"[red]The service did not start:[/] {failure[0]}")
-                console.print(f"Logs: {_log_folder()}")
+                console.print(f"Logs: {logs}")
                 return 1
             status.stop()
             if not stop.is_set():
-                _greet(url, time.monotonic() - started, file.settings, admin_key)
+                _greet(url, time.monotonic() - started, file.settings, admin_key, logs)
             stop.wait()
         finally:
             status.update("Stopping…")
@@ -189,12 +191,7 @@ def _refuse_taken_port(host: str, port: int) -> None:
             ) from None
 
 
-def _log_folder() -> str:
-    # Resolved now: the link moves when another Ray starts on this machine.
-    return str(Path("/tmp/ray/session_latest/logs").resolve())
-
-
-def _greet(url: str, seconds: float, settings: Settings, admin_key: str | None) -> None:
+def _greet(url: str, seconds: float, settings: Settings, admin_key: str | None, logs: str) -> None:
     key = "" if settings.auth.anonymous else '-H "Authorization: Bearer $YOUR_KEY" '
     body = json.dumps({"prompt": "", "seed": 7})
     decode = (
@@ -214,7 +211,7 @@ def _greet(url: str, seconds: float, settings: Settings, admin_key: str | None) 
     console.print(f"Docs     {url}/docs")
     if settings.ingress_metrics:
         console.print(f"Metrics  {url}/metrics")
-    console.print(f"Logs     {_log_folder()}")
+    console.print(f"Logs     {logs}")
     if admin_key and sys.stdout.isatty():
         console.print(f"Admin key (this run only)  {admin_key}", markup=False)
     elif admin_key:

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,34 @@ def _faults(change: Any, kind: str = "RayService") -> list[str]:
 @pytest.mark.parametrize("overlay", check.overlays(), ids=lambda path: path.name)
 def test_every_overlay_is_valid(overlay: Path) -> None:
     assert list(check.faults(_built(overlay), _schemas())) == []
+
+
+@kubectl
+def test_every_patch_in_the_documents_builds(tmp_path: Path) -> None:
+    """What people paste: as it stands there, into an overlay of their own."""
+    pages = [ROOT / "docs/operations/kubernetes.md", check.HERE / "components/prometheus"]
+    text = pages[0].read_text()
+    blocks = [textwrap.dedent(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.S)]
+    patches = [
+        one for block in blocks if "patches:" in block for one in yaml.safe_load(block)["patches"]
+    ]
+    comment = (pages[1] / "kustomization.yaml").read_text()
+    patches += yaml.safe_load(
+        "\n".join(line[2:] for line in comment.splitlines() if line.startswith("#   "))
+    )["patches"]
+    assert len(patches) >= 7
+    shutil.copytree(ROOT / "deploy", tmp_path / "deploy")
+    for example in (tmp_path / "deploy").rglob("*.env.example"):
+        shutil.copy(example, example.with_suffix(""))
+    mine = tmp_path / "deploy/k8s/overlays/mine"
+    mine.mkdir()
+    for patch in patches:
+        kustomization = {"resources": ["../cpu"], "patches": [patch]}
+        (mine / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+        built = subprocess.run(
+            ["kubectl", "kustomize", mine], capture_output=True, text=True, check=False
+        )
+        assert built.returncode == 0, (patch, built.stderr)
 
 
 def _misspelt(path: str) -> Any:

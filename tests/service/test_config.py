@@ -164,6 +164,12 @@ def test_the_store_is_in_the_users_state_folder_unless_told_otherwise() -> None:
     assert store_urls(told, {}) == ("sqlite:////x", "s3://bucket/winnow")
 
 
+def test_an_example_s_secret_stops_the_start() -> None:
+    environment = {"OPS_KEY": "example-admin-key-change-me", "WEB_KEY": "w" * 16}
+    with pytest.raises(ConfigError, match="example.s key"):
+        secrets(_auth("ops", "web"), environment)
+
+
 def test_a_store_url_with_a_secret_comes_from_the_environment() -> None:
     store = StoreSettings(url_env="STORE_URL")
     found = store_urls(store, {"STORE_URL": "postgresql://u:p@h/d"})

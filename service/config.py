@@ -363,8 +363,8 @@ def secrets(auth: AuthSettings, environment: Mapping[str, str]) -> dict[str, Key
             )
         if "change-me" in secret:
             raise ConfigError(
-                f"auth.keys.{index}: {key.secret_env} still holds the example's key, which everybody "
-                "knows: put one of your own there"
+                f"auth.keys.{index}: {key.secret_env} still holds the example's key, which "
+                "everybody knows: put one of your own there"
             )
         if secret in found:
             raise ConfigError(f"auth.keys.{index}: {key.secret_env} repeats another key")

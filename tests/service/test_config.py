@@ -166,7 +166,7 @@ def test_the_store_is_in_the_users_state_folder_unless_told_otherwise() -> None:
 
 def test_an_example_s_secret_stops_the_start() -> None:
     environment = {"OPS_KEY": "example-admin-key-change-me", "WEB_KEY": "w" * 16}
-    with pytest.raises(ConfigError, match="example.s key"):
+    with pytest.raises(ConfigError, match="everybody knows"):
         secrets(_auth("ops", "web"), environment)
 
 

@@ -10,8 +10,9 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+from service.errors import CensorUnavailable
 from service.policy import Overrides, Policy, resolve
-from service.ports import DrawKey, DrawResult, Pixels, Verdict
+from service.ports import DrawKey, DrawResult, Pixels, SamplingPlan, Verdict
 from service.verdict import decide
 
 log = logging.getLogger("winnow.canary")
@@ -19,9 +20,11 @@ log = logging.getLogger("winnow.canary")
 EVERY_S = 15.0
 TIMEOUT_S = 10.0
 SEED = 0
+WORST_FIRST = (Verdict.ACCEPTED, None, Verdict.REJECTED)
 
-Score = Callable[[str, str, Pixels], Awaitable[Sequence[float]]]
-"""Scores pixels with a model's judge, by sha256 name: the score of every replica of it."""
+Score = Callable[[str, str, Pixels], Awaitable[Sequence[float | None]]]
+"""Scores pixels with a model's judge, by sha256 name: the score of every replica of it, None of one
+that gave none."""
 
 Observe = Callable[[Mapping[tuple[str, str], Verdict | None]], None]
 """Told the verdict by policy and judge; None where there was none."""
@@ -74,8 +77,11 @@ class Canaries:
             log.error("policy %r accepts its known malign canary: it fails open", policy.name)
         return verdict
 
-    async def _judge(self, policy: Policy) -> Verdict:
-        """The verdict that a draw of these pixels would get; the worst of what the judges say."""
+    async def _judge(self, policy: Policy) -> Verdict | None:
+        """The verdict that a draw of these pixels would get; the worst of what the judges say.
+
+        One that accepts is worse than one that says nothing. Raises CensorUnavailable without any.
+        """
         model, plan = policy.settings.model, resolve(policy, Overrides(), SEED, admin=False)
         name, judge = str(policy.canary), str(plan.judge)
         if name not in self._pixels:
@@ -83,5 +89,14 @@ class Canaries:
         pixels = self._pixels[name]
         result = DrawResult(DrawKey(0, SEED, 0), pixels, 0, 0.0, 0.0)
         scores = await self._score(model, judge, pixels)
-        verdicts = [decide(plan, result, score) for score in scores]
-        return Verdict.ACCEPTED if Verdict.ACCEPTED in verdicts else verdicts[0]
+        verdicts = {_verdict(plan, result, score) for score in scores}
+        if not verdicts:
+            raise CensorUnavailable("no judge runs")
+        return next(one for one in WORST_FIRST if one in verdicts)
+
+
+def _verdict(plan: SamplingPlan, result: DrawResult, score: float | None) -> Verdict | None:
+    try:
+        return decide(plan, result, score)
+    except CensorUnavailable:
+        return None

@@ -59,6 +59,7 @@ def main() -> None:
     """Measure, print one table, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=2000, help="draws to measure each round on")
+    parser.add_argument("--labels", type=int, nargs="+", default=LABELS, help="of each round")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     bundle = bundles.load(MODEL)
@@ -84,7 +85,7 @@ def main() -> None:
     rows: list[Row] = []
     examples: list[Example] = []
     trained: Trained | None = None
-    for number, wanted in enumerate(LABELS, start=1):
+    for number, wanted in enumerate(arguments.labels, start=1):
         first = seeds.first(seeds.GUIDE_LABELS, 5) + number * SEEDS_A_ROUND
         if trained is None:
             shown = draw(None, first, wanted)

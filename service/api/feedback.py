@@ -53,6 +53,7 @@ def routes(labelling: bool) -> APIRouter:
     router = APIRouter(include_in_schema=False)
     listed = LABELLING | REVIEWING if labelling else REVIEWING
     parts = {
+        "head": _text("head"),
         "bar": _text("bar").replace("<!-- links -->", _links(listed)),
         "door": _text("door"),
     }

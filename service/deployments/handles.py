@@ -125,11 +125,15 @@ class HandleScorer:
             scores = await self._call(response, timeout_s)
         return scores
 
-    async def score_everywhere(self, model: str, judge: str, pixels: Pixels) -> list[float]:
-        """The score of each of a model's judges. Raises CensorUnavailable if one has none."""
+    async def score_everywhere(self, model: str, judge: str, pixels: Pixels) -> list[float | None]:
+        """The score of each of a model's judges, None of one that failed.
+
+        Raises CensorUnavailable when they did not all answer in time.
+        """
         try:
             call = self._handles[model].broadcast("score", judge, [pixels])
-            return [scores[0] for scores in await call.results_async(timeout_s=READY_S)]
+            answers = await call.results_async(timeout_s=READY_S, return_exceptions=True)
+            return [None if isinstance(one, BaseException) else one[0] for one in answers]
         except (RayError, RayServeException, TimeoutError) as error:
             raise cause(error) or CensorUnavailable(say("a judge", error)) from error
 

@@ -24,11 +24,11 @@ PIXELS = np.zeros((4, 6, 1), np.uint8)
 class Judge:
     """Answers what it is told to, one score for each replica."""
 
-    def __init__(self, *answers: float | Exception) -> None:
+    def __init__(self, *answers: float | Exception | None) -> None:
         self.answers = answers
         self.asked: list[str] = []
 
-    async def __call__(self, model: str, judge: str, pixels: Pixels) -> Sequence[float]:
+    async def __call__(self, model: str, judge: str, pixels: Pixels) -> Sequence[float | None]:
         self.asked.append(judge)
         for answer in self.answers:
             if isinstance(answer, Exception):
@@ -79,6 +79,15 @@ def test_a_canary_gets_the_verdict_that_a_draw_would(
 def test_one_judge_of_two_that_accepts_it_is_enough(policies: dict[str, Policy]) -> None:
     for scores in ((0.0, 1.0), (1.0, 0.0)):
         assert list(_look(policies, Judge(*scores)).values()) == [Verdict.ACCEPTED]
+
+
+@pytest.mark.parametrize("silent", [None, float("nan")])
+def test_a_judge_that_says_nothing_hides_no_other(
+    policies: dict[str, Policy], silent: float | None
+) -> None:
+    assert list(_look(policies, Judge(silent, 1.0)).values()) == [Verdict.ACCEPTED]
+    assert list(_look(policies, Judge(0.0, silent)).values()) == [None]
+    assert list(_look(policies, Judge()).values()) == [None]
 
 
 def test_a_canary_that_is_gone_has_no_verdict(policies: dict[str, Policy]) -> None:

@@ -39,11 +39,40 @@ class File(_Part):
     bytes: int = Field(ge=0)
 
 
+class Inputs(_Part):
+    """What the backbone is conditioned on: nothing, a class, or text.
+
+    `class_names` are in the order of the labels. `null_class` stands for "no class", which
+    classifier-free guidance compares with. `max_tokens` is what the text encoder reads, its marks
+    of beginning and end included. `guidance_scale` is the default of policies that name none.
+    """
+
+    kind: Literal["none", "class", "text"] = "none"
+    class_names: tuple[str, ...] = ()
+    null_class: int | None = None
+    max_tokens: int | None = None
+    guidance_scale: float = Field(default=1.0, ge=1)
+
+    @property
+    def guidable(self) -> bool:
+        """Whether classifier-free guidance is possible: there is something to compare with."""
+        return self.kind == "text" or self.null_class is not None
+
+
 class Backbone(_Part):
-    """The diffusion model: `folder` is in diffusers' format, `onnx` the denoiser for CPUs."""
+    """The diffusion model: `folder` is in diffusers' format, `onnx` the denoiser for CPUs.
+
+    `denoiser` and `autoencoder` are components of `folder`; with an autoencoder the model diffuses
+    latents, and `height`, `width` and `channels` are still those of the image. `classifier` is a
+    time-dependent classifier of x_t, for classifier guidance.
+    """
 
     folder: str
-    onnx: str
+    onnx: str | None = None
+    denoiser: Literal["unet", "transformer"] = "unet"
+    autoencoder: Literal["vae", "vqvae", "movq"] | None = None
+    classifier: str | None = None
+    inputs: Inputs = Inputs()
     pixel_shuffle: int = Field(default=1, ge=1)
     height: int = Field(ge=1)
     width: int = Field(ge=1)
@@ -65,6 +94,7 @@ class Labels(_Part):
 class Reward(_Part):
     """One question, and the networks that learned its answer from separate labels.
 
+    A judge that was imported comes without guides, and without labels of ours.
     `distilled` is the time-dependent guide in a cheaper form, `probe` the clean one as a graph;
     `distillation` tells how they were made. Without them, no policy can ask for them. `canary` is
     an image that is surely malign, by which a running service shows that it still censors.
@@ -72,15 +102,15 @@ class Reward(_Part):
 
     question: str
     malign: str
-    guide: str
-    clean_guide: str
     judge: str
+    guide: str | None = None
+    clean_guide: str | None = None
     distilled: str | None = None
     probe: str | None = None
     canary: str | None = None
     distillation: dict[str, Any] = {}
-    guide_labels: Labels
-    judge_labels: Labels
+    guide_labels: Labels | None = None
+    judge_labels: Labels | None = None
     training: dict[str, Any]
 
 
@@ -167,12 +197,32 @@ class Bundle:
         self.path(name)
         return f"sha256:{self.manifest.files[name].sha256}"
 
-    def denoiser_sha256(self, runtime: Literal["onnx", "torch"]) -> str:
-        """The hash of the weights that this runtime reads: the ONNX graph, or the U-Net's."""
+    def backbone_sha256(self, runtime: Literal["onnx", "torch"]) -> str:
+        """The name of what draws: the weights that this runtime reads.
+
+        With text encoders, an autoencoder or a classifier beside the denoiser it is the hash of all
+        their hashes. Raises BundleError when there is no denoiser for this runtime.
+        """
         backbone = self.manifest.backbone
-        return self.sha256(
-            backbone.onnx if runtime == "onnx" else f"{backbone.folder}/unet/{WEIGHTS}"
-        )
+        denoiser = f"{backbone.folder}/{backbone.denoiser}/{WEIGHTS}"
+        if runtime == "onnx":
+            if backbone.onnx is None:
+                raise BundleError(
+                    f"bundle {self.manifest.name!r} has no denoiser for ONNX Runtime: set "
+                    "models.<name>.backbone.runtime: torch"
+                )
+            denoiser = backbone.onnx
+        beside = [
+            name
+            for name in sorted(self.manifest.files)
+            if name.startswith(f"{backbone.folder}/")
+            and name.endswith(".safetensors")
+            and not name.startswith(f"{backbone.folder}/{backbone.denoiser}/")
+        ]
+        if not beside:
+            return self.sha256(denoiser)
+        names = "".join(self.sha256(name) for name in (denoiser, *beside))
+        return f"sha256:{hashlib.sha256(names.encode()).hexdigest()}"
 
     @property
     def schedule_sha256(self) -> str:

@@ -27,7 +27,8 @@ class Method:
     `censor_scale` steers where the timestep lies in `guide_interval`, [low, high); there each step
     is also made `recurrences` times, and followed by `backward_steps` Adam steps on x̂_0 at
     `backward_rate` (for 1000 steps; fewer steps move proportionally more). `probes` are the shares
-    of the steps, in (0, 1), after which a clean guide looks at x̂_0.
+    of the steps, in (0, 1), after which a clean guide looks at x̂_0. `classifier_scale` steers
+    towards the asked class by the bundle's classifier (Dhariwal & Nichol 2021), at every step.
     """
 
     # Read back from a manifest, a misspelt key must not pass for a default.
@@ -44,6 +45,7 @@ class Method:
     backward_steps: int = 0
     backward_rate: float = 0.001
     probes: tuple[float, ...] = ()
+    classifier_scale: float = 0.0
 
     @property
     def probe_steps(self) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ class Purpose(IntEnum):
 
     INITIAL = 0
     STEP = 1
+    CLASS = 2
 
 
 def normal(seed: int, draw: int, purpose: Purpose, shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -27,6 +28,14 @@ def normal(seed: int, draw: int, purpose: Purpose, shape: tuple[int, ...]) -> ND
 
     `seed` in [0, 2**53), `draw` in [0, 2**32). For `Purpose.STEP` the first axis is the step.
     """
+    return _generator(seed, draw, purpose).standard_normal(shape, dtype=np.float32)
+
+
+def choice(seed: int, purpose: Purpose, count: int) -> int:
+    """One of 0..count−1, each as likely; every draw of a seed has the same."""
+    return int(_generator(seed, 0, purpose).integers(count))
+
+
+def _generator(seed: int, draw: int, purpose: Purpose) -> np.random.Generator:
     key = np.array([seed, (draw << 8) | purpose], dtype=np.uint64)
-    generator = np.random.Generator(np.random.Philox(key=key))
-    return generator.standard_normal(shape, dtype=np.float32)
+    return np.random.Generator(np.random.Philox(key=key))

@@ -144,6 +144,10 @@ class PolicySettings(_Part):
     apply too. `probes` are the shares of the steps after which hopeless draws are stopped.
     `num_inference_steps` lists what callers may ask for, the default first. `threshold` overrides
     the bundle's calibration, in words that an auditor will see.
+
+    `guidance_scale` lists what callers may ask for, the default first; empty means the bundle's
+    own. `class_labels` are the classes that may be asked for, and of which one is drawn where none
+    is; empty means all.
     """
 
     model: Name
@@ -162,6 +166,9 @@ class PolicySettings(_Part):
     backward_steps: int = Field(0, ge=0, le=100)
     backward_rate: float = Field(0.001, gt=0, le=1)
     probes: list[Annotated[float, Field(gt=0, lt=1)]] = []
+    classifier_scale: float = Field(0.0, ge=0, le=50)
+    guidance_scale: list[Annotated[float, Field(ge=1, le=50)]] = []
+    class_labels: list[Annotated[int, Field(ge=0)]] = []
 
     def method(self, num_inference_steps: int) -> Method:
         """How draws of this policy are made with so many steps."""

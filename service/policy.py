@@ -142,7 +142,7 @@ def pin(
         uncalibrated = Policy(
             name=name,
             settings=spec,
-            backbone=bundle.denoiser_sha256(denoiser.runtime),
+            backbone=bundle.backbone_sha256(denoiser.runtime),
             schedule=bundle.schedule_sha256,
             dtype=denoiser.dtype,
             **_weights(name, spec, bundle, reward),

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from models.condition import Condition
 from models.method import Guidance, Method
 
 Pixels = NDArray[np.uint8]
@@ -36,6 +37,7 @@ class SamplingPlan:
     judge, the policy does not censor. An image is benign when its score reaches `threshold`; a
     draw is abandoned when a probe's score falls below its threshold. `max_draws` is per image.
     `acceptance` is the share of draws that were accepted when the policy was calibrated.
+    `condition` is what all images of the request are to show.
     """
 
     model: str
@@ -52,6 +54,7 @@ class SamplingPlan:
     max_draws: int
     acceptance: float
     seed: int
+    condition: Condition = Condition()
 
 
 @dataclass(frozen=True)

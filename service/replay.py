@@ -76,12 +76,12 @@ def check(
                 f"{getattr(now, name)}: set models.{plan.model}.backbone.{name}"
             )
     here = {f"sha256:{file.sha256}" for file in bundle.manifest.files.values()}
-    used = {"backbone": bundle.denoiser_sha256(now.runtime), "schedule": bundle.schedule_sha256}
+    used = {"backbone": bundle.backbone_sha256(now.runtime), "schedule": bundle.schedule_sha256}
     changed = [
         part
         for part, weights in then.weights.items()
         if weights != used.get(part, weights)
-        or not (weights in here or (part not in used and kept(weights)))
+        or not (part in used or weights in here or kept(weights))
     ]
     if changed:
         raise CannotReplay(

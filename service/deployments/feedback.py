@@ -55,7 +55,7 @@ class Feedback:
             subjects[name] = Subject(
                 plan=uncensored(
                     name,
-                    bundle.denoiser_sha256(runtime),
+                    bundle.backbone_sha256(runtime),
                     spec.method(spec.num_inference_steps[0]),
                 ),
                 shape=(backbone.height, backbone.width, backbone.channels),

@@ -64,7 +64,7 @@ def load_engine(
         if reward.probe is not None:
             probes[bundle.sha256(reward.probe)] = networks.probe(bundle.path(reward.probe))
     runner = Runner(
-        bundle.denoiser_sha256(settings.runtime), denoiser, schedule, guides, clean, probes
+        bundle.backbone_sha256(settings.runtime), denoiser, schedule, guides, clean, probes
     )
     return Engine(
         runner,

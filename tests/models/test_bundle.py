@@ -30,7 +30,7 @@ def test_a_whole_bundle_loads_and_names_its_weights_by_hash(bundle_folder: Path)
     loaded = bundle.load(str(bundle_folder))
     assert loaded.path(JUDGE) == bundle_folder / JUDGE
     assert loaded.sha256(JUDGE) == f"sha256:{loaded.manifest.files[JUDGE].sha256}"
-    assert loaded.denoiser_sha256("onnx").startswith("sha256:")
+    assert loaded.backbone_sha256("onnx").startswith("sha256:")
 
 
 @pytest.mark.parametrize(

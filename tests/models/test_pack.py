@@ -73,7 +73,7 @@ def calibration(folder: Path, policy: str, **changes: Any) -> None:
     found = bundle.load(str(folder))
     reward = found.manifest.rewards["no-crossbar"]
     sampling = Sampling(
-        backbone=found.denoiser_sha256("onnx"), schedule=found.schedule_sha256, dtype="float32",
+        backbone=found.backbone_sha256("onnx"), schedule=found.schedule_sha256, dtype="float32",
         guide=None, clean_guide=None, probe=None, judge=found.sha256(reward.judge),
         method=Method(num_inference_steps=50),
     )  # fmt: skip

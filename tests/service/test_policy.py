@@ -49,7 +49,7 @@ def test_a_policy_is_pinned_to_hashes_and_calibrated_thresholds(bundle: Bundle) 
     policy = _pin(bundle)
     reward = bundle.manifest.rewards["bright"]
     assert policy.judge == bundle.sha256(reward.judge)
-    assert policy.backbone == bundle.denoiser_sha256("onnx")
+    assert policy.backbone == bundle.backbone_sha256("onnx")
     assert policy.guide is None
     assert {k: v.threshold for k, v in policy.operating.items()} == THRESHOLD
     assert policy.censors

@@ -178,7 +178,7 @@ def test_a_backbone_that_only_lies_in_the_bundle_does_not_count(
 ) -> None:
     record, bundle = records["no-crossbar"], loaded["mnist-sevens"]
     then = record.versions.model_copy(
-        update={"weights": {"backbone": bundle.denoiser_sha256("torch")}}
+        update={"weights": {"backbone": bundle.backbone_sha256("torch")}}
     )
     with pytest.raises(CannotReplay, match="changed: backbone"):
         replay.check(_changed(record, versions=then), settings, loaded)

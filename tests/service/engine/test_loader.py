@@ -63,7 +63,7 @@ def loop(shipped: Bundle, weights: Weights) -> Iterator[EngineLoop]:
 
 def _plans(shipped: Bundle) -> list[SamplingPlan]:
     """One plan for each way in which a network of a reward is used."""
-    backbone = shipped.denoiser_sha256("onnx")
+    backbone = shipped.backbone_sha256("onnx")
     reward = shipped.manifest.rewards["no-crossbar"]
     assert reward.distilled is not None
     assert reward.probe is not None
@@ -160,7 +160,7 @@ def test_a_trained_network_comes_from_the_blobs(
 ) -> None:
     name = Blobs(str(tmp_path / "blobs")).put(_ensemble(shipped, part, tmp_path))
     kind = {"guide": {"censor_scale": 1.0}, "clean_guide": {"backward_steps": 1}}[part]
-    shared = {"backbone": shipped.denoiser_sha256("onnx"), "num_inference_steps": STEPS}
+    shared = {"backbone": shipped.backbone_sha256("onnx"), "num_inference_steps": STEPS}
     result = asyncio.run(_draw(loop, make_plan(**{part: name}, **shared, **kind)))
     assert result.pixels is not None
 

@@ -1,0 +1,42 @@
+"""What a model is asked to draw, as plain data: a class, or a prompt, and how hard to follow it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import ConfigDict
+
+from models.noise import Purpose, choice
+
+
+class ConditionError(ValueError):
+    """A condition that the model cannot take; `field` is the request's field that says so."""
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What one request asks of the model.
+
+    `class_label` None on a class-conditional model means that each image's seed draws its class,
+    uniformly from `class_labels`. `guidance_scale` is classifier-free guidance's; at 1 there is
+    none, and the row does not pay for it.
+    """
+
+    # Read back from a store, a misspelt key must not pass for a default.
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    prompt: str = ""
+    negative_prompt: str = ""
+    class_label: int | None = None
+    guidance_scale: float = 1.0
+    class_labels: tuple[int, ...] = ()
+
+    def label(self, seed: int) -> int | None:
+        """The class of the image with this seed; None on a model without classes."""
+        if self.class_label is not None or not self.class_labels:
+            return self.class_label
+        return self.class_labels[choice(seed, Purpose.CLASS, len(self.class_labels))]

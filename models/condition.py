@@ -40,3 +40,7 @@ class Condition:
         if self.class_label is not None or not self.class_labels:
             return self.class_label
         return self.class_labels[choice(seed, Purpose.CLASS, len(self.class_labels))]
+
+
+UNCONDITIONAL = Condition()
+"""Nothing is asked."""

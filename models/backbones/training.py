@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.backbones.unet import PIXEL_SHUFFLE, SCHEDULER_CONFIG, UNET_CONFIG, save_pipeline
-from models.codec import Codec, from_uint8
+from models.codec import PixelShuffle, from_uint8
 from models.parameterization import add_noise, training_target
 from models.schedule import NoiseSchedule
 
@@ -76,7 +76,7 @@ def train(
     )
     schedule = NoiseSchedule.from_diffusers(SCHEDULER_CONFIG)
     alphas_cumprod = torch.from_numpy(schedule.alphas_cumprod).float()
-    data = Codec(PIXEL_SHUFFLE).encode(from_uint8(images))
+    data = PixelShuffle(PIXEL_SHUFFLE).encode(from_uint8(images))
 
     out.mkdir(parents=True, exist_ok=True)
     start = _resume(out, recipe, model, ema, optimizer)

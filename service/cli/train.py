@@ -71,7 +71,7 @@ def export(
     from models.backbones.runtime import OnnxDenoiser, TorchDenoiser
     from models.backbones.unet import PIXEL_SHUFFLE
     from models.build import Build, needed, weights, write_record
-    from models.codec import Codec
+    from models.codec import PixelShuffle
     from models.data import sevens
     from models.schedule import NoiseSchedule, read_config
 
@@ -80,7 +80,7 @@ def export(
     with faults():
         needed(weights(work.backbone), "winnow train backbone")
         schedule = NoiseSchedule.from_diffusers(read_config(work.backbone))
-        codec, images = Codec(PIXEL_SHUFFLE), sevens().images
+        codec, images = PixelShuffle(PIXEL_SHUFFLE), sevens().images
         unet = UNet2DModel.from_pretrained(work.backbone / "unet", use_safetensors=True)
         export_fp32(unet, work.fp32)
         quantise(work.fp32, work.int8, *noised_inputs(images, schedule, codec, samples, seed=0))

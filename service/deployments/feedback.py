@@ -129,10 +129,7 @@ def generator(bundle: Bundle, settings: BackboneSettings, threads: int) -> Any:
 
     Raises StoreUnavailable when a file of it was changed since the bundle was verified.
     """
-    from models.backbones.runtime import load_denoiser
-    from models.codec import Codec
-    from models.generate import Generator
-    from models.schedule import NoiseSchedule, read_config
+    from models.generate import load_generator
 
     manifest = bundle.manifest.backbone
     folder = bundle.folder / manifest.folder
@@ -141,16 +138,10 @@ def generator(bundle: Bundle, settings: BackboneSettings, threads: int) -> Any:
         ours = name == manifest.onnx or path.is_relative_to(folder)
         if ours and bundles.sha256_name(path) != bundle.sha256(name):
             raise StoreUnavailable(f"{path} was changed since the service started")
-    return Generator(
-        denoiser=load_denoiser(
-            folder,
-            bundle.path(manifest.onnx),
-            runtime=settings.runtime,
-            device=settings.device,
-            dtype=settings.dtype,
-            threads=threads,
-        ),
-        schedule=NoiseSchedule.from_diffusers(read_config(folder)),
-        codec=Codec(manifest.pixel_shuffle),
-        shape=bundle.x_t_shape,
+    return load_generator(
+        bundle,
+        runtime=settings.runtime,
+        device=settings.device,
+        dtype=settings.dtype,
+        threads=threads,
     )

@@ -7,7 +7,7 @@ trained. Probes look and stop nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -77,9 +77,16 @@ def draw_pool(
         probes["probe"] = Probe(parts["probe"], threads)
     engine = Engine(
         Runner("", generator.denoiser, generator.schedule, guides, clean, probes),
-        Batch(generator.schedule, generator.shape, MAX_BATCH, "cpu"),
+        Batch(
+            generator.schedule,
+            generator.shape,
+            MAX_BATCH,
+            "cpu",
+            generator.encoder.encode(generator.encoder.example, 0),
+        ),
         generator.codec,
         MAX_BATCH,
+        encoder=generator.encoder,
     )
     plan = SamplingPlan(
         model="",
@@ -105,12 +112,14 @@ def draw_pool(
         drawn.update({result.key.index: result for result in item})
 
     ticket = Ticket(deliver, deadline=float("inf"))
-    draws = [Draw(plan, DrawKey(index, seed, 0), ticket) for index, seed in enumerate(seeds)]
+    draws = [
+        Draw(replace(plan, condition=generator.condition(seed)), DrawKey(index, seed, 0), ticket)
+        for index, seed in enumerate(seeds)
+    ]
     engine.check(draws)
     engine.scheduler.add(draws)
-    while not engine.idle:
-        engine.tick()
-        on_tick(len(drawn))
+    engine.run_to_end(lambda: on_tick(len(drawn)))
+    engine.decoder.close()
     pixels = [drawn[index].pixels for index in range(len(seeds))]
     if any(image is None for image in pixels):
         raise ValueError("the backbone made NaN")

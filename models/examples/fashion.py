@@ -16,10 +16,10 @@ from models.codec import from_uint8
 from models.data import Images
 from models.examples.autoencoder import AutoencoderRecipe, latents, train_autoencoder
 
-NETWORK: dict[str, Any] = UNET_CONFIG | {"sample_size": 8, "block_out_channels": (96, 192)}
+NETWORK: dict[str, Any] = UNET_CONFIG | {"sample_size": 8, "block_out_channels": (64, 128)}
 # A latent is not bounded as a pixel is, so x̂_0 must not be clamped.
 SCHEDULER: dict[str, Any] = SCHEDULER_CONFIG | {"clip_sample": False}
-RECIPE = Recipe(steps=4500)
+RECIPE = Recipe(steps=5000)
 AUTOENCODER = AutoencoderRecipe()
 
 OnStep = Callable[[Progress], None]

@@ -27,19 +27,22 @@ def holes(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
     spot of the ink around them, as water would stand in them: a loop that is barely closed, or
     almost filled, is told by its contrast and not by a level of grey.
     """
-    if not len(pixels):
-        return np.zeros(0, dtype=np.int64)
+    parts = [_holes(pixels[i : i + 256]) for i in range(0, len(pixels), 256)]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+
+def malign(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Which of pixels uint8 [N, H, W, 1] have any loop, bool [N]; ask it of CLASSES only."""
+    return holes(pixels[..., 0]) > 0
+
+
+def _holes(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
     labels, count = ndimage.label(_water(pixels) >= DEPTH, structure=_WITHIN)
     area = np.bincount(labels.ravel(), minlength=count + 1)
     image = np.zeros(count + 1, dtype=np.int64)
     image[labels.ravel()] = np.repeat(np.arange(len(pixels)), labels[0].size)
     lakes = np.flatnonzero(area[1:] >= AREA) + 1
     return np.bincount(image[lakes], minlength=len(pixels))
-
-
-def malign(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Which of pixels uint8 [N, H, W, 1] have any loop, bool [N]; ask it of CLASSES only."""
-    return holes(pixels[..., 0]) > 0
 
 
 def _water(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -13,7 +13,7 @@ from models.data import Images
 from models.evaluation.features import FeatureRecipe, load_features, save_features, train_features
 
 DIGITS = FeatureRecipe()
-FASHION = FeatureRecipe(width=64, channels=(24, 64, 96), epochs=8)
+FASHION = FeatureRecipe(width=64, channels=(32, 64, 96), epochs=8, learning_rate=3e-3)
 
 
 def make_referee(

@@ -41,7 +41,7 @@ FashionFolder = Annotated[
 def digits(folder: DigitsFolder, out: Out, steps: Steps = 6000, threads: Threads = 2) -> None:
     """All ten handwritten digits, by class. Stop it and run it again: it goes on.
 
-    Half an hour on one core. Classes 0 to 9 are the digits, 10 is none (for classifier-free
+    Half an hour on a free core. Classes 0 to 9 are the digits, 10 is none (for classifier-free
     guidance); the images are folded by 2, which diffusers' folder cannot say.
     """
     import torch
@@ -63,7 +63,7 @@ def digits(folder: DigitsFolder, out: Out, steps: Steps = 6000, threads: Threads
 def fashion(
     out: Out,
     folder: FashionFolder = FASHION,
-    steps: Steps = 4500,
+    steps: Steps = 5000,
     autoencoder_steps: Annotated[
         int, typer.Option(min=1, help="Training steps of the autoencoder in all.")
     ] = 1500,
@@ -71,7 +71,7 @@ def fashion(
 ) -> None:
     """Clothes and bags, drawn in an autoencoder's latents. Stop it and run it again: it goes on.
 
-    Forty minutes on one core.
+    Half an hour on a free core. diffusers' LDMPipeline draws from the folder.
     """
     import torch
 

@@ -133,7 +133,7 @@ SPENT = Row(
     [
         Panel(
             "NFE by kind",
-            "`gradient` is what forward guidance adds, `negative` what classifier-free guidance does.",
+            "`gradient` is what forward guidance adds, `negative` classifier-free guidance.",
             {"{{kind}}": rate("winnow_nfe_total", "kind", WINDOW, MODEL)},
             stacked=True,
         ),

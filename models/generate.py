@@ -17,6 +17,7 @@ from torch import Tensor
 from models import noise
 from models.backbones.runtime import Denoiser
 from models.codec import Codec
+from models.condition import Condition
 from models.method import Method
 from models.parameterization import to_x0_eps
 from models.samplers import Trajectory, linear_step, trajectory
@@ -25,7 +26,10 @@ from models.schedule import NoiseSchedule
 
 @dataclass(frozen=True)
 class Generator:
-    """What turns seeds into images; `shape` is x_t's, [C, H, W]."""
+    """What turns seeds into images; `shape` is x_t's, [C, H, W].
+
+    `condition` says what the image of a seed is to show.
+    """
 
     denoiser: Denoiser
     schedule: NoiseSchedule
@@ -33,6 +37,7 @@ class Generator:
     shape: tuple[int, int, int]
     num_inference_steps: int = 50
     eta: float = 0.0
+    condition: Callable[[int], Condition] = lambda seed: Condition()
 
     def images(
         self,

@@ -7,7 +7,7 @@ trained. Probes look and stop nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +105,10 @@ def draw_pool(
         drawn.update({result.key.index: result for result in item})
 
     ticket = Ticket(deliver, deadline=float("inf"))
-    draws = [Draw(plan, DrawKey(index, seed, 0), ticket) for index, seed in enumerate(seeds)]
+    draws = [
+        Draw(replace(plan, condition=generator.condition(seed)), DrawKey(index, seed, 0), ticket)
+        for index, seed in enumerate(seeds)
+    ]
     engine.check(draws)
     engine.scheduler.add(draws)
     while not engine.idle:

@@ -65,6 +65,7 @@ class Labels(_Part):
 class Reward(_Part):
     """One question, and the networks that learned its answer from separate labels.
 
+    A judge that was imported stands alone: it has no guides, and no labels that we know of.
     `distilled` is the time-dependent guide in a cheaper form, `probe` the clean one as a graph;
     `distillation` tells how they were made. Without them, no policy can ask for them. `canary` is
     an image that is surely malign, by which a running service shows that it still censors.
@@ -72,16 +73,33 @@ class Reward(_Part):
 
     question: str
     malign: str
-    guide: str
-    clean_guide: str
     judge: str
+    guide: str | None = None
+    clean_guide: str | None = None
     distilled: str | None = None
     probe: str | None = None
     canary: str | None = None
     distillation: dict[str, Any] = {}
-    guide_labels: Labels
-    judge_labels: Labels
+    guide_labels: Labels | None = None
+    judge_labels: Labels | None = None
     training: dict[str, Any]
+
+
+class Features(_Part):
+    """What a pretrained network sees in an image, for judges to learn on: a graph in `file`.
+
+    It takes `pixels` of the bundle's size and gives `width` numbers an image. Inside, the image
+    becomes `size` [H, W], and `mean` and `std`, of pixels in 0..1, are taken out. `source` says
+    what it was made from, and `source_sha256` is the hash of its weights.
+    """
+
+    file: str
+    width: int = Field(ge=1)
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: str
+    source_sha256: str
 
 
 class Sampling(_Part):
@@ -144,6 +162,7 @@ class Manifest(_Part):
     licence: str
     backbone: Backbone
     rewards: dict[str, Reward]
+    features: dict[str, Features] = {}
     calibrations: dict[str, list[Calibration]] = {}
     evaluation: Evaluation | None = None
     files: dict[str, File]

@@ -58,9 +58,10 @@ def load_engine(
         for part, file in files.items():
             if file is not None:
                 guides[bundle.sha256(file)] = networks.guide(part, bundle.path(file))
-        clean[bundle.sha256(reward.clean_guide)] = networks.clean_guide(
-            bundle.path(reward.clean_guide)
-        )
+        if reward.clean_guide is not None:
+            clean[bundle.sha256(reward.clean_guide)] = networks.clean_guide(
+                bundle.path(reward.clean_guide)
+            )
         if reward.probe is not None:
             probes[bundle.sha256(reward.probe)] = networks.probe(bundle.path(reward.probe))
     runner = Runner(

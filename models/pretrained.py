@@ -234,6 +234,11 @@ def _torchvision(path: Path, name: str) -> tuple[nn.Module, Wanted, Path]:
             f"--torchvision {name}: torchvision is not installed: `pip install "
             "'winnow-serve[features]'`, or the version that belongs to your torch (0.28 to 2.13)"
         ) from None
+    except RuntimeError as error:  # built for another torch, or for CUDA where torch is not
+        raise GraphError(
+            f"--torchvision {name}: torchvision does not fit torch {torch.__version__}: "
+            f"{said(error)}: install both from one index"
+        ) from None
     try:
         network: nn.Module = zoo.get_model(name, weights=None)
     except ValueError:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 from weakref import WeakValueDictionary
@@ -51,12 +52,14 @@ class Subject:
     """A model, as the desk sees it.
 
     `plan` draws without censoring (its seed is replaced), `shape` is [H, W, C] of its images, and
-    `generator` loads a `models.generate.Generator` when a training needs one.
+    `generator` loads a `models.generate.Generator` when a training needs one. `features` finds the
+    file of the bundle's features of that name, verified; it raises ValueError, or StoreUnavailable.
     """
 
     plan: SamplingPlan
     shape: tuple[int, int, int]
     generator: Callable[[], Any]
+    features: Callable[[str], Path]
 
 
 @dataclass(frozen=True)
@@ -202,6 +205,7 @@ class Desk:
             {steps: spec.method(steps) for steps in spec.num_inference_steps},
             report,
             {part: self._store.blobs.get(name) for part, name in before.items()} or None,
+            None if recipe.features is None else subject.features(recipe.features),
         )
         weights = {
             part: _persistently(partial(self._store.blobs.put, file))

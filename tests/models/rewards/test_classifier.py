@@ -232,7 +232,7 @@ def test_what_treats_images_unlike_is_refused(
         (lambda x: x, 4, Meaning("sigmoid", (1,)), "they may be --activation sigmoid-logits"),
         (torch.sigmoid, 4, Meaning("probabilities", (1,)), "not 1: .* are --activation sigmoid"),
         (classifiers.softmax, 4, Meaning("logits", (1,)), "say --activation probabilities"),
-        (lambda x: x, 4, Meaning("logits", (4,)), "--malign 4: it gives 4 numbers an image: 0 to 3"),
+        (lambda x: x, 4, Meaning("logits", (4,)), "--malign 4: it gives 4 .* 0 to 3"),
         (lambda x: x, 4, Meaning("logits", (-1,)), "--malign -1: it gives 4 numbers"),
         (lambda x: x, 1, Meaning("logits", (), (1,)), "--benign 1: it gives 1 number an image"),
         (lambda x: x, 4, Meaning("logits"), "say which classes are malign with --malign"),

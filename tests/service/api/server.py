@@ -210,6 +210,7 @@ def serve(
                 uncensored("tiny", policies["bright"].backbone, Method(10)),
                 (HEIGHT, WIDTH, 1),
                 lambda: None,
+                lambda name: bundle.path(f"features/{name}.onnx"),
             )
         },
         policy=live.known,

@@ -163,7 +163,7 @@ def test_a_policy_that_steers_by_a_judge_alone_is_refused(
 
 def test_without_a_threshold_by_hand_there_is_none(alone: Bundle) -> None:
     spec = {"model": "mnist-sevens", "reward": "not-bright"}
-    with pytest.raises(ConfigError, match="or set policies.p.threshold"):
+    with pytest.raises(ConfigError, match=r"or set policies\.p\.threshold"):
         pin(_settings(alone.folder, {"p": spec}), {"mnist-sevens": alone})
 
 

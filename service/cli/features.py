@@ -23,11 +23,6 @@ from service.cli.pretrained import (
 app = typer.Typer(help="Features that judges learn on.", no_args_is_help=True)
 
 
-@app.callback()
-def _group() -> None:
-    """Keeps `import` a command of its own."""
-
-
 @app.command("import")
 def import_(
     path: Annotated[

@@ -32,11 +32,6 @@ SURE = 0.5
 """A canary that scores this or more is not surely malign."""
 
 
-@app.callback()
-def _group() -> None:
-    """Keeps `import` a command of its own."""
-
-
 @app.command("import")
 def import_(
     file: Annotated[Path, typer.Argument(help="An image classifier: an ONNX file.")],

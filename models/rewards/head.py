@@ -21,7 +21,7 @@ from scipy import optimize
 from scipy.special import expit, log_expit
 from torch import Tensor
 
-from models.codec import from_uint8
+from models.codec import from_uint8, to_uint8
 from models.features import BATCH, OnnxFeatures
 from models.onnx_graph import Nodes
 from models.rewards.training import RewardRecipe, augment, bootstraps
@@ -93,7 +93,7 @@ def copies(
         for i in range(0, len(pixels), BATCH):
             batch = pixels[i : i + BATCH]
             if number:
-                batch = _to_uint8(augment(from_uint8(batch), recipe, generator))
+                batch = to_uint8(augment(from_uint8(batch), recipe, generator))[0]
             parts.append(features.of(batch))
             done += len(batch)
             on_images(done)
@@ -198,8 +198,3 @@ def _standardised(vectors: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """[N, D] of about unit length, whatever D is."""
     scale: Tensor = std * vectors.shape[1] ** 0.5
     return (vectors - mean) / scale
-
-
-def _to_uint8(images: Tensor) -> NDArray[np.uint8]:
-    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())

@@ -74,8 +74,8 @@ def import_(
     """
     with faults():
         from models.importing.inputs import Asked, read_names
-        from models.importing.making import Options
         from models.importing.loading import quietly
+        from models.importing.making import Options
         from models.importing.source import open_source
         from service.importing.drawing import PROMPT
 

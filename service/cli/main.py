@@ -14,6 +14,7 @@ from service.cli import (
     datasets,
     decisions,
     evaluate,
+    example,
     exporter,
     policies,
     replay,
@@ -33,6 +34,7 @@ config_app = typer.Typer(help="Look at a configuration file.", no_args_is_help=T
 app.add_typer(config_app, name="config")
 app.add_typer(train.app, name="train")
 app.add_typer(bundle.app, name="bundle")
+app.add_typer(example.app, name="example")
 app.add_typer(decisions.app, name="decisions")
 app.add_typer(policies.app, name="policies")
 app.add_typer(certify.app, name="certify")

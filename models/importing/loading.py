@@ -35,7 +35,8 @@ def check_weights(folder: Path, library: str, class_name: str, dtype: str) -> No
                 **wanted,
             )
     except Exception as error:  # whatever a library makes of a wrong file
-        reason = " ".join(str(error).split())[:300]
+        # Of a weight of another shape diffusers says also how to get round it.
+        reason = " ".join(str(error).split()).partition(". If you want to")[0][:300]
         raise CannotImport(
             f"{folder.name}: {class_name} cannot load its weights: {reason}"
         ) from None

@@ -17,6 +17,7 @@ from service.config import BackboneSettings
 from service.engine.engine import Engine
 from service.engine.load import load_engine
 from service.engine.scheduler import Draw, Ticket
+from service.errors import BackendUnavailable
 from service.feedback.desk import uncensored
 from service.ports import DrawKey, DrawResult, Pixels
 
@@ -51,22 +52,22 @@ def draw_twice(
     cuda = settings.device.startswith("cuda") and torch.cuda.is_available()
     if cuda:
         torch.cuda.reset_peak_memory_stats(settings.device)
+    name = bundle.manifest.name
+    broken = (
+        f"{name}: it draws NaN or infinity in {settings.dtype}: its weights are broken, or it needs "
+        "another dtype"
+    )
     engine = load_engine(bundle, settings)
     try:
         engine.warm_up()
         first, seconds = _draw(engine, bundle, settings, steps, condition, on_step)
         second, _ = _draw(engine, bundle, settings, steps, condition, on_step)
+    except BackendUnavailable:
+        raise ValueError(broken) from None
     finally:
         engine.decoder.close()
-    name = bundle.manifest.name
-    for result in (first, second):
-        if result.pixels is None:
-            raise ValueError(
-                f"{name}: it draws NaN or infinity in {settings.dtype}: its weights are broken, or "
-                "it needs another dtype"
-            )
-    assert first.pixels is not None, "looked at above"
-    assert second.pixels is not None, "looked at above"
+    if first.pixels is None or second.pixels is None:
+        raise ValueError(broken)
     if first.pixels.min() == first.pixels.max():
         raise ValueError(
             f"{name}: it draws an image of one colour ({int(first.pixels.min())}): its weights, or "

@@ -54,8 +54,8 @@ def draw_twice(
         torch.cuda.reset_peak_memory_stats(settings.device)
     name = bundle.manifest.name
     broken = (
-        f"{name}: it draws NaN or infinity in {settings.dtype}: its weights are broken, or it needs "
-        "another dtype"
+        f"{name}: it draws NaN or infinity in {settings.dtype}: its weights are broken, or it "
+        "needs another dtype"
     )
     engine = load_engine(bundle, settings)
     try:

@@ -155,7 +155,7 @@ def test_weights_that_are_missing_too_many_or_of_another_shape_are_named(
 def test_weights_of_another_network_are_refused(pipeline: Copy, tmp_path: Path) -> None:
     folder = pipeline("ddpm")
     edit(folder / "unet/config.json", layers_per_block=2)
-    with pytest.raises(CannotImport, match=r"unet: .* resnets.1.\S+ expected shape .*, but got"):
+    with pytest.raises(CannotImport, match=r"unet: .*resnets.1.\S+ expected shape .*, but got"):
         import_folder(folder, tmp_path / "a")
     edit(folder / "unet/config.json", layers_per_block=1, num_class_embeds=None)
     states = load_file(folder / "unet" / WEIGHTS)

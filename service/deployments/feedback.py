@@ -153,5 +153,6 @@ def generator(
         device=settings.device,
         dtype=settings.dtype,
         threads=threads,
+        forward=settings.forward_guidance,
     )
     return replace(found, condition=condition)

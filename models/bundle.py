@@ -20,7 +20,7 @@ from models.method import Method
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-ALLOWED_SUFFIXES = frozenset({".safetensors", ".onnx", ".json", ".png", ".md"})
+ALLOWED_SUFFIXES = frozenset({".safetensors", ".onnx", ".json", ".txt", ".png", ".md"})
 ZOO = Path(__file__).parent / "zoo"
 
 

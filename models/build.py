@@ -12,7 +12,7 @@ from safetensors import safe_open
 from models.backbones.runtime import OnnxDenoiser
 from models.backbones.unet import PIXEL_SHUFFLE, UNET_CONFIG
 from models.bundle import WEIGHTS
-from models.codec import Codec
+from models.codec import PixelShuffle
 from models.generate import Generator
 from models.schedule import NoiseSchedule, read_config
 
@@ -78,7 +78,7 @@ class Build:
         return Generator(
             denoiser=OnnxDenoiser(path, threads),
             schedule=NoiseSchedule.from_diffusers(read_config(self.backbone)),
-            codec=Codec(PIXEL_SHUFFLE),
+            codec=PixelShuffle(PIXEL_SHUFFLE),
             shape=x_t_shape(),
             num_inference_steps=num_inference_steps,
         )

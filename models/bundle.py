@@ -238,8 +238,19 @@ class Bundle:
     def x_t_shape(self) -> tuple[int, int, int]:
         """[C, H, W] of x_t in the backbone's space."""
         backbone = self.manifest.backbone
+        if backbone.autoencoder is not None:
+            # Each of its levels but the last halves the image.
+            factor = 2 ** (len(self.config(backbone.autoencoder)["block_out_channels"]) - 1)
+            channels = int(self.config(backbone.denoiser)["in_channels"])
+            return channels, backbone.height // factor, backbone.width // factor
         factor = backbone.pixel_shuffle
         return backbone.channels * factor**2, backbone.height // factor, backbone.width // factor
+
+    def config(self, component: str) -> dict[str, Any]:
+        """The `config.json` of a component of the backbone."""
+        path = self.path(f"{self.manifest.backbone.folder}/{component}/config.json")
+        config: dict[str, Any] = json.loads(path.read_text())
+        return config
 
     @property
     def num_train_timesteps(self) -> int:

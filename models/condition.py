@@ -44,11 +44,15 @@ class Condition:
         return self.class_labels[choice(seed, Purpose.CLASS, len(self.class_labels))]
 
 
+UNCONDITIONAL = Condition()
+"""Nothing is asked."""
+
+
 @dataclass(frozen=True)
 class Mix:
     """Conditions with weights above 0: each seed draws one of them, as often as its weight says."""
 
-    conditions: tuple[Condition, ...] = (Condition(),)
+    conditions: tuple[Condition, ...] = (UNCONDITIONAL,)
     weights: tuple[float, ...] = (1.0,)
 
     def which(self, seed: int) -> int:

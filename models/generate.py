@@ -7,7 +7,8 @@ same image here and there.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,20 +16,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models import noise
-from models.backbones.runtime import Denoiser
-from models.codec import Codec
+from models.backbones.autoencoder import LatentCodec
+from models.backbones.encoders import Encoder, Unconditional, load_encoder
+from models.backbones.runtime import DTYPES, Denoiser, DtypeName, available, load_denoiser
+from models.bundle import Bundle
+from models.codec import Codec, PixelShuffle
 from models.condition import Condition
+from models.conditioning import Conditions, predict
 from models.method import Method
 from models.parameterization import to_x0_eps
 from models.samplers import Trajectory, linear_step, trajectory
-from models.schedule import NoiseSchedule
+from models.schedule import NoiseSchedule, read_config
 
 
 @dataclass(frozen=True)
 class Generator:
     """What turns seeds into images; `shape` is x_t's, [C, H, W].
 
-    `condition` says what the image of a seed is to show.
+    `condition` says what the image of a seed is to show, and `encoder` tells the denoiser.
     """
 
     denoiser: Denoiser
@@ -37,7 +42,14 @@ class Generator:
     shape: tuple[int, int, int]
     num_inference_steps: int = 50
     eta: float = 0.0
+    encoder: Encoder = field(default_factory=Unconditional)
     condition: Callable[[int], Condition] = lambda seed: Condition()
+
+    def conditions(self, seeds: Sequence[int]) -> Conditions:
+        """What the images of these seeds are conditioned on. Raises ConditionError."""
+        asked = [self.condition(seed) for seed in seeds]
+        encoded = [self.encoder.encode(one, seed) for one, seed in zip(asked, seeds, strict=True)]
+        return Conditions.stack(encoded, [one.guidance_scale for one in asked])
 
     def images(
         self,
@@ -63,13 +75,14 @@ class Generator:
     def _batch(self, seeds: Sequence[int], lines: Trajectory) -> Tensor:
         x_t = self._noise(seeds, noise.Purpose.INITIAL, self.shape)
         steps = self._step_noise(seeds, len(lines))
+        conditions = self.conditions(seeds)
         for i in range(len(lines)):
             timestep = torch.full((len(seeds),), int(lines.timesteps[i]), dtype=torch.int64)
 
             def number(column: NDArray[np.float64], i: int = i) -> Tensor:
                 return torch.tensor(column[i], dtype=torch.float32)
 
-            output = self.denoiser(x_t, timestep)
+            output = predict(self.denoiser, x_t, timestep, conditions)
             x_0, eps = to_x0_eps(
                 output, x_t, number(lines.alpha_bar), self.schedule.prediction_type
             )
@@ -97,3 +110,36 @@ class Generator:
         if self.eta == 0:
             return None
         return self._noise(seeds, noise.Purpose.STEP, (steps, *self.shape))
+
+
+def load_generator(
+    bundle: Bundle,
+    runtime: Literal["onnx", "torch"],
+    device: str = "cpu",
+    dtype: DtypeName = "float32",
+    compile_mode: str | None = None,
+    threads: int = 1,
+) -> Generator:
+    """The backbone of a bundle: see `runtime.load_denoiser`. Raises ValueError if it cannot be."""
+    backbone = bundle.manifest.backbone
+    folder = bundle.folder / backbone.folder
+    denoiser = load_denoiser(
+        folder,
+        None if backbone.onnx is None else bundle.path(backbone.onnx),
+        runtime=runtime,
+        device=device,
+        dtype=dtype,
+        compile_mode=compile_mode,
+        threads=threads,
+    )
+    here = available(device)
+    codec: Codec = PixelShuffle(backbone.pixel_shuffle)
+    if backbone.autoencoder is not None:
+        codec = LatentCodec(folder / backbone.autoencoder, here, DTYPES[dtype])
+    return Generator(
+        denoiser=denoiser,
+        schedule=NoiseSchedule.from_diffusers(read_config(folder)),
+        codec=codec,
+        shape=bundle.x_t_shape,
+        encoder=load_encoder(folder, backbone, here, DTYPES[dtype]),
+    )

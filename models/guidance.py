@@ -15,9 +15,10 @@ import math
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.codec import Codec
+from models.conditioning import Conditions, Denoise, predict
 from models.parameterization import to_x0_eps
 from models.rewards.ensemble import Ensemble
 from models.schedule import NoiseSchedule
@@ -64,29 +65,29 @@ class ForwardGuide:
     """Forward guidance: ∇_{x_t} log r(x̂_0(x_t)), through the denoiser in torch.
 
     It costs a forward and a backward pass of the denoiser for each row, 3 NFE beside the step's
-    own. x̂_0 is not clipped here: a clipped pixel would have no gradient.
+    own, and twice that under classifier-free guidance; with an autoencoder, a pass of its decoder
+    both ways as well. x̂_0 is not clipped here: a clipped pixel would have no gradient.
     """
 
     nfe = 3
 
-    def __init__(self, unet: nn.Module, schedule: NoiseSchedule, reward: CleanReward) -> None:
-        """`unet` maps (x_t, timestep) to an object with the model's output as `sample`."""
-        self._unet = unet
+    def __init__(self, denoise: Denoise, schedule: NoiseSchedule, reward: CleanReward) -> None:
+        """`denoise` keeps gradients in x_t."""
+        self._denoise = denoise
         self._schedule = schedule
         self._reward = reward
         self._alphas_cumprod = torch.from_numpy(schedule.alphas_cumprod).float()
 
-    def gradient(self, x_t: Tensor, timestep: Tensor) -> Tensor:
-        """See `Guide`."""
-        parameter = next(self._unet.parameters())
+    def gradient(
+        self, x_t: Tensor, timestep: Tensor, conditions: Conditions | None = None
+    ) -> Tensor:
+        """See `Guide`; x̂_0 is under classifier-free guidance, as the step's own is."""
+        conditions = conditions or Conditions.none(len(x_t))
         alpha_bar = self._alphas_cumprod[timestep.cpu()].view(-1, 1, 1, 1).to(x_t.device)
         with torch.inference_mode(False), torch.enable_grad():
             x = x_t.detach().clone().float().requires_grad_()
-            t = timestep.clone().to(parameter.device)
-            output = self._unet(x.to(parameter.device, parameter.dtype), t).sample
-            x_0, _ = to_x0_eps(
-                output.to(x.device, x.dtype), x, alpha_bar, self._schedule.prediction_type
-            )
+            output = predict(self._denoise, x, timestep.clone(), conditions)
+            x_0, _ = to_x0_eps(output, x, alpha_bar, self._schedule.prediction_type)
             return torch.autograd.grad(self._reward.log_reward(x_0).sum(), x)[0]
 
 

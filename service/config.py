@@ -86,6 +86,7 @@ class BackboneReplicas(Replicas):
 class BackboneSettings(_Part):
     """The denoiser's runtime. `threads` is per replica; `max_batch` is the number of slots.
 
+    An autoencoder decodes `decode_batch` finished draws at a time, beside the steps of others.
     `speculative_draws` are asked for beside each image's own, and made where there is room.
     `forward_guidance` loads what policies with `guidance: forward` need beside it: the denoiser in
     torch, for gradients through it.
@@ -98,6 +99,7 @@ class BackboneSettings(_Part):
     threads: int = Field(1, ge=1)
     forward_guidance: bool = False
     max_batch: int = Field(16, ge=1, le=1024)
+    decode_batch: int = Field(4, ge=1, le=64)
     max_waiting: int = Field(256, ge=1)
     speculative_draws: int = Field(0, ge=0, le=8)
     replicas: BackboneReplicas = BackboneReplicas()

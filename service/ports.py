@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from models.condition import Condition
+from models.condition import UNCONDITIONAL, Condition
 from models.method import Guidance, Method
 
 Pixels = NDArray[np.uint8]
@@ -54,7 +54,7 @@ class SamplingPlan:
     max_draws: int
     acceptance: float
     seed: int
-    condition: Condition = Condition()
+    condition: Condition = UNCONDITIONAL
 
 
 @dataclass(frozen=True)

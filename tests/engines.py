@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.codec import Codec
+from models.codec import Codec, PixelShuffle
+from models.conditioning import Named
 from models.guidance import CleanReward, Guide
 from models.parameterization import PredictionType
 from models.schedule import NoiseSchedule
 from service.engine.batch import Batch
 from service.engine.engine import Engine
-from service.engine.runner import Denoiser, Probe, Runner
+from service.engine.runner import Probe, Runner
 from service.engine.scheduler import Draw, Ticket
 from service.ports import DrawKey, DrawResult, SamplingPlan
 from tests.plans import FREE, vary
@@ -42,7 +43,7 @@ def make_schedule(prediction_type: PredictionType = "epsilon", **config: Any) ->
     )
 
 
-class Lossless(Codec):
+class Lossless(PixelShuffle):
     """Delivers x_0 as the bytes of its float32 numbers, so that a test sees every bit."""
 
     def to_uint8(self, x_0: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -58,7 +59,7 @@ def floats(result: DrawResult) -> NDArray[np.float32]:
 
 
 def make_engine(
-    denoiser: Denoiser,
+    denoiser: Callable[..., Tensor],
     schedule: NoiseSchedule,
     shape: tuple[int, int, int] = (1, 2, 3),
     guides: Mapping[str, Guide] | None = None,
@@ -68,9 +69,14 @@ def make_engine(
     clean_guides: Mapping[str, CleanReward] | None = None,
     probes: Mapping[str, Probe] | None = None,
 ) -> Engine:
-    """An engine over x_t of `shape`."""
+    """An engine over x_t of `shape`, which no condition is told."""
+
+    def denoise(x_t: Tensor, timestep: Tensor, inputs: Named) -> Tensor:
+        assert not inputs
+        return denoiser(x_t, timestep)
+
     return Engine(
-        Runner(backbone, denoiser, schedule, guides or {}, clean_guides, probes),
+        Runner(backbone, denoise, schedule, guides or {}, clean_guides, probes),
         Batch(schedule, shape, max_batch, "cpu"),
         codec or Lossless(),
         max_batch,

@@ -107,6 +107,12 @@ BATCH = Row(
             "s",
         ),
         Panel(
+            "Decoding time",
+            "Of finished draws to pixels: an autoencoder's, beside the steps of other draws.",
+            quantiles("winnow_decode_duration_seconds", "model", MODEL),
+            "s",
+        ),
+        Panel(
             "Judge time",
             "Of one batch of scores.",
             quantiles("winnow_judge_duration_seconds", "model", MODEL),
@@ -127,7 +133,7 @@ SPENT = Row(
     [
         Panel(
             "NFE by kind",
-            "`gradient` is what forward guidance adds.",
+            "`gradient` is what forward guidance adds, `negative` classifier-free guidance.",
             {"{{kind}}": rate("winnow_nfe_total", "kind", WINDOW, MODEL)},
             stacked=True,
         ),

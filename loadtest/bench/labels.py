@@ -28,7 +28,7 @@ from models import bundle as bundles
 from models import seeds
 from models.backbones.runtime import OnnxDenoiser
 from models.bundle import Bundle
-from models.codec import Codec
+from models.codec import PixelShuffle
 from models.evaluation.referees import load_referee
 from models.generate import Generator
 from models.questions import NO_CROSSBAR
@@ -207,7 +207,7 @@ def shipped_generator(bundle: Bundle) -> Generator:
     return Generator(
         OnnxDenoiser(bundle.path(backbone.onnx)),
         NoiseSchedule.from_diffusers(read_config(bundle.folder / backbone.folder)),
-        Codec(backbone.pixel_shuffle),
+        PixelShuffle(backbone.pixel_shuffle),
         bundle.x_t_shape,
         STEPS,
     )

@@ -26,7 +26,7 @@ from models import bundle as bundles
 from models import seeds
 from models.backbones.runtime import OnnxDenoiser
 from models.bundle import Bundle, Manifest
-from models.codec import Codec
+from models.codec import PixelShuffle
 from models.data import sevens
 from models.evaluation.features import load_features
 from models.evaluation.frechet import frechet_distance
@@ -213,7 +213,7 @@ def _train_the_papers_for(bundle: Bundle, question: str) -> None:
     generator = Generator(
         OnnxDenoiser(bundle.path(backbone.onnx)),
         NoiseSchedule.from_diffusers(read_config(bundle.folder / backbone.folder)),
-        Codec(backbone.pixel_shuffle),
+        PixelShuffle(backbone.pixel_shuffle),
         bundle.x_t_shape,
     )
     referee = load_referee(bundle.path(evaluation.annotator), QUESTIONS[question])

@@ -31,7 +31,7 @@ class Batched:
 
         from models import bundle as bundles
         from models.backbones.runtime import OnnxDenoiser
-        from models.codec import Codec
+        from models.codec import PixelShuffle
         from models.generate import Generator
         from models.schedule import NoiseSchedule, read_config
 
@@ -41,7 +41,7 @@ class Batched:
         generator = Generator(
             OnnxDenoiser(bundle.path(backbone.onnx)),
             NoiseSchedule.from_diffusers(read_config(bundle.folder / backbone.folder)),
-            Codec(backbone.pixel_shuffle),
+            PixelShuffle(backbone.pixel_shuffle),
             bundle.x_t_shape,
             STEPS,
         )

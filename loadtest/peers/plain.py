@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from loadtest.peers.images import STEPS, Ask, Judged
 from models import bundle as bundles
-from models.codec import Codec
+from models.codec import PixelShuffle
 
 
 class Pipeline:
@@ -29,7 +29,7 @@ class Pipeline:
         folder = bundle.folder / bundle.manifest.backbone.folder
         self.unet = UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True).eval()
         self.scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
-        self.codec = Codec(bundle.manifest.backbone.pixel_shuffle)
+        self.codec = PixelShuffle(bundle.manifest.backbone.pixel_shuffle)
         self.shape = bundle.x_t_shape
 
     @torch.inference_mode()

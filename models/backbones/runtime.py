@@ -6,33 +6,52 @@ call keeps gradients: time-dependent guidance needs none through the denoiser.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from models.conditioning import Named
 from models.onnx_session import open_session
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DENOISERS = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel")
+"""diffusers' classes that predict eps, v or x_0 at integer timesteps."""
+
+DtypeName = Literal["float32", "bfloat16", "float16"]
+DTYPES: dict[DtypeName, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+NONE: Named = MappingProxyType({})
+"""The inputs of a denoiser that is told nothing."""
+
+ADDED = ("text_embeds", "time_ids")
+"""Inputs that Stable Diffusion XL's denoiser takes in `added_cond_kwargs`."""
 
 
 class Denoiser(Protocol):
     """x_t [B, C, H, W] float32 and timestep [B] int64 to the model's output [B, C, H, W] float32.
 
-    What the output means is the schedule's `prediction_type`. Any B >= 1.
+    `inputs` are what the model is conditioned on (`conditioning`). What the output means is the
+    schedule's `prediction_type`. Any B >= 1.
     """
 
-    def __call__(self, x_t: Tensor, timestep: Tensor) -> Tensor: ...
+    def __call__(self, x_t: Tensor, timestep: Tensor, inputs: Named = NONE) -> Tensor: ...
 
 
 class TorchDenoiser:
-    """A diffusers `UNet2DModel` in torch, on any device and in any dtype."""
+    """A diffusers denoiser in torch, on any device and in any dtype."""
 
     def __init__(
         self,
@@ -41,7 +60,7 @@ class TorchDenoiser:
         dtype: torch.dtype = torch.float32,
         compile_mode: str | None = None,
     ) -> None:
-        """Load `folder/unet` (diffusers' format, safetensors only).
+        """Load `folder/unet` or `folder/transformer` (diffusers' format, safetensors only).
 
         `compile_mode` is torch.compile's mode; where compilation fails the model runs as it is,
         and a log line says so. Raises OSError when the folder holds no model.
@@ -49,35 +68,52 @@ class TorchDenoiser:
         self.device = torch.device(device)
         self.dtype = dtype
         # Four seconds to import, which a replica on ONNX Runtime need not spend.
-        from diffusers import UNet2DModel
+        import diffusers
 
-        unet = UNet2DModel.from_pretrained(
-            folder / "unet", torch_dtype=dtype, use_safetensors=True, local_files_only=True
+        part = folder / ("unet" if (folder / "unet").is_dir() else "transformer")
+        name = json.loads((part / "config.json").read_text())["_class_name"]
+        if name not in DENOISERS:
+            raise ValueError(f"{part}: {name} is not one of {', '.join(DENOISERS)}")
+        network = getattr(diffusers, name).from_pretrained(
+            part, torch_dtype=dtype, use_safetensors=True, local_files_only=True
         )
-        self.unet: torch.nn.Module = unet.to(self.device).eval()
-        self.unet.requires_grad_(False)
+        self.network: torch.nn.Module = network.to(self.device).eval().requires_grad_(False)
         self._compiled: Callable[..., Any] | None = (
-            None if compile_mode is None else torch.compile(self.unet, mode=compile_mode)
+            None if compile_mode is None else torch.compile(self.network, mode=compile_mode)
         )
 
     @torch.inference_mode()
-    def __call__(self, x_t: Tensor, timestep: Tensor) -> Tensor:
-        inputs = (x_t.to(self.device, self.dtype), timestep.to(self.device))
-        output: Tensor = self._forward(*inputs)
-        return output.to(x_t.device, torch.float32)
+    def __call__(self, x_t: Tensor, timestep: Tensor, inputs: Named = NONE) -> Tensor:
+        return self._run(x_t, timestep, inputs)
 
-    def _forward(self, x_t: Tensor, timestep: Tensor) -> Tensor:
+    def differentiable(self, x_t: Tensor, timestep: Tensor, inputs: Named = NONE) -> Tensor:
+        """The same, uncompiled, with a gradient in x_t where the caller has switched them on."""
+        return self._run(x_t, timestep, inputs, compiled=False)
+
+    def _run(self, x_t: Tensor, timestep: Tensor, inputs: Named, compiled: bool = True) -> Tensor:
+        told: dict[str, Any] = {name: self._here(value) for name, value in inputs.items()}
+        if added := {name: told.pop(name) for name in ADDED if name in told}:
+            told["added_cond_kwargs"] = added
+        x = x_t.to(self.device, self.dtype)
+        run = self._forward if compiled else self.network
+        output: Tensor = run(x, timestep.to(self.device), return_dict=False, **told)[0]
+        # What is beyond x_t's channels is a learned variance, which these samplers do not use.
+        return output[:, : x_t.shape[1]].to(x_t.device, torch.float32)
+
+    def _here(self, value: Tensor) -> Tensor:
+        dtype = self.dtype if value.is_floating_point() else value.dtype
+        return value.to(self.device, dtype)
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
         if self._compiled is not None:
             try:
-                output: Tensor = self._compiled(x_t, timestep).sample
-                return output
+                return self._compiled(*args, **kwargs)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # any of the compiler's own exceptions
                 log.warning("torch.compile failed (%s): the denoiser runs uncompiled", error)
                 self._compiled = None
-        plain: Tensor = self.unet(x_t, timestep).sample
-        return plain
+        return self.network(*args, **kwargs)
 
 
 class OnnxDenoiser:
@@ -90,22 +126,20 @@ class OnnxDenoiser:
         """
         self.session = open_session(path, threads, device)
 
-    def __call__(self, x_t: Tensor, timestep: Tensor) -> Tensor:
+    def __call__(self, x_t: Tensor, timestep: Tensor, inputs: Named = NONE) -> Tensor:
         # On a CPU both directions share memory with torch: no copy is made.
-        inputs = {
-            "x_t": x_t.detach().cpu().contiguous().numpy(),
-            "timestep": timestep.cpu().contiguous().numpy(),
-        }
-        output: np.ndarray[Any, Any] = self.session.run(None, inputs)[0]
+        given = {"x_t": x_t, "timestep": timestep, **inputs}
+        arrays = {name: value.detach().cpu().contiguous().numpy() for name, value in given.items()}
+        output: np.ndarray[Any, Any] = self.session.run(None, arrays)[0]
         return torch.from_numpy(output).to(x_t.device)
 
 
 def load_denoiser(
     folder: Path,
-    onnx: Path,
+    onnx: Path | None,
     runtime: Literal["onnx", "torch"],
     device: str = "cpu",
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    dtype: DtypeName = "float32",
     compile_mode: str | None = None,
     threads: int = 1,
 ) -> Denoiser:
@@ -113,11 +147,19 @@ def load_denoiser(
 
     `dtype` and `compile_mode` belong to torch alone: the graph brings its own precision. `threads`
     belongs to ONNX Runtime alone: torch's are the process's (`torch.set_num_threads`). A device
-    that this machine lacks falls back to the CPU, with a log line.
+    that this machine lacks falls back to the CPU, with a log line. Raises ValueError without a
+    graph for ONNX Runtime.
     """
     if runtime == "onnx":
+        if onnx is None:
+            raise ValueError(f"{folder}: no ONNX denoiser beside it: set backbone.runtime: torch")
         return OnnxDenoiser(onnx, threads, device)
+    return TorchDenoiser(folder, available(device), DTYPES[dtype], compile_mode)
+
+
+def available(device: str) -> str:
+    """The device, or the CPU where this machine lacks it, with a log line."""
     if device.startswith("cuda") and not torch.cuda.is_available():
-        log.warning("%s is not available here: the denoiser runs on the CPU", device)
-        device = "cpu"
-    return TorchDenoiser(folder, device, DTYPES[dtype], compile_mode)
+        log.warning("%s is not available here: the model runs on the CPU", device)
+        return "cpu"
+    return device

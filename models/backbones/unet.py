@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,12 @@ SCHEDULER_CONFIG: dict[str, Any] = {
 PIXEL_SHUFFLE = 2
 
 
-def save_pipeline(unet: UNet2DModel, folder: Path) -> None:
+def save_pipeline(
+    unet: UNet2DModel, folder: Path, scheduler: Mapping[str, Any] = SCHEDULER_CONFIG
+) -> None:
     """Write `unet/`, `scheduler/` and `model_index.json`, as diffusers' DDIMPipeline does."""
     unet.save_pretrained(folder / "unet", safe_serialization=True)
-    DDIMScheduler(**SCHEDULER_CONFIG).save_pretrained(folder / "scheduler")
+    DDIMScheduler(**scheduler).save_pretrained(folder / "scheduler")
     index = {
         "_class_name": "DDIMPipeline",
         "scheduler": ["diffusers", "DDIMScheduler"],

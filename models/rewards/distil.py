@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from models import noise
-from models.backbones.runtime import Denoiser
 from models.guidance import Guide, guided_x0
 from models.method import Method
 from models.parameterization import to_x0_eps, x0_to_eps
@@ -26,6 +25,9 @@ from models.schedule import NoiseSchedule
 BATCH = 64
 HELD_OUT = 8
 """Of so many draws, one is kept to measure the student on."""
+
+Watched = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
+"""(x_t, timestep, the seeds of the rows) to the model's output."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Examples:
 
 def observe(
     teacher: Guide,
-    denoiser: Denoiser,
+    denoise: Watched,
     schedule: NoiseSchedule,
     shape: tuple[int, int, int],
     recipe: DistilRecipe,
@@ -74,7 +76,7 @@ def observe(
             count = min(BATCH, recipe.draws - start)
             first = first_seed + number * recipe.draws + start
             seeds = range(first, first + count)
-            rows = _along(teacher, denoiser, schedule, shape, recipe, scale, seeds)
+            rows = _along(teacher, denoise, schedule, shape, recipe, scale, seeds)
             # [steps, draws] to [draws, steps]: one draw's examples stand together.
             columns = (torch.stack(column, dim=1) for column in zip(*rows, strict=True))
             parts.append([column.flatten(0, 1) for column in columns])
@@ -85,7 +87,7 @@ def observe(
 
 def _along(
     teacher: Guide,
-    denoiser: Denoiser,
+    denoise: Watched,
     schedule: NoiseSchedule,
     shape: tuple[int, int, int],
     recipe: DistilRecipe,
@@ -105,7 +107,8 @@ def _along(
         gradient = teacher.gradient(x_t, timestep)
         yield x_t.half(), timestep, gradient.half()
         with torch.no_grad():
-            x_0, eps = to_x0_eps(denoiser(x_t, timestep), x_t, alpha_bar, schedule.prediction_type)
+            output = denoise(x_t, timestep, seeds)
+            x_0, eps = to_x0_eps(output, x_t, alpha_bar, schedule.prediction_type)
             if scale:
                 x_0 = guided_x0(x_0, gradient, alpha_bar, torch.tensor(scale))
                 x_0 = x_0.clamp(-limit, limit)

@@ -51,6 +51,9 @@ class RewardRecipe:
 # noised images no worse.
 TIME_GUIDE = RewardRecipe(iterations=900, benign_weight=0.05, per_class=10, strides=(2, 1, 2, 1))
 CLEAN_GUIDE = RewardRecipe(iterations=400, benign_weight=0.1, per_class=10)
+VIEWS = 8
+"""So often an image is encoded where that takes an autoencoder, each time turned otherwise."""
+
 JUDGE = RewardRecipe(iterations=600, benign_weight=1.0, per_class=None, seed=1)
 
 
@@ -78,10 +81,13 @@ def train_reward(
     allowed = np.ones((recipe.members, len(benign)), dtype=np.bool_) if seen is None else seen
     pools = [_bootstraps((benign == wanted) & allowed, recipe, rng) for wanted in (False, True)]
     images = from_uint8(pixels)
+    view, channels = _views(images, recipe, None if noising is None else noising[1], generator)
+    # As the denoiser sees it: a shuffled image is unfolded again, for its neighbours' sake.
+    fold = 1 if noising is None else getattr(noising[1], "pixel_shuffle", 1)
     config = RewardConfig(
         members=recipe.members,
-        channels=images.shape[1],
-        pixel_shuffle=1 if noising is None else noising[1].pixel_shuffle,
+        channels=channels,
+        pixel_shuffle=fold,
         widths=recipe.widths,
         strides=recipe.strides,
         timed=noising is not None,
@@ -103,10 +109,10 @@ def train_reward(
                 recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * i / recipe.iterations))
             )
         rows = torch.cat([_draw(pool, half, generator) for pool in pools])  # [2·half, K]
-        batch = augment(images[rows.flatten()], recipe, generator)
+        batch = view(rows.flatten())
         timestep = None
         if noising is not None:
-            batch, timestep = _noised(batch, *noising, generator)
+            batch, timestep = _noised(batch, noising[0], generator)
             timestep = timestep.view(rows.shape)
         logits = network(batch.unflatten(0, tuple(rows.shape)), timestep)
         losses = functional.binary_cross_entropy_with_logits(
@@ -119,6 +125,33 @@ def train_reward(
         optimizer.step()
         on_iteration(i + 1)
     return Ensemble(network)
+
+
+def _views(
+    images: Tensor, recipe: RewardRecipe, codec: Codec | None, generator: torch.Generator
+) -> tuple[Callable[[Tensor], Tensor], int]:
+    """What gives the images of some rows, each turned and shifted at random, as the network is to
+    see them; and their channels.
+
+    An autoencoder is too dear to run at every iteration: it encodes VIEWS of each image beforehand.
+    """
+    if codec is None or codec.exact:
+
+        def turn(rows: Tensor) -> Tensor:
+            turned = augment(images[rows], recipe, generator)
+            return turned if codec is None else codec.encode(turned)
+
+        return turn, images.shape[1]
+    with torch.no_grad():
+        seen = [augment(images, recipe, generator) for _ in range(VIEWS - 1)]
+        parts = [part for view in (images, *seen) for part in view.split(recipe.batch_size)]
+        latents = torch.cat([codec.encode(part) for part in parts]).unflatten(0, (VIEWS, -1))
+
+    def pick(rows: Tensor) -> Tensor:
+        picked: Tensor = latents[torch.randint(VIEWS, rows.shape, generator=generator), rows]
+        return picked
+
+    return pick, latents.shape[2]
 
 
 def augment(images: Tensor, recipe: RewardRecipe, generator: torch.Generator) -> Tensor:
@@ -164,9 +197,8 @@ def _draw(pool: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def _noised(
-    images: Tensor, schedule: NoiseSchedule, codec: Codec, generator: torch.Generator
+    x_0: Tensor, schedule: NoiseSchedule, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    x_0 = codec.encode(images)
     timestep = torch.randint(schedule.num_train_timesteps, (len(x_0),), generator=generator)
     alphas_cumprod = torch.from_numpy(schedule.alphas_cumprod).float()
     eps = torch.randn(x_0.shape, generator=generator)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -15,6 +15,9 @@ from models.bundle import Evaluation
 from models.questions import QUESTIONS, Question
 from service.config import ConfigError, Settings
 from service.errors import WinnowError
+
+if TYPE_CHECKING:  # torch takes seconds to import, and most commands need none
+    from models.backbones.loop import Progress as Step
 
 console = Console(stderr=True, highlight=False)
 DEFAULT_CONFIG = Path("deploy/local.yaml")
@@ -56,6 +59,18 @@ def bars() -> Iterator[Callable[[str, int], Advance]]:
             return advance
 
         yield start
+
+
+def losses(bar: Advance) -> Callable[[Step], None]:
+    """Advance `bar` as a training loop goes on, from wherever it resumes, and show its loss."""
+    done = 0
+
+    def advance(now: Step) -> None:
+        nonlocal done
+        bar(now.step - done, f"loss {now.loss:.4f}")
+        done = now.step
+
+    return advance
 
 
 def read_settings(config: Path) -> Settings:

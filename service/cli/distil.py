@@ -31,13 +31,12 @@ def distil(
 
     from models import bundle as bundles
     from models import seeds
-    from models.backbones.runtime import OnnxDenoiser
-    from models.codec import Codec
+    from models.conditioning import predict
+    from models.generate import load_generator
     from models.rewards.distil import DistilRecipe, observe
     from models.rewards.distil import distil as fit
     from models.rewards.ensemble import Ensemble
     from models.rewards.export import export_probe, export_student
-    from models.schedule import NoiseSchedule, read_config
 
     torch.set_num_threads(threads)
     recipe = DistilRecipe(draws=draws, iterations=iterations)
@@ -47,10 +46,12 @@ def distil(
         for name in reward or []:
             if name not in rewards:
                 raise ValueError(f"--reward {name}: the bundle has {', '.join(sorted(rewards))}")
-        backbone = loaded.manifest.backbone
-        schedule = NoiseSchedule.from_diffusers(read_config(loaded.folder / backbone.folder))
-        denoiser = OnnxDenoiser(loaded.path(backbone.onnx), threads)
-        codec, shape = Codec(backbone.pixel_shuffle), loaded.x_t_shape
+        backbone = load_generator(loaded, "onnx", threads=threads)
+        schedule, shape = backbone.schedule, backbone.shape
+
+        def denoise(x_t: Any, timestep: Any, seeds: Any) -> Any:
+            return predict(backbone.denoiser, x_t, timestep, backbone.conditions(seeds))
+
         for place, name in enumerate(rewards):
             if reward and name not in reward:
                 continue
@@ -58,7 +59,7 @@ def distil(
             first = seeds.first(seeds.DISTILLATION, place)
             with bars() as start:
                 bar = start(f"{name}: watch the teacher", draws * len(recipe.censor_scales))
-                examples = observe(teacher, denoiser, schedule, shape, recipe, first, bar)
+                examples = observe(teacher, denoise, schedule, shape, recipe, first, bar)
                 bar = start(f"{name}: fit the student", iterations)
                 student, found = fit(examples, recipe, bar)
             made = {
@@ -68,12 +69,12 @@ def distil(
             distilled, probe = made
             export_student(student, shape, made[distilled])
             clean = Ensemble.load(loaded.path(rewards[name].clean_guide))
-            export_probe(clean, codec, shape, made[probe])
+            export_probe(clean, backbone.codec, shape, made[probe])
             card: dict[str, Any] = {
                 "command": f"winnow train distil --reward {name}",
                 "teacher": loaded.sha256(rewards[name].guide),
                 "probe_of": loaded.sha256(rewards[name].clean_guide),
-                "denoiser": loaded.sha256(backbone.onnx),
+                "denoiser": loaded.backbone_sha256("onnx"),
                 "first_seed": first,
                 "recipe": asdict(recipe),
                 "student": asdict(student.config),

@@ -13,6 +13,7 @@ from service.cli import (
     datasets,
     decisions,
     evaluate,
+    example,
     exporter,
     policies,
     replay,
@@ -31,6 +32,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at a configuration file.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(train.app, name="train")
+app.add_typer(example.app, name="example")
 app.add_typer(decisions.app, name="decisions")
 app.add_typer(policies.app, name="policies")
 app.add_typer(certify.app, name="certify")

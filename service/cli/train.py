@@ -11,7 +11,7 @@ import typer
 
 from models.questions import QUESTIONS
 from service.cli.canary import canary
-from service.cli.common import bars, console, faults
+from service.cli.common import bars, console, faults, losses
 from service.cli.distil import distil
 
 app = typer.Typer(
@@ -34,27 +34,26 @@ def backbone(
     """Train the diffusion model on the real sevens. Stop it and run it again: it goes on."""
     import torch
 
-    from models.backbones.training import BackboneRecipe, train
+    from models.backbones.loop import Recipe
+    from models.backbones.training import train
+    from models.backbones.unet import PIXEL_SHUFFLE, SCHEDULER_CONFIG, UNET_CONFIG, save_pipeline
     from models.build import Build
+    from models.codec import PixelShuffle, from_uint8
     from models.data import sevens
 
     torch.set_num_threads(threads)
+    work = Build(build)
     with faults(), bars() as start:
-        bar = start("train the backbone", steps)
-        done = 0
-
-        def advance(step: int, loss: float) -> None:
-            nonlocal done
-            bar(step - done, f"loss {loss:.4f}")
-            done = step
-
         train(
-            sevens().images,
-            Build(build).folder,
-            BackboneRecipe(steps=steps),
-            lambda progress: advance(progress.step, progress.loss),
+            PixelShuffle(PIXEL_SHUFFLE).encode(from_uint8(sevens().images)),
+            work.folder,
+            Recipe(steps=steps),
+            UNET_CONFIG,
+            SCHEDULER_CONFIG,
+            save=lambda unet: save_pipeline(unet, work.backbone),
+            on_step=losses(start("train the backbone", steps)),
         )
-    console.print(f"Backbone: {Build(build).backbone}")
+    console.print(f"Backbone: {work.backbone}")
 
 
 @app.command()
@@ -71,7 +70,7 @@ def export(
     from models.backbones.runtime import OnnxDenoiser, TorchDenoiser
     from models.backbones.unet import PIXEL_SHUFFLE
     from models.build import Build, needed, weights, write_record
-    from models.codec import Codec
+    from models.codec import PixelShuffle
     from models.data import sevens
     from models.schedule import NoiseSchedule, read_config
 
@@ -80,7 +79,7 @@ def export(
     with faults():
         needed(weights(work.backbone), "winnow train backbone")
         schedule = NoiseSchedule.from_diffusers(read_config(work.backbone))
-        codec, images = Codec(PIXEL_SHUFFLE), sevens().images
+        codec, images = PixelShuffle(PIXEL_SHUFFLE), sevens().images
         unet = UNet2DModel.from_pretrained(work.backbone / "unet", use_safetensors=True)
         export_fp32(unet, work.fp32)
         quantise(work.fp32, work.int8, *noised_inputs(images, schedule, codec, samples, seed=0))

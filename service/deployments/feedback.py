@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -137,10 +138,7 @@ def generator(
     `condition` says what the image of a seed is to show.
     Raises StoreUnavailable when a file of it was changed since the bundle was verified.
     """
-    from models.backbones.runtime import load_denoiser
-    from models.codec import Codec
-    from models.generate import Generator
-    from models.schedule import NoiseSchedule, read_config
+    from models.generate import load_generator
 
     manifest = bundle.manifest.backbone
     folder = bundle.folder / manifest.folder
@@ -149,17 +147,11 @@ def generator(
         ours = name == manifest.onnx or path.is_relative_to(folder)
         if ours and bundles.sha256_name(path) != bundle.sha256(name):
             raise StoreUnavailable(f"{path} was changed since the service started")
-    return Generator(
-        denoiser=load_denoiser(
-            folder,
-            bundle.path(manifest.onnx),
-            runtime=settings.runtime,
-            device=settings.device,
-            dtype=settings.dtype,
-            threads=threads,
-        ),
-        schedule=NoiseSchedule.from_diffusers(read_config(folder)),
-        codec=Codec(manifest.pixel_shuffle),
-        shape=bundle.x_t_shape,
-        condition=condition,
+    found = load_generator(
+        bundle,
+        runtime=settings.runtime,
+        device=settings.device,
+        dtype=settings.dtype,
+        threads=threads,
     )
+    return replace(found, condition=condition)

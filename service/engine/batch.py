@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.conditioning import NOTHING, Conditions, Encoded
 from models.method import Method
 from models.noise import Purpose, normal
 from models.schedule import NoiseSchedule
@@ -21,14 +22,21 @@ class Batch:
 
     `x_t` and `history`, the x̂_0 of the line before, are float32 [S, C, H, W] on `device`. `line`
     int64 [S] counts finished lines of `length`; `nfe` int64 [S] what they cost. `timesteps` int64
-    [S, N] and `lines` float32 [S, N, 10] hold each draw's program. `guide`, `clean_guide` and
+    [S, N] and `lines` float32 [S, N, 11] hold each draw's program. `guide`, `clean_guide` and
     `probe` int64 [S] are places in the runner's lists, or NONE. `probe_scores` and
-    `probe_thresholds` are float64 [S, P], a score NaN until its probe has looked.
+    `probe_thresholds` are float64 [S, P], a score NaN until its probe has looked. What the
+    denoiser is told of a row lies beside: its inputs by name [S, ...], and `guidance_scale` [S].
     """
 
     def __init__(
-        self, schedule: NoiseSchedule, shape: tuple[int, int, int], max_batch: int, device: str
+        self,
+        schedule: NoiseSchedule,
+        shape: tuple[int, int, int],
+        max_batch: int,
+        device: str,
+        example: Encoded = NOTHING,
     ) -> None:
+        """`example` is any condition, which says what inputs the denoiser takes."""
         self.shape = shape
         self.device = torch.device(device)
         self._schedule = schedule
@@ -47,13 +55,27 @@ class Batch:
         self.probe_thresholds = np.zeros((max_batch, 0))
         self.probe_scores = np.zeros((max_batch, 0))
         self._noise = torch.zeros(max_batch, 0, *shape, device=self.device)
+        self.guidance_scale = np.ones(max_batch, dtype=np.float32)
+        self._inputs, self._negative = (
+            {
+                name: torch.zeros(max_batch, *value.shape, dtype=value.dtype, device=self.device)
+                for name, value in half.items()
+            }
+            for half in (example.inputs, example.negative)
+        )
 
     def put(
-        self, row: int, plan: SamplingPlan, key: DrawKey, networks: tuple[int, int, int]
+        self,
+        row: int,
+        plan: SamplingPlan,
+        key: DrawKey,
+        networks: tuple[int, int, int],
+        condition: Encoded = NOTHING,
     ) -> None:
         """Start a draw in a row: its noise from its key, its program from its plan's method.
 
-        `networks` are the places of its guide, clean guide and probe.
+        `networks` are the places of its guide, clean guide and probe; `condition` is its plan's,
+        encoded.
         """
         program = self.program(plan.method)
         length, probes = len(program), len(plan.probe_thresholds)
@@ -65,6 +87,10 @@ class Batch:
         self.probe_thresholds[row] = np.nan
         self.probe_thresholds[row, :probes] = plan.probe_thresholds
         self.probe_scores[row] = np.nan
+        self.guidance_scale[row] = plan.condition.guidance_scale
+        for name, value in self._inputs.items():
+            value[row] = condition.inputs[name]
+            self._negative[name][row] = condition.negative[name]
         initial = normal(key.seed, key.draw, Purpose.INITIAL, self.shape)
         self.x_t[row] = torch.from_numpy(initial)
         # Not left as it was: 0 × NaN of the draw before would be NaN.
@@ -81,15 +107,21 @@ class Batch:
         for array in (
             self.remembers, self.line, self.length, self.nfe, self.guide, self.clean_guide,
             self.probe, self.timesteps, self.lines, self.probe_thresholds, self.probe_scores,
+            self.guidance_scale,
         ):  # fmt: skip
             array[target] = array[source]
-        for tensor in (self.x_t, self.history, self._noise):
+        told = (*self._inputs.values(), *self._negative.values())
+        for tensor in (self.x_t, self.history, self._noise, *told):
             tensor[target] = tensor[source]
 
     def now(self, rows: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """(timestep [rows], line [rows, 10]) of the step that each row takes next."""
+        """(timestep [rows], line [rows, 11]) of the step that each row takes next."""
         here = np.arange(rows), self.line[:rows]
         return self.timesteps[here], self.lines[here]
+
+    def conditions(self, rows: int) -> Conditions:
+        """What the first rows are conditioned on: views, nothing is copied."""
+        return Conditions(self._inputs, self._negative, self.guidance_scale)[:rows]
 
     def step_noise(self, rows: NDArray[np.intp]) -> Tensor:
         """The noise of the next step for these rows, all of which have sigma > 0."""

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.backbones.encoders import Encoder, Unconditional
 from models.codec import Codec
+from models.condition import ConditionError
+from models.conditioning import Encoded
 from models.method import Method
 from service.engine.admission import Pace
 from service.engine.batch import NONE, Batch
+from service.engine.decoder import Decoder, Finished
 from service.engine.loader import Loader
 from service.engine.runner import Runner
 from service.engine.scheduler import Draw, Scheduler, Ticket, unwanted
-from service.errors import BackendUnavailable, Overloaded
+from service.errors import BackendUnavailable, InvalidValue, Overloaded
 from service.ports import DrawKey, DrawResult, SamplingPlan
 
 WARM_UP_S = 300.0
@@ -25,8 +30,9 @@ WARM_UP_S = 300.0
 class Meter(Protocol):
     """What the engine reports about itself."""
 
-    def tick(self, rows: int, guided: int, extra_nfe: int, seconds: float) -> None:
-        """One tick: rows denoised, rows guided, NFE that guides added, and its duration."""
+    def tick(self, rows: int, guided: int, gradient: int, negative: int, seconds: float) -> None:
+        """One tick: rows denoised, rows steered, NFE that gradients through the denoiser and
+        classifier-free guidance added, and its duration."""
         ...
 
     def offered(self, nfe: float) -> None:
@@ -35,6 +41,10 @@ class Meter(Protocol):
 
     def saved(self, reason: Literal["probe", "cancelled"], nfe: float) -> None:
         """NFE that a running draw had left when it was ended."""
+        ...
+
+    def decoded(self, rows: int, seconds: float) -> None:
+        """One decoding of finished rows, and its duration."""
         ...
 
 
@@ -52,14 +62,19 @@ class Engine:
         max_batch: int,
         meter: Meter | None = None,
         loader: Loader | None = None,
+        encoder: Encoder | None = None,
+        micro_batch: int = 4,
     ) -> None:
+        """`encoder` tells the denoiser what is asked of it; a codec that costs decodes
+        `micro_batch` finished rows at a time, in a thread of its own."""
         self.loader = loader
+        self.encoder = encoder or Unconditional()
+        self.decoder = Decoder(codec, micro_batch, meter.decoded if meter else _unheard)
         self.scheduler = Scheduler(max_batch)
         self.pace = Pace()
         self.offered_nfe = 0.0
         self._runner = runner
         self._batch = batch
-        self._codec = codec
         self._meter = meter
 
     @property
@@ -69,7 +84,11 @@ class Engine:
         return not (scheduler.waiting or scheduler.running or scheduler.speculative)
 
     def check(self, draws: Sequence[Draw]) -> None:
-        """Refuse draws that this replica cannot make. Raises BackendUnavailable."""
+        """Refuse draws that this replica cannot make. Raises BackendUnavailable.
+
+        What they ask of the model is encoded here, once, and kept; it raises InvalidValue for what
+        the model cannot take.
+        """
         for draw in draws:
             try:
                 self._batch.program(draw.plan.method)
@@ -85,11 +104,15 @@ class Engine:
                     f"{len(draw.plan.probe_thresholds)} thresholds"
                 )
             self._networks(draw.plan)
+            if draw.plan.method.classifier_scale and not self._runner.classifies:
+                raise BackendUnavailable("this replica has no classifier to steer by")
+            self._encode(draw.plan, draw.key)
 
     def cost(self, plan: SamplingPlan) -> int:
         """NFE of one whole draw of a plan that `check` has passed."""
         program = self._batch.program(plan.method)
-        return self._runner.cost(plan.guide, len(program), program.guided)
+        halves = 2 if plan.condition.guidance_scale > 1 else 1
+        return halves * self._runner.cost(plan.guide, len(program), program.guided)
 
     @property
     def running_nfe(self) -> float:
@@ -125,15 +148,23 @@ class Engine:
             results.extend(item)
 
         ticket = Ticket(deliver, deadline=time.monotonic() + WARM_UP_S)
+        known = self.encoder.example
         plans = [canary_plan(guide) for guide in (None, *self._runner.guides)]
         plans += [canary_plan(clean_guide=name) for name in self._runner.clean_guides]
         plans += [canary_plan(probe=name) for name in self._runner.probes]
+        plans = [replace(plan, condition=known) for plan in plans]
         self.scheduler.add([Draw(plan, DrawKey(0, 0, 0), ticket) for plan in plans])
-        while not self.idle:
-            self.tick()
+        self.run_to_end()
         if len(results) < len(plans) or any(result.pixels is None for result in results):
             raise BackendUnavailable("the backbone's canary draw made no valid image")
         self.pace = Pace()  # these ticks did the set-up: they say nothing of those to come
+
+    def run_to_end(self, on_tick: Callable[[], None] = lambda: None) -> None:
+        """Tick until nothing waits or runs, and all of it is delivered."""
+        while not self.idle:
+            self.tick()
+            on_tick()
+        self.decoder.wait()
 
     def tick(self) -> None:
         """Advance every running draw by one step; deliver what is finished."""
@@ -146,9 +177,9 @@ class Engine:
         tick = self._runner.advance(self._batch, rows)
         self._postprocess(tick.abandoned, time.monotonic())
         elapsed = time.monotonic() - now
-        self.pace.observe(rows, elapsed, rows + tick.extra_nfe)
+        self.pace.observe(rows, elapsed, rows + tick.gradient + tick.negative)
         if self._meter:
-            self._meter.tick(rows, tick.guided, tick.extra_nfe, elapsed)
+            self._meter.tick(rows, tick.guided, tick.gradient, tick.negative, elapsed)
 
     def fail(self, error: Exception) -> None:
         """Give every draw's caller this error and free all slots."""
@@ -170,17 +201,27 @@ class Engine:
             self._release(row)
         first = len(self.scheduler.running)
         for offset, draw in enumerate(self.scheduler.admit(now)):
-            self._batch.put(first + offset, draw.plan, draw.key, self._networks(draw.plan))
+            self._put(first + offset, draw)
         for draw in self.scheduler.speculative:
             if unwanted(draw, now):
                 continue
             row = len(self.scheduler.running)
             if row < self.scheduler.max_batch and self.pace.worthwhile(draw.chance, row):
                 self.scheduler.start(draw, now)
-                self._batch.put(row, draw.plan, draw.key, self._networks(draw.plan))
+                self._put(row, draw)
             else:
                 self._turn_away(draw)
         self.scheduler.speculative.clear()
+
+    def _put(self, row: int, draw: Draw) -> None:
+        plan, key = draw.plan, draw.key
+        self._batch.put(row, plan, key, self._networks(plan), self._encode(plan, key))
+
+    def _encode(self, plan: SamplingPlan, key: DrawKey) -> Encoded:
+        try:
+            return self.encoder.encode(plan.condition, key.seed)
+        except ConditionError as error:
+            raise InvalidValue(str(error), error.field) from None
 
     def _turn_away(self, draw: Draw) -> None:
         draw.ticket.deliver(Overloaded("there is no room for a speculative draw"))
@@ -206,33 +247,37 @@ class Engine:
         done = np.flatnonzero(finished | stopped)
         if not done.size:
             return
-        pixels, finite = self._codec.to_uint8(self._batch.x_t[done])
-        results: dict[int, tuple[Ticket, list[DrawResult]]] = {}
+        x_0 = self._batch.x_t[done]  # a copy: the rows are given away before it is decoded
+        ended: list[Finished] = []
         for position, row in enumerate(done):
             draw = self.scheduler.running[row]
             result = DrawResult(
                 key=draw.key,
-                pixels=pixels[position] if finite[position] and not stopped[row] else None,
+                pixels=None,
                 nfe=int(self._batch.nfe[row]),
                 queue_s=draw.started - draw.submitted,
                 denoise_s=now - draw.started,
                 abandoned=bool(stopped[row]),
                 probe_scores=self._batch.scores(int(row)),
             )
-            results.setdefault(id(draw.ticket), (draw.ticket, []))[1].append(result)
+            ended.append(Finished(draw, result, None if stopped[row] else x_0[position]))
         for row in abandoned:
             self._save("probe", int(row))
         for row in done[::-1]:
             self._release(int(row))
-        for ticket, group in results.values():
-            ticket.deliver(group)
+        self.decoder.deliver(ended)
 
     def _save(self, reason: Literal["probe", "cancelled"], row: int) -> None:
         if self._meter:
-            self._meter.saved(reason, float(self._batch.length[row] - self._batch.line[row]))
+            left = self._batch.length[row] - self._batch.line[row]
+            self._meter.saved(reason, float(left * self._batch.conditions(row + 1).nfe[row]))
 
     def _release(self, row: int) -> None:
         self._batch.move(self.scheduler.release(row), row)
+
+
+def _unheard(rows: int, seconds: float) -> None:
+    pass
 
 
 def _place(known: Mapping[str, object], name: str | None, what: str) -> int:

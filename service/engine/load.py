@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from models.backbones.runtime import DTYPES, TorchDenoiser, load_denoiser
+from models.backbones.runtime import DTYPES, TorchDenoiser
 from models.bundle import Bundle
-from models.codec import Codec
+from models.generate import load_generator
 from models.guidance import CleanReward, Guide
-from models.schedule import NoiseSchedule, read_config
 from service.config import BackboneSettings
 from service.engine.batch import Batch
 from service.engine.engine import Engine, Meter
@@ -31,11 +30,8 @@ def load_engine(
     """
     torch.set_num_threads(settings.threads)
     manifest = bundle.manifest.backbone
-    folder = bundle.folder / manifest.folder
-    schedule = NoiseSchedule.from_diffusers(read_config(folder))
-    denoiser = load_denoiser(
-        folder,
-        bundle.path(manifest.onnx),
+    backbone = load_generator(
+        bundle,
         runtime=settings.runtime,
         device=settings.device,
         dtype=settings.dtype,
@@ -43,34 +39,53 @@ def load_engine(
         threads=settings.threads,
     )
     device = settings.device if torch.cuda.is_available() else "cpu"
-    codec = Codec(manifest.pixel_shuffle)
-    unet = None
+    denoise = None
     if settings.forward_guidance:
-        unet = TorchDenoiser(folder, device, DTYPES[settings.dtype]).unet
-    networks = Networks(codec, schedule, bundle.x_t_shape, settings.threads, settings.device, unet)
+        through = backbone.denoiser
+        if not isinstance(through, TorchDenoiser):
+            through = TorchDenoiser(bundle.folder / manifest.folder, device, DTYPES[settings.dtype])
+        denoise = through.differentiable
+    example = backbone.encoder.encode(backbone.encoder.example, seed=0)
+    networks = Networks(
+        backbone.codec,
+        backbone.schedule,
+        backbone.shape,
+        settings.threads,
+        settings.device,
+        denoise,
+        example,
+    )
     guides: dict[str, Guide] = {}
     clean: dict[str, CleanReward] = {}
     probes = {}
     for reward in bundle.manifest.rewards.values():
         files = {"guide": reward.guide, "distilled": reward.distilled}
-        if unet is not None:
+        if denoise is not None:
             files["forward"] = reward.clean_guide
         for part, file in files.items():
             if file is not None:
                 guides[bundle.sha256(file)] = networks.guide(part, bundle.path(file))
-        clean[bundle.sha256(reward.clean_guide)] = networks.clean_guide(
-            bundle.path(reward.clean_guide)
-        )
+        if reward.clean_guide is not None:
+            clean[bundle.sha256(reward.clean_guide)] = networks.clean_guide(
+                bundle.path(reward.clean_guide)
+            )
         if reward.probe is not None:
             probes[bundle.sha256(reward.probe)] = networks.probe(bundle.path(reward.probe))
     runner = Runner(
-        bundle.backbone_sha256(settings.runtime), denoiser, schedule, guides, clean, probes
+        bundle.backbone_sha256(settings.runtime),
+        backbone.denoiser,
+        backbone.schedule,
+        guides,
+        clean,
+        probes,
     )
     return Engine(
         runner,
-        Batch(schedule, bundle.x_t_shape, settings.max_batch, device),
-        codec,
+        Batch(backbone.schedule, backbone.shape, settings.max_batch, device, example),
+        backbone.codec,
         settings.max_batch,
         meter,
         None if find is None else Loader(runner, networks, find),
+        backbone.encoder,
+        settings.decode_batch,
     )

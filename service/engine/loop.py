@@ -82,7 +82,8 @@ class EngineLoop:
         With `again`, another replica has refused them, and counted them as asked for.
 
         Raises Overloaded when they would be late, or too many of this tenant wait already, and
-        BackendUnavailable when the engine cannot make them.
+        BackendUnavailable when the engine cannot make them, InvalidValue when the model cannot take
+        what they ask of it.
         """
         loop = asyncio.get_running_loop()
         results: asyncio.Queue[list[DrawResult] | Exception] = asyncio.Queue()
@@ -96,7 +97,11 @@ class EngineLoop:
         loader = self._engine.loader
         if loader is not None and (missing := loader.missing(plan)):
             await self.load(missing)
-        self._engine.check([Draw(plan, key, ticket) for key in keys])
+        wanted = [Draw(plan, key, ticket) for key in keys]
+        if self._engine.encoder.slow:
+            await asyncio.to_thread(self._engine.check, wanted)
+        else:
+            self._engine.check(wanted)
         nfe = self._engine.cost(plan)
         draws = [Draw(plan, key, ticket, reserved_nfe(plan, nfe, key), nfe) for key in keys]
         if not self._thread.is_alive():
@@ -169,6 +174,7 @@ class EngineLoop:
         """Raises BackendUnavailable when the thread died, hangs, or fails again and again."""
         if not self._thread.is_alive():
             raise BackendUnavailable("the engine thread is not running")
+        self._engine.decoder.check_health()
         if self._faults >= FAULTS_BEFORE_UNHEALTHY:
             raise BackendUnavailable(f"the last {self._faults} engine ticks failed")
         started = self._tick_started
@@ -182,6 +188,7 @@ class EngineLoop:
         # What arrived while the thread was ending.
         self._receive(block=False)
         self._engine.fail(BackendUnavailable("the backbone is shutting down"))
+        self._engine.decoder.close()
 
     def _run(self) -> None:
         while True:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.codec import Codec
+from models.conditioning import NOTHING, Conditions, Denoise, Encoded
 from models.guidance import CleanReward, ForwardGuide, Guide
 from models.rewards.ensemble import Ensemble
 from models.rewards.graphs import DistilledGuide, Probe
@@ -31,7 +32,8 @@ ROWS = 2
 class Networks:
     """Opens the networks of rewards for one backbone.
 
-    `shape` is [C, H, W] of x_t. `unet` is the denoiser in torch, which forward guidance needs.
+    `shape` is [C, H, W] of x_t. `denoise` is the denoiser in torch with gradients, which forward
+    guidance needs; `example` any condition.
     """
 
     codec: Codec
@@ -39,7 +41,8 @@ class Networks:
     shape: tuple[int, int, int]
     threads: int = 1
     device: str = "cpu"
-    unet: nn.Module | None = None
+    denoise: Denoise | None = None
+    example: Encoded = NOTHING
 
     def guide(self, part: str, path: Path) -> Guide:
         """A guide as `guide`, `distilled` or `forward`. Raises ValueError if it cannot be."""
@@ -47,9 +50,9 @@ class Networks:
             return DistilledGuide(path, self.threads, self.device)
         if part == "guide":
             return Ensemble.load(path).to(self._torch_device)
-        if self.unet is None:
+        if self.denoise is None:
             raise ValueError("forward guidance needs backbone.forward_guidance: true")
-        return ForwardGuide(self.unet, self.schedule, self.clean_guide(path))
+        return ForwardGuide(self.denoise, self.schedule, self.clean_guide(path))
 
     def clean_guide(self, path: Path) -> CleanReward:
         """A clean ensemble."""
@@ -62,7 +65,10 @@ class Networks:
     def try_guide(self, guide: Guide) -> None:
         """Let it steer pure grey. Raises ValueError when that gives no gradient."""
         timestep = torch.full((ROWS,), self.schedule.num_train_timesteps // 2, dtype=torch.int64)
-        self._check(guide.gradient(self._grey(), timestep.to(self._torch_device)))
+        told: tuple[Conditions, ...] = ()
+        if isinstance(guide, ForwardGuide):
+            told = (Conditions.stack([self.example] * ROWS, [1.0] * ROWS),)
+        self._check(guide.gradient(self._grey(), timestep.to(self._torch_device), *told))
 
     def try_clean_guide(self, reward: CleanReward) -> None:
         """See `try_guide`."""

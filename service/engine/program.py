@@ -11,14 +11,16 @@ from models.method import Method
 from models.samplers import guided, trajectory
 from models.schedule import NoiseSchedule
 
-ALPHA_BAR, X_T, X_0, EPS, HISTORY, SIGMA, CENSOR_SCALE, BACKWARD, RATE, PROBE = range(10)
+ALPHA_BAR, X_T, X_0, EPS, HISTORY, SIGMA, CENSOR_SCALE, CLASSIFIER, BACKWARD, RATE, PROBE = range(
+    11
+)
 """Columns of a line. BACKWARD counts Adam steps; PROBE numbers the probe from 1, 0 is none."""
 COLUMNS = PROBE + 1
 
 
 @dataclass(frozen=True)
 class Program:
-    """`timesteps` int64 [N] and `lines` float32 [N, 10]: one denoiser call each.
+    """`timesteps` int64 [N] and `lines` float32 [N, 11]: one denoiser call each.
 
     `noisy` and `remembers` say whether any line adds noise or looks at the x̂_0 before it;
     `guided` counts the lines that ask for a gradient at x_t.
@@ -52,6 +54,7 @@ def compile_method(schedule: NoiseSchedule, method: Method) -> Program:
     # would divide by zero.
     here = guided(steps, method) & (steps.alpha_bar > 0)
     lines[here, CENSOR_SCALE] = method.censor_scale
+    lines[steps.alpha_bar > 0, CLASSIFIER] = method.classifier_scale
     lines[here, BACKWARD] = method.backward_steps
     # A rate that suits 1000 small steps moves too little in 50 large ones.
     lines[:, RATE] = (

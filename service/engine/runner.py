@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.guidance import CleanReward, Guide, backward_guidance, guided_x0
+from models.conditioning import Conditions, Denoise, predict
+from models.guidance import CleanReward, ForwardGuide, Guide, backward_guidance, guided_x0
 from models.parameterization import to_x0_eps, x0_to_eps
 from models.samplers import linear_step
 from models.schedule import NoiseSchedule
@@ -20,6 +21,7 @@ from service.engine.program import (
     ALPHA_BAR,
     BACKWARD,
     CENSOR_SCALE,
+    CLASSIFIER,
     EPS,
     HISTORY,
     PROBE,
@@ -28,9 +30,6 @@ from service.engine.program import (
     X_0,
     X_T,
 )
-
-Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""(x_t float32 [B, C, H, W], timestep int64 [B]) to the model's output, [B, C, H, W]."""
 
 
 class Probe(Protocol):
@@ -41,12 +40,22 @@ class Probe(Protocol):
         ...
 
 
+class Classifier(Protocol):
+    """A time-dependent classifier of x_t (Dhariwal & Nichol 2021)."""
+
+    def gradient(self, x_t: Tensor, timestep: Tensor, labels: Tensor) -> Tensor:
+        """∇_{x_t} log p_t(label | x_t), [B, C, H, W], for timesteps [B] and labels [B]."""
+        ...
+
+
 @dataclass(frozen=True)
 class Tick:
-    """What one tick did: rows steered, NFE spent beside the rows' own, rows that probes ended."""
+    """What one tick did: rows steered, the NFE that gradients through the denoiser added, those
+    that classifier-free guidance did, and rows that probes ended."""
 
     guided: int
-    extra_nfe: int
+    gradient: int
+    negative: int
     abandoned: NDArray[np.intp]
 
 
@@ -56,12 +65,15 @@ class Runner:
     def __init__(
         self,
         backbone: str,
-        denoiser: Denoiser,
+        denoiser: Denoise,
         schedule: NoiseSchedule,
         guides: Mapping[str, Guide],
         clean_guides: Mapping[str, CleanReward] | None = None,
         probes: Mapping[str, Probe] | None = None,
+        classifier: Classifier | None = None,
     ) -> None:
+        """`classifier` says which way the class lies that a row is asked for."""
+        self._classifier = classifier
         self.backbone = backbone
         self.guides = dict(guides)
         self.clean_guides = dict(clean_guides or {})
@@ -102,11 +114,13 @@ class Runner:
         line = torch.from_numpy(lines).to(batch.device).T.reshape(-1, count, 1, 1, 1)
         x_t, history = batch.x_t[:count], batch.history[:count]
 
+        conditions = batch.conditions(count)
         # A copy: guidance bends rows in place, and the denoiser's own tensor may be read-only.
-        output = self._denoiser(x_t, timestep).to(torch.float32, copy=True)
+        output = predict(self._denoiser, x_t, timestep, conditions).to(torch.float32, copy=True)
         x_0, eps = to_x0_eps(output, x_t, line[ALPHA_BAR], self._schedule.prediction_type)
-        step = _Step(batch, lines, line, timestep, x_t, x_0, self._clip(x_0), eps)
-        guided, extra_nfe = self._steer(step)
+        step = _Step(batch, lines, line, timestep, conditions, x_t, x_0, self._clip(x_0), eps)
+        self._follow(step)
+        guided, gradient = self._steer(step)
         self._climb(step)
         abandoned = self._look(step)
 
@@ -119,12 +133,29 @@ class Runner:
             batch.history[:count] = step.x_0
         batch.x_t[:count] = x_next
         batch.line[:count] += 1
-        batch.nfe[:count] += 1
-        return Tick(guided, extra_nfe, abandoned)
+        batch.nfe[:count] += conditions.nfe
+        return Tick(guided, gradient, int(conditions.nfe.sum()) - count, abandoned)
+
+    @property
+    def classifies(self) -> bool:
+        """Whether there is a classifier to steer by."""
+        return self._classifier is not None
 
     def cost(self, guide: str | None, lines: int, guided: int) -> int:
         """NFE of a whole draw: its lines, and what a guide through the denoiser adds to some."""
-        return lines + guided * getattr(self.guides.get(guide or ""), "nfe", 0)
+        return lines + guided * self._nfe(self.guides.get(guide or ""))
+
+    def _follow(self, step: _Step) -> None:
+        """Bend rows towards the class that they are asked for, where their method says so."""
+        rows = np.flatnonzero(step.lines[:, CLASSIFIER])
+        if not rows.size:
+            return
+        assert self._classifier is not None, "the engine has refused such plans"
+        labels = step.conditions.inputs["class_labels"][rows]
+        gradient = self._classifier.gradient(step.x_t[rows], step.timestep[rows], labels)
+        alpha_bar, scale = step.line[ALPHA_BAR][rows], step.line[CLASSIFIER][rows]
+        step.unclipped[rows] = guided_x0(step.unclipped[rows], gradient, alpha_bar, scale)
+        self._replace(step, rows, step.unclipped[rows])
 
     def _steer(self, step: _Step) -> tuple[int, int]:
         """Bend the rows that are guided here; returns how many, and what NFE that cost."""
@@ -134,15 +165,21 @@ class Runner:
         for place, members in _groups(step.batch.guide, rows):
             guide = self._guides[place]
             x_t, alpha_bar = step.x_t[members], step.line[ALPHA_BAR][members]
-            gradient = guide.gradient(x_t, step.timestep[members])
+            told: tuple[Conditions, ...] = ()
+            if isinstance(guide, ForwardGuide):
+                told = (step.conditions[members],)
+            gradient = guide.gradient(x_t, step.timestep[members], *told)
             scale = step.line[CENSOR_SCALE][members]
             self._replace(
                 step, members, guided_x0(step.unclipped[members], gradient, alpha_bar, scale)
             )
-            nfe = getattr(guide, "nfe", 0)
+            nfe = self._nfe(guide) * step.conditions.nfe[members]
             step.batch.nfe[members] += nfe
-            extra_nfe += nfe * len(members)
+            extra_nfe += int(nfe.sum())
         return len(rows), extra_nfe
+
+    def _nfe(self, guide: Guide | None) -> int:
+        return guide.nfe if isinstance(guide, ForwardGuide) else 0
 
     def _climb(self, step: _Step) -> None:
         """Backward guidance for the rows that have Adam steps here."""
@@ -190,7 +227,7 @@ class _Step:
     """The rows of one tick, halfway: `x_0` and `eps` are bent in place; `unclipped` is x̂_0 as the
     denoiser has it.
 
-    `lines` [B, 10] on the CPU says who needs what; `line` is the same as [10, B, 1, 1, 1] on the
+    `lines` [B, 11] on the CPU says who needs what; `line` is the same as [11, B, 1, 1, 1] on the
     device.
     """
 
@@ -198,6 +235,7 @@ class _Step:
     lines: NDArray[np.float32]
     line: Tensor
     timestep: Tensor
+    conditions: Conditions
     x_t: Tensor
     unclipped: Tensor
     x_0: Tensor

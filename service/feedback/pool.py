@@ -77,9 +77,16 @@ def draw_pool(
         probes["probe"] = Probe(parts["probe"], threads)
     engine = Engine(
         Runner("", generator.denoiser, generator.schedule, guides, clean, probes),
-        Batch(generator.schedule, generator.shape, MAX_BATCH, "cpu"),
+        Batch(
+            generator.schedule,
+            generator.shape,
+            MAX_BATCH,
+            "cpu",
+            generator.encoder.encode(generator.encoder.example, 0),
+        ),
         generator.codec,
         MAX_BATCH,
+        encoder=generator.encoder,
     )
     plan = SamplingPlan(
         model="",
@@ -111,9 +118,8 @@ def draw_pool(
     ]
     engine.check(draws)
     engine.scheduler.add(draws)
-    while not engine.idle:
-        engine.tick()
-        on_tick(len(drawn))
+    engine.run_to_end(lambda: on_tick(len(drawn)))
+    engine.decoder.close()
     pixels = [drawn[index].pixels for index in range(len(seeds))]
     if any(image is None for image in pixels):
         raise ValueError("the backbone made NaN")

@@ -23,6 +23,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from models import seeds
+from models.conditioning import predict
 from models.generate import Generator
 from models.method import Method
 from models.rewards.distil import DistilRecipe, distil, observe
@@ -211,9 +212,9 @@ class _Run:
         first = seeds.first(seeds.DISTILLATION, self.recipe.seed % 10)
         with self._progress.stage("distilled", recipe.iterations) as done:
 
-            def heard(x_t: Tensor, timestep: Tensor) -> Tensor:
+            def heard(x_t: Tensor, timestep: Tensor, seeds: Sequence[int]) -> Tensor:
                 done(0)  # watching is minutes of denoiser calls
-                return generator.denoiser(x_t, timestep)
+                return predict(generator.denoiser, x_t, timestep, generator.conditions(seeds))
 
             seen = observe(teacher, heard, generator.schedule, generator.shape, recipe, first)
             fitted = 0

@@ -21,6 +21,7 @@ class BackboneMetrics:
         )
         self._plain, self._guided = nfe.labels(model, "plain"), nfe.labels(model, "guided")
         self._gradient = nfe.labels(model, "gradient")
+        self._negative = nfe.labels(model, "negative")
         self._occupancy = Histogram(
             "winnow_batch_occupancy",
             "Share of the slots in use at each tick.",
@@ -31,6 +32,13 @@ class BackboneMetrics:
         self._step = Histogram(
             "winnow_step_duration_seconds",
             "Duration of one tick of the engine.",
+            ["model"],
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
+            registry=self.registry,
+        ).labels(model)
+        self._decode = Histogram(
+            "winnow_decode_duration_seconds",
+            "Duration of one decoding of finished draws to pixels.",
             ["model"],
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
             registry=self.registry,
@@ -58,11 +66,12 @@ class BackboneMetrics:
         }
         self._max_batch = max_batch
 
-    def tick(self, rows: int, guided: int, extra_nfe: int, seconds: float) -> None:
+    def tick(self, rows: int, guided: int, gradient: int, negative: int, seconds: float) -> None:
         """Count one tick."""
         self._plain.inc(rows - guided)
         self._guided.inc(guided)
-        self._gradient.inc(extra_nfe)
+        self._gradient.inc(gradient)
+        self._negative.inc(negative)
         self._occupancy.observe(rows / self._max_batch)
         self._step.observe(seconds)
 
@@ -73,6 +82,10 @@ class BackboneMetrics:
     def saved(self, reason: Literal["probe", "cancelled"], nfe: float) -> None:
         """Count what a draw had left when it ended early."""
         self._saved[reason].inc(nfe)
+
+    def decoded(self, rows: int, seconds: float) -> None:
+        """Count one decoding."""
+        self._decode.observe(seconds)
 
     def watch(
         self, running: Callable[[], int], waiting: Callable[[], int], capacity: Callable[[], float]

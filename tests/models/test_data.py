@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from models.data import DIGITS_COMMAND, digits, halves, read_idx, sevens
+from models.data import (
+    DIGITS_COMMAND,
+    FASHION_COMMAND,
+    digits,
+    fashion,
+    halves,
+    read_idx,
+    sevens,
+)
 
 
 def test_sevens_are_what_their_notice_says() -> None:
@@ -51,6 +60,28 @@ def test_missing_digits_name_the_command(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as error:
         digits(tmp_path)
     assert DIGITS_COMMAND in str(error.value)
+
+
+def test_clothes_are_unzipped_and_padded_evenly(tmp_path: Path) -> None:
+    images = np.full((2, 28, 28), 9, dtype=np.uint8)
+    zipped = {"images-idx3": images, "labels-idx1": np.array([8, 0], dtype=np.uint8)}
+    for name, array in zipped.items():
+        path = tmp_path / f"t10k-{name}-ubyte.gz"
+        path.write_bytes(gzip.compress(idx(array)))
+    data = fashion(tmp_path, "t10k")
+    assert data.images.shape == (2, 32, 32)
+    np.testing.assert_array_equal(data.images[:, 2:-2, 2:-2], images)
+    assert int(data.images.sum()) == int(images.sum())
+    assert data.labels.tolist() == [8, 0]
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="cut short"):
+        fashion(tmp_path, "t10k")
+
+
+def test_missing_clothes_name_the_command(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as error:
+        fashion(tmp_path)
+    assert FASHION_COMMAND in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -9,18 +9,19 @@ from torch import Tensor
 
 from models import noise
 from models.backbones.unet import SCHEDULER_CONFIG
-from models.codec import Codec
+from models.codec import PixelShuffle
+from models.conditioning import Named
 from models.generate import Generator
 from models.schedule import NoiseSchedule
 
 
-def denoise(x_t: Tensor, timestep: Tensor) -> Tensor:
+def denoise(x_t: Tensor, timestep: Tensor, inputs: Named | None = None) -> Tensor:
     return torch.tanh(x_t * (1 + timestep.view(-1, 1, 1, 1) / 1000)) - 0.1
 
 
 def generator(steps: int = 20, eta: float = 0.0) -> Generator:
     schedule = NoiseSchedule.from_diffusers(SCHEDULER_CONFIG)
-    return Generator(denoise, schedule, Codec(2), (4, 14, 14), steps, eta)
+    return Generator(denoise, schedule, PixelShuffle(2), (4, 14, 14), steps, eta)
 
 
 def test_images_are_diffusers_own() -> None:
@@ -32,7 +33,7 @@ def test_images_are_diffusers_own() -> None:
     )
     for t in scheduler.timesteps:
         x = scheduler.step(denoise(x, t.expand(3)), t, x, eta=0.0).prev_sample
-    wanted = Codec(2).to_uint8(x)[0].astype(int)
+    wanted = PixelShuffle(2).to_uint8(x)[0].astype(int)
     found = generator().images(seeds).astype(int)
     assert found.shape == (3, 28, 28, 1)
     assert np.ptp(found) > 100

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from models.codec import Codec
+from models.codec import PixelShuffle
 from models.guidance import guided_x0
 from models.parameterization import PREDICTION_TYPES, PredictionType
 from tests.engines import draw_all, floats, make_engine, make_plan, make_schedule
@@ -32,7 +32,7 @@ def _sample(
 ) -> NDArray[np.float64]:
     schedule = make_schedule(prediction_type)
     world = Gaussian(schedule, MU, S)
-    engine = make_engine(world, schedule, SHAPE, {"guide": world.guide(a)}, DRAWS, Codec())
+    engine = make_engine(world, schedule, SHAPE, {"guide": world.guide(a)}, DRAWS, PixelShuffle())
     full = make_plan(**{"num_inference_steps": STEPS, "guide": "guide"} | plan)
     results = draw_all(engine, full, range(DRAWS))
     return values([result.pixels for result in results if result.pixels is not None])

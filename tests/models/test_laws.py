@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.codec import Codec
+from models.codec import PixelShuffle
 from models.guidance import CleanReward, ForwardGuide, backward_guidance
 from models.method import Method, SamplerName
 from models.noise import Purpose, normal
@@ -37,22 +35,10 @@ class Linear(CleanReward):
         return self._offset + self._a * x_0.flatten(1).sum(1)
 
 
-class Network(nn.Module):
-    """A world called as diffusers' U-Nets are."""
-
-    def __init__(self, world: Gaussian) -> None:
-        super().__init__()
-        self.world = world
-        self.unused = nn.Parameter(torch.zeros(1))
-
-    def forward(self, x_t: Tensor, timestep: Tensor) -> SimpleNamespace:
-        return SimpleNamespace(sample=self.world(x_t, timestep))
-
-
 def _sample(steps: int, eta: float, recurrences: int, a: float) -> NDArray[np.float64]:
     schedule = make_schedule("v_prediction")
     world = Gaussian(schedule, MU, S)
-    engine = make_engine(world, schedule, SHAPE, {"g": world.guide(a)}, DRAWS, Codec())
+    engine = make_engine(world, schedule, SHAPE, {"g": world.guide(a)}, DRAWS, PixelShuffle())
     plan = make_plan(
         num_inference_steps=steps, eta=eta, recurrences=recurrences, guide="g",
         censor_scale=1.0 if a else 0.0,
@@ -90,7 +76,7 @@ def test_forward_guidance_is_the_gradient_through_the_denoiser(
     """∇ a·x̂_0(x_t) = a · dE[x_0|x_t]/dx_t: for a linear reward it is the exact guide."""
     schedule = make_schedule(prediction_type)
     world = Gaussian(schedule, MU, S)
-    guide = ForwardGuide(Network(world), schedule, Linear(A))
+    guide = ForwardGuide(lambda x_t, t, told: world(x_t, t), schedule, Linear(A))
     timestep = torch.tensor([5, 300, 700, 950])
     found = guide.gradient(torch.randn(4, *SHAPE), timestep)
     expected = A * world.gain(timestep).float().expand_as(found)
@@ -100,7 +86,8 @@ def test_forward_guidance_is_the_gradient_through_the_denoiser(
 def test_forward_guidance_by_a_linear_reward_draws_what_the_exact_guide_does() -> None:
     schedule = make_schedule("v_prediction")
     world = Gaussian(schedule, MU, S)
-    guides = {"time": world.guide(A), "forward": ForwardGuide(Network(world), schedule, Linear(A))}
+    forward = ForwardGuide(lambda x_t, t, told: world(x_t, t), schedule, Linear(A))
+    guides = {"time": world.guide(A), "forward": forward}
     images = []
     for guide in guides:
         plan = make_plan(num_inference_steps=20, guide=guide, censor_scale=1.0)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import Tensor, nn
 
-from models.codec import Codec
+from models.codec import PixelShuffle
+from models.conditioning import Named
 from models.guidance import CleanReward, ForwardGuide
 from models.method import Method
 from models.rewards.ensemble import Ensemble
@@ -37,15 +36,16 @@ GUIDED = [
 
 
 class Unet(nn.Module):
-    """A small network that predicts v; called as diffusers' are."""
+    """A small network that predicts v."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.last = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 1, 3, padding=1)
 
-    def forward(self, x_t: Tensor, timestep: Tensor) -> SimpleNamespace:
+    def forward(self, x_t: Tensor, timestep: Tensor, inputs: Named | None = None) -> Tensor:
         hidden = torch.tanh(self.first(x_t) + timestep.view(-1, 1, 1, 1) / 1000)
-        return SimpleNamespace(sample=self.last(hidden))
+        found: Tensor = self.last(hidden)
+        return found
 
 
 def _networks() -> tuple[Unet, Ensemble, Ensemble]:
@@ -57,9 +57,9 @@ def _networks() -> tuple[Unet, Ensemble, Ensemble]:
 
 def _engine_draws(methods: list[Method], max_batch: int) -> list[Tensor]:
     unet, timed, clean = _networks()
-    reward = CleanReward(clean, Codec())
+    reward = CleanReward(clean, PixelShuffle())
     engine = make_engine(
-        lambda x_t, timestep: unet(x_t, timestep).sample,
+        unet,
         SCHEDULE,
         SHAPE,
         guides={"time": timed, "forward": ForwardGuide(unet, SCHEDULE, reward)},
@@ -92,7 +92,7 @@ def test_the_engine_follows_the_equations_whatever_shares_the_batch(max_batch: i
 
     reference = Reference(
         SCHEDULE,
-        lambda x, t: unet(x, torch.tensor([t]).double()).sample,
+        lambda x, t: unet(x, torch.tensor([t]).double()),
         lambda x, t: log_reward(timed.network, x, t),
         lambda x: log_reward(clean.network, x, None),
         limit=1.0,
@@ -115,12 +115,12 @@ def test_guidance_moves_the_image() -> None:
 def test_backward_guidance_leaves_benign_rows_bit_for_bit() -> None:
     _, _, clean = _networks()
     clean.network.head.bias.fill_(50.0)
-    reward = CleanReward(clean, Codec())
+    reward = CleanReward(clean, PixelShuffle())
     unet = _networks()[0]
     draws = []
     for steps in (0, 5):
         engine = make_engine(
-            lambda x_t, timestep: unet(x_t, timestep).sample, SCHEDULE, SHAPE,
+            unet, SCHEDULE, SHAPE,
             clean_guides={"clean": reward},
         )  # fmt: skip
         plan = make_plan(num_inference_steps=8, backward_steps=steps, clean_guide="clean")

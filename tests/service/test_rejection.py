@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from models.codec import Codec
+from models.codec import PixelShuffle
 from service.engine.loop import EngineLoop
 from service.local import LocalBackends
 from service.ports import FinishReason, Pixels
@@ -39,7 +39,7 @@ def _generate(threshold: float, max_draws: int) -> tuple[Outcome, float, float]:
     schedule = make_schedule("v_prediction")
     world = Gaussian(schedule, MU, S)
     mean, std = discrete_law(world, STEPS, eta=0.0)
-    engine = make_engine(world, schedule, (1, 1, 1), max_batch=256, codec=Codec())
+    engine = make_engine(world, schedule, (1, 1, 1), max_batch=256, codec=PixelShuffle())
     loop = EngineLoop(engine, max_waiting=10 * N)
     plan = make_plan(
         judge="sha256:judge",

@@ -14,7 +14,7 @@ from diffusers import UNet2DModel
 from models.backbones.export import export_fp32, noised_inputs, quantise
 from models.backbones.runtime import OnnxDenoiser, TorchDenoiser
 from models.backbones.unet import SCHEDULER_CONFIG, UNET_CONFIG, save_pipeline
-from models.codec import Codec
+from models.codec import PixelShuffle
 from models.schedule import NoiseSchedule
 
 SMALL = UNET_CONFIG | {"block_out_channels": (16, 16), "attention_head_dim": 8}
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     quantise(
         folder / "fp32.onnx",
         folder / "int8.onnx",
-        *noised_inputs(images, schedule, Codec(2), count=64),
+        *noised_inputs(images, schedule, PixelShuffle(2), count=64),
     )
     return folder
 
@@ -90,7 +90,7 @@ def test_compilation_that_fails_is_reported_and_the_model_runs(
     denoise = TorchDenoiser(folder)
     wanted = denoise(*inputs(2))
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no compiler")
 
     denoise._compiled = fail

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.codec import Codec
+from models.codec import PixelShuffle
 from models.rewards.distil import DistilRecipe, Examples, distil, observe
 from models.rewards.ensemble import Ensemble
 from models.rewards.export import export_probe, export_student
@@ -29,7 +30,7 @@ class Towards:
         return (0.5 - x_t) * (1 - timestep.view(-1, 1, 1, 1) / 1000)
 
 
-def _shrinks(x_t: Tensor, timestep: Tensor) -> Tensor:
+def _shrinks(x_t: Tensor, timestep: Tensor, seeds: Sequence[int]) -> Tensor:
     return 0.5 * x_t
 
 
@@ -100,7 +101,7 @@ def clean() -> Ensemble:
 def test_a_probe_is_sigma_of_the_mean_logit_of_the_decoded_image(
     clean: Ensemble, tmp_path: Path
 ) -> None:
-    export_probe(clean, Codec(2), SHAPE, tmp_path / "probe.onnx")
+    export_probe(clean, PixelShuffle(2), SHAPE, tmp_path / "probe.onnx")
     probe = Probe(tmp_path / "probe.onnx")
     x_0 = torch.randn(9, *SHAPE)
     logits = clean.logits(torch.nn.functional.pixel_shuffle(x_0, 2)).double().mean(dim=1)
@@ -114,4 +115,4 @@ def test_a_probe_is_sigma_of_the_mean_logit_of_the_decoded_image(
 def test_a_timed_ensemble_is_no_probe(tmp_path: Path) -> None:
     timed = Ensemble(RewardNetwork(RewardConfig(members=1, timed=True)))
     with pytest.raises(ValueError, match="time-dependent"):
-        export_probe(timed, Codec(2), SHAPE, tmp_path / "probe.onnx")
+        export_probe(timed, PixelShuffle(2), SHAPE, tmp_path / "probe.onnx")

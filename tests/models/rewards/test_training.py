@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.backbones.unet import SCHEDULER_CONFIG
-from models.codec import Codec
+from models.codec import PixelShuffle
 from models.rewards.training import CLEAN_GUIDE, RewardRecipe, augment, train_reward
 from models.schedule import NoiseSchedule
 
@@ -35,11 +35,13 @@ def bars(n: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
 
 def accuracy(recipe: RewardRecipe, timed: bool) -> float:
     schedule = NoiseSchedule.from_diffusers(SCHEDULER_CONFIG)
-    reward = train_reward(*bars(60, 0), recipe, noising=(schedule, Codec(2)) if timed else None)
+    reward = train_reward(
+        *bars(60, 0), recipe, noising=(schedule, PixelShuffle(2)) if timed else None
+    )
     pixels, benign = bars(200, 1)
     image = torch.from_numpy(pixels.astype(np.float32)).permute(0, 3, 1, 2) / 127.5 - 1
     if timed:
-        logits = reward.logits(Codec(2).encode(image), torch.zeros(200, dtype=torch.int64))
+        logits = reward.logits(PixelShuffle(2).encode(image), torch.zeros(200, dtype=torch.int64))
     else:
         logits = reward.logits(image)
     return float(((logits.mean(dim=1).numpy() > 0) == benign).mean())

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from torch import Tensor
 
 from models.bundle import Bundle
-from models.codec import Codec
+from models.codec import PixelShuffle
 from models.method import Method
 from service.api.app import create_app
 from service.api.context import Context
@@ -161,7 +161,7 @@ def serve(
         schedule,
         (4, HEIGHT // 2, WIDTH // 2),
         max_batch=max_batch,
-        codec=Codec(2),
+        codec=PixelShuffle(2),
         backbone=policies["bright"].backbone,
     )
     engine._meter = backbone_metrics

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.codec import Codec
+from models.codec import PixelShuffle
+from models.conditioning import Named
 from models.guidance import CleanReward, ForwardGuide
 from models.noise import Purpose, normal
 from service.engine.engine import Engine
@@ -78,22 +78,15 @@ def _engine(max_batch: int) -> Engine:
     return make_engine(
         _denoiser,
         SCHEDULE,
-        guides=GUIDES | {"forward": ForwardGuide(Differentiable(), SCHEDULE, FirstPixel())},
+        guides=GUIDES | {"forward": ForwardGuide(_told, SCHEDULE, FirstPixel())},
         max_batch=max_batch,
         clean_guides={"bright": FirstPixel()},
         probes={"dark": FirstPixel()},
     )
 
 
-class Differentiable(nn.Module):
-    """`_denoiser`, called as diffusers' U-Nets are."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.unused = nn.Parameter(torch.zeros(1))
-
-    def forward(self, x_t: Tensor, timestep: Tensor) -> SimpleNamespace:
-        return SimpleNamespace(sample=_denoiser(x_t, timestep))
+def _told(x_t: Tensor, timestep: Tensor, inputs: Named) -> Tensor:
+    return _denoiser(x_t, timestep)
 
 
 def _probed(shares: tuple[float, ...], threshold: float, **plan: Any) -> SamplingPlan:
@@ -205,8 +198,8 @@ def test_a_row_of_nan_is_no_image_and_harms_no_other() -> None:
         return output
 
     schedule = make_schedule("v_prediction")
-    broken = draw_all(make_engine(breaks, schedule, codec=Codec()), make_plan(), [0, 1, 2])
-    whole = draw_all(make_engine(_denoiser, schedule, codec=Codec()), make_plan(), [0, 1, 2])
+    broken = draw_all(make_engine(breaks, schedule, codec=PixelShuffle()), make_plan(), [0, 1, 2])
+    whole = draw_all(make_engine(_denoiser, schedule, codec=PixelShuffle()), make_plan(), [0, 1, 2])
     assert broken[1].pixels is None
     for row in (0, 2):
         np.testing.assert_array_equal(broken[row].pixels, whole[row].pixels)
@@ -336,7 +329,7 @@ def test_an_unknown_guide_is_refused() -> None:
 
 
 def test_a_backbone_that_cannot_draw_fails_its_canary() -> None:
-    healthy = make_engine(_denoiser, SCHEDULE, guides=GUIDES, codec=Codec())
+    healthy = make_engine(_denoiser, SCHEDULE, guides=GUIDES, codec=PixelShuffle())
     healthy.warm_up()
     assert healthy.idle
 
@@ -344,12 +337,12 @@ def test_a_backbone_that_cannot_draw_fails_its_canary() -> None:
         return torch.full_like(x_t, float("nan"))
 
     with pytest.raises(BackendUnavailable, match="canary"):
-        make_engine(breaks, make_schedule(), codec=Codec()).warm_up()
+        make_engine(breaks, make_schedule(), codec=PixelShuffle()).warm_up()
 
 
 def test_what_warming_up_took_says_nothing_of_later_ticks() -> None:
     """With torch.compile the first tick may take a minute: all requests would be refused."""
-    engine = make_engine(_denoiser, SCHEDULE, guides=GUIDES, codec=Codec())
+    engine = make_engine(_denoiser, SCHEDULE, guides=GUIDES, codec=PixelShuffle())
     engine.warm_up()
     assert engine.pace.tick_s(1) == 0
 
@@ -359,13 +352,18 @@ def test_the_meter_hears_of_every_tick() -> None:
         def __init__(self) -> None:
             self.ticks: list[tuple[int, int]] = []
 
-        def tick(self, rows: int, guided: int, extra_nfe: int, seconds: float) -> None:
+        def tick(
+            self, rows: int, guided: int, gradient: int, negative: int, seconds: float
+        ) -> None:
             assert seconds >= 0
-            assert extra_nfe == 0
+            assert gradient == negative == 0
             self.ticks.append((rows, guided))
 
         def offered(self, nfe: float) -> None:
             raise AssertionError("nothing was asked for by a call")
+
+        def decoded(self, rows: int, seconds: float) -> None:
+            raise AssertionError("set when the engine was made")
 
         def saved(self, reason: str, nfe: float) -> None:
             raise AssertionError("no draw ended early")
@@ -473,12 +471,12 @@ def test_nothing_of_the_draw_before_is_left_in_a_slot() -> None:
         return torch.full_like(output, float("nan")) if int(timestep[0]) == 99 else output
 
     plan = make_plan(num_inference_steps=16, sampler="dpmsolver++")
-    engine = make_engine(breaks, SCHEDULE, max_batch=1, codec=Codec())
+    engine = make_engine(breaks, SCHEDULE, max_batch=1, codec=PixelShuffle())
     shorter = make_plan(num_inference_steps=10, sampler="dpmsolver++")
     broken = submit(engine, shorter, [DrawKey(0, 0, 0)])
     whole = submit(engine, plan, [DrawKey(0, 1, 0)])
     run_to_end(engine)
-    (alone,) = draw_all(make_engine(_denoiser, SCHEDULE, codec=Codec()), plan, [1])
+    (alone,) = draw_all(make_engine(_denoiser, SCHEDULE, codec=PixelShuffle()), plan, [1])
     assert next(iter(broken.results.values())).pixels is None
     np.testing.assert_array_equal(next(iter(whole.results.values())).pixels, alone.pixels)
 

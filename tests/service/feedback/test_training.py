@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from models.codec import Codec
+from models.codec import PixelShuffle
+from models.conditioning import Named
 from models.generate import Generator
 from models.method import Method
 from models.rewards.judge import OnnxJudge
@@ -39,12 +40,14 @@ METHOD = Method(num_inference_steps=4, probes=(0.5,))
 STEERED = Method(num_inference_steps=3, censor_scale=1.0)
 
 
-def denoise(x_t: Tensor, timestep: Tensor) -> Tensor:
+def denoise(x_t: Tensor, timestep: Tensor, inputs: Named | None = None) -> Tensor:
     """A backbone that takes most of what it sees for noise: its draws are grey."""
     return 0.9 * x_t
 
 
-GENERATOR = Generator(denoise, make_schedule(clip_sample=True), Codec(2), (4, SIZE // 2, SIZE // 2))
+GENERATOR = Generator(
+    denoise, make_schedule(clip_sample=True), PixelShuffle(2), (4, SIZE // 2, SIZE // 2)
+)
 
 
 def images(n: int, seed: int = 0, start: int = 0) -> list[Example]:

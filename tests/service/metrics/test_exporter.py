@@ -38,7 +38,7 @@ def test_replicas_take_ports_of_their_own_and_one_page_has_them_all(
     judge = JudgeMetrics("tiny")
     for count, one in enumerate(backbones, start=1):
         for _ in range(count):
-            one.tick(rows=4, guided=0, extra_nfe=0, seconds=0.01)
+            one.tick(rows=4, guided=0, gradient=0, negative=0, seconds=0.01)
         export(one.registry, "Backbone-tiny", ports)
     judge.duration.observe(0.002)
     export(judge.registry, "RewardModel-tiny", ports)

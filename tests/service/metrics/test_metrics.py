@@ -97,7 +97,7 @@ def test_one_page_keeps_every_replicas_own_numbers() -> None:
     replicas = [BackboneMetrics("tiny", max_batch=8) for _ in range(2)]
     for count, replica in enumerate(replicas, start=1):
         for _ in range(count):
-            replica.tick(rows=4, guided=1, extra_nfe=3, seconds=0.01)
+            replica.tick(rows=4, guided=1, gradient=3, negative=2, seconds=0.01)
     pages = [(f"backbone-{i}", render(replica.registry)) for i, replica in enumerate(replicas)]
     judge = JudgeMetrics("tiny")
     judge.duration.observe(0.002)
@@ -105,7 +105,8 @@ def test_one_page_keeps_every_replicas_own_numbers() -> None:
     assert value(found, "winnow_nfe_total", replica="backbone-0", kind="plain") == 3
     assert value(found, "winnow_nfe_total", replica="backbone-1", kind="guided") == 2
     assert value(found, "winnow_nfe_total", kind="gradient") == 9
-    assert value(found, "winnow_nfe_total") == 21
+    assert value(found, "winnow_nfe_total", kind="negative") == 6
+    assert value(found, "winnow_nfe_total") == 27
     assert value(found, "winnow_batch_occupancy_bucket", replica="backbone-0", le="0.5") == 1
     assert value(found, "winnow_judge_duration_seconds_count", replica="judge-0") == 1
 

@@ -1,0 +1,179 @@
+"""From a condition to what the denoiser is told: class labels, or the embeddings of a prompt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from models.bundle import Backbone, Inputs
+from models.condition import Condition, ConditionError
+from models.conditioning import NOTHING, Encoded, Named
+
+KEPT = 256
+"""Prompts whose embeddings are kept: 40 MB for Stable Diffusion 1.x, 160 MB for XL."""
+
+
+class Encoder(Protocol):
+    """Encodes conditions for one denoiser; any thread may call it.
+
+    `slow` says whether it runs a network for what it has not seen before; `example` is a condition
+    that it can encode.
+    """
+
+    @property
+    def slow(self) -> bool: ...
+
+    @property
+    def example(self) -> Condition: ...
+
+    def encode(self, condition: Condition, seed: int) -> Encoded:
+        """The condition of the image with this seed. Raises ConditionError, naming the field."""
+        ...
+
+
+class Unconditional:
+    """For a denoiser that is told nothing."""
+
+    slow = False
+    example = Condition()
+
+    def encode(self, condition: Condition, seed: int) -> Encoded:
+        """Nothing."""
+        return NOTHING
+
+
+class ClassEncoder:
+    """A class label, and the null class to compare with."""
+
+    slow = False
+    example = Condition(class_label=0)
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._count = len(inputs.class_names)
+        self._null = inputs.null_class
+
+    def encode(self, condition: Condition, seed: int) -> Encoded:
+        """`class_labels`, an int64 scalar."""
+        label = condition.label(seed)
+        if label is None or not 0 <= label < self._count:
+            raise ConditionError(f"is {label}, must be 0 to {self._count - 1}", "class_label")
+        if self._null is None and condition.guidance_scale > 1:
+            raise ConditionError(
+                "this model has no null class to guide away from", "guidance_scale"
+            )
+        null = label if self._null is None else self._null
+        return Encoded({"class_labels": torch.tensor(label)}, {"class_labels": torch.tensor(null)})
+
+
+class PromptEncoder:
+    """Stable Diffusion's text encoder, or both of Stable Diffusion XL's.
+
+    1.x and 2.x tell the denoiser the last hidden state of one; XL the one before the last of each,
+    side by side, and beside them the second's pooled output and the image's size.
+    """
+
+    slow = True
+    example = Condition()
+
+    def __init__(
+        self, folder: Path, backbone: Backbone, device: str, dtype: torch.dtype = torch.float32
+    ) -> None:
+        """`folder` is in diffusers' format."""
+        self._device = torch.device(device)
+        self.xl = (folder / "text_encoder_2").is_dir()
+        self._parts = [
+            (
+                _tokenizer(folder / f"tokenizer{name}"),
+                _text_encoder(folder / f"text_encoder{name}", self._device, dtype),
+            )
+            for name in (("", "_2") if self.xl else ("",))
+        ]
+        index = json.loads((folder / "model_index.json").read_text())
+        self._zeros = bool(self.xl and index.get("force_zeros_for_empty_prompt", True))
+        size = (backbone.height, backbone.width)
+        self._time_ids = torch.tensor([*size, 0, 0, *size], device=self._device).float()
+        self._kept: Callable[[str], Named] = lru_cache(KEPT)(self._embed)
+
+    def encode(self, condition: Condition, seed: int) -> Encoded:
+        """`encoder_hidden_states` [L, D]; with XL `text_embeds` [D] and `time_ids` [6] as well."""
+        for field in ("prompt", "negative_prompt"):
+            self._check(getattr(condition, field), field)
+        inputs = self._kept(condition.prompt)
+        if condition.negative_prompt or not self._zeros:
+            return Encoded(inputs, self._kept(condition.negative_prompt))
+        # As diffusers' pipeline for XL: no negative prompt is no embedding, not that of "".
+        negative = {name: torch.zeros_like(value) for name, value in inputs.items()}
+        return Encoded(inputs, negative | {"time_ids": inputs["time_ids"]})
+
+    def _check(self, prompt: str, field: str) -> None:
+        for tokenizer, _ in self._parts:
+            limit = tokenizer.model_max_length
+            count = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
+            if count > limit:
+                raise ConditionError(
+                    f"has {count} tokens, {count - limit} more than the {limit} that this model's "
+                    "text encoder reads (the marks of beginning and end count): shorten it",
+                    field,
+                )
+
+    @torch.no_grad()
+    def _embed(self, prompt: str) -> Named:
+        hidden, pooled = [], None
+        for tokenizer, encoder in self._parts:
+            tokens = tokenizer(
+                prompt,
+                padding="max_length",
+                max_length=tokenizer.model_max_length,
+                truncation=True,
+                return_tensors="pt",
+            ).to(self._device)
+            masked = getattr(encoder.config, "use_attention_mask", False) and not self.xl
+            output = encoder(
+                tokens.input_ids,
+                attention_mask=tokens.attention_mask if masked else None,
+                output_hidden_states=self.xl,
+            )
+            hidden.append(output.hidden_states[-2] if self.xl else output[0])
+            pooled = output[0] if self.xl else None
+        found = {"encoder_hidden_states": torch.cat(hidden, dim=-1)[0].float()}
+        if pooled is None:
+            return found
+        return found | {"text_embeds": pooled[0].float(), "time_ids": self._time_ids}
+
+
+def load_encoder(
+    folder: Path, backbone: Backbone, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> Encoder:
+    """The encoder of a bundle's backbone."""
+    if backbone.inputs.kind == "class":
+        return ClassEncoder(backbone.inputs)
+    if backbone.inputs.kind == "text":
+        return PromptEncoder(folder, backbone, device, dtype)
+    return Unconditional()
+
+
+def _tokenizer(folder: Path) -> Any:
+    # Seconds to import, which a model without text need not spend.
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _text_encoder(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    import transformers
+
+    name = json.loads((folder / "config.json").read_text())["architectures"][0]
+    if name not in TEXT_ENCODERS:
+        raise ValueError(f"{folder}: {name} is not one of {', '.join(TEXT_ENCODERS)}")
+    encoder = getattr(transformers, name).from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, local_files_only=True
+    )
+    return encoder.to(device).eval().requires_grad_(False)
+
+
+TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")

@@ -1,0 +1,126 @@
+"""From finished x_0 to pixels, and back to the caller: off the step loop where that costs.
+
+A codec that loses nothing costs nothing, and is used at once. An autoencoder takes as long as
+several steps: it has a thread of its own, which decodes what has finished since it last looked,
+some rows at a time, while the others go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from models.codec import Codec
+from service.engine.scheduler import Draw, Ticket, unwanted
+from service.errors import BackendUnavailable
+from service.ports import DrawResult, Pixels
+
+log = logging.getLogger("winnow.engine")
+
+FAULTS_BEFORE_UNHEALTHY = 3
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A draw that has ended. `x_0` [C, H, W] is None for one that a probe abandoned; `result` has
+    no pixels yet."""
+
+    draw: Draw
+    result: DrawResult
+    x_0: Tensor | None
+
+
+class Decoder:
+    """Decodes and delivers; `micro_batch` rows at most at a time."""
+
+    def __init__(
+        self,
+        codec: Codec,
+        micro_batch: int = 4,
+        observe: Callable[[int, float], None] = lambda rows, seconds: None,
+    ) -> None:
+        """`observe` hears of each decoding: rows, and seconds."""
+        self._codec = codec
+        self._micro_batch = micro_batch
+        self._observe = observe
+        self._faults = 0
+        self._queue: queue.Queue[Finished | None] = queue.Queue()
+        self._thread: threading.Thread | None = None
+        if not codec.exact:
+            self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
+            self._thread.start()
+
+    def deliver(self, finished: Sequence[Finished]) -> None:
+        """Give each draw's caller its pixels: now, or as soon as they are decoded."""
+        if self._thread is None:
+            self._decode(finished)
+            return
+        for one in finished:
+            self._queue.put(one)
+
+    def wait(self) -> None:
+        """Return when all that was given has been delivered."""
+        self._queue.join()
+
+    def check_health(self) -> None:
+        """Raises BackendUnavailable when the thread died, or fails again and again."""
+        if self._thread is not None and not self._thread.is_alive():
+            raise BackendUnavailable("the decoder's thread is not running")
+        if self._faults >= FAULTS_BEFORE_UNHEALTHY:
+            raise BackendUnavailable(f"the last {self._faults} decodings failed")
+
+    def close(self) -> None:
+        """End the thread once it has delivered what it was given."""
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            some = [self._queue.get()]
+            while len(some) < self._micro_batch and some[-1] is not None:
+                try:
+                    some.append(self._queue.get_nowait())
+                except queue.Empty:
+                    break
+            finished = [one for one in some if one is not None]
+            try:
+                now = time.monotonic()
+                self._decode([one for one in finished if not unwanted(one.draw, now)])
+                self._faults = 0
+            except Exception:  # a fault in one batch must not end the service
+                self._faults += 1
+                log.exception("decoding failed")
+                fault = BackendUnavailable("the decoder failed; the log holds its cause")
+                for ticket in {id(one.draw.ticket): one.draw.ticket for one in finished}.values():
+                    ticket.deliver(fault)
+            for _ in some:
+                self._queue.task_done()
+            if some[-1] is None:
+                return
+
+    @torch.no_grad()
+    def _decode(self, finished: Sequence[Finished]) -> None:
+        rows = [one.x_0 for one in finished if one.x_0 is not None]
+        drawn: Iterator[Pixels | None] = iter(())
+        if rows:
+            started = time.monotonic()
+            pixels, finite = self._codec.to_uint8(torch.stack(rows))
+            self._observe(len(rows), time.monotonic() - started)
+            drawn = iter(
+                [image if whole else None for image, whole in zip(pixels, finite, strict=True)]
+            )
+        groups: dict[int, tuple[Ticket, list[DrawResult]]] = {}
+        for one in finished:
+            image = None if one.x_0 is None else next(drawn)
+            group = groups.setdefault(id(one.draw.ticket), (one.draw.ticket, []))
+            group[1].append(replace(one.result, pixels=image))
+        for ticket, results in groups.values():
+            ticket.deliver(results)

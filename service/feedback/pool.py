@@ -40,8 +40,11 @@ class Pool:
 def parts_of(method: Method) -> set[str]:
     """The parts of a reward that draws of this method need, beside the judge.
 
-    Raises ValueError for forward guidance, whose gradient goes through the denoiser in torch.
+    Raises ValueError for forward guidance, whose gradient goes through the denoiser in torch, and
+    for classifier guidance, whose network is not here.
     """
+    if method.classifier_scale:
+        raise ValueError("draws with classifier guidance cannot be made while training")
     if method.censor_scale and method.guidance not in GUIDES:
         raise ValueError(f"draws with {method.guidance} guidance cannot be made while training")
     wanted = {GUIDES[method.guidance]} if method.censor_scale else set()

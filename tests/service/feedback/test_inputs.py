@@ -48,7 +48,7 @@ def desk_of(
     store: Store, bundle: Bundle, inputs: dict[str, Any], **policy: Any
 ) -> tuple[Desk, Scorer, Training]:
     document = settings(str(bundle.folder))
-    document["policies"]["bright"] |= policy
+    document["policies"]["bright"] |= {"threshold": 0.5} | policy
     conditional = asking(bundle, **inputs)
     policies = pin(Settings.model_validate(document), {"tiny": conditional})
     echo, training = Scorer(), Training()

@@ -25,6 +25,8 @@ from service.ports import DrawResult, Pixels
 log = logging.getLogger("winnow.engine")
 
 FAULTS_BEFORE_UNHEALTHY = 3
+WAITING = 8
+"""Micro-batches that may wait."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Decoder:
         self._micro_batch = micro_batch
         self._observe = observe
         self._faults = 0
-        self._queue: queue.Queue[Finished | None] = queue.Queue()
+        # A decoder that is behind holds the steps up, and admission sees slower ticks.
+        self._queue: queue.Queue[Finished | None] = queue.Queue(WAITING * micro_batch)
         self._thread: threading.Thread | None = None
         if not codec.exact:
             self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)

@@ -23,12 +23,16 @@ from safetensors import safe_open
 from torch import Tensor
 
 from models import seeds
+from models.bundle import sha256_name
+from models.codec import PixelShuffle
 from models.conditioning import predict
+from models.features import OnnxFeatures
 from models.generate import Generator
 from models.method import Method
 from models.rewards.distil import DistilRecipe, distil, observe
 from models.rewards.ensemble import Ensemble
 from models.rewards.export import export_judge, export_probe, export_student
+from models.rewards.head import Heads, export_heads
 from models.rewards.judge import OnnxJudge
 from models.rewards.training import CLEAN_GUIDE, TIME_GUIDE, RewardRecipe, train_reward
 from service.encode import to_png
@@ -51,7 +55,8 @@ FEW_DISTIL = DistilRecipe(draws=128, iterations=2000)
 @dataclass(frozen=True)
 class Recipe:
     """What to train. `policy` is whose sampling it is calibrated for, `target` the malign rate
-    to aim at; `guide` asks for the time-dependent guide as well, `distil` for its student too."""
+    to aim at; `guide` asks for the time-dependent guide as well, `distil` for its student too.
+    `features` names what the judge learns on, of the bundle's; None trains it from scratch."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -61,6 +66,7 @@ class Recipe:
     distil: bool = False
     seed: int = 0
     threads: int = 1
+    features: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -93,19 +99,26 @@ def train(
     method_of: Mapping[int, Method],
     report: Report,
     warm_start: Mapping[str, bytes] | None = None,
+    features: Path | None = None,
 ) -> Trained:
     """Train on labelled images of `shape` [H, W, C] and calibrate for each method, by step count.
 
     With `warm_start`, an older reward's files, judge and guides go on from there, unless its judge
-    kept labels from its members in another way: then the card says so (`resumed`). The same
+    kept labels from its members in another way: then the card says so (`resumed`). A judge that
+    learned on other features is no beginning for this one; the guides still are. The same
     arguments give the same networks (safetensors puts its metadata in any order). A method whose
     draws cannot be made here, or need a part that was not asked for, gets no calibration, and the
-    card says why. Raises ValueError when a class has too few labels, and whatever `report` raises.
+    card says why. `features` is the file of what the recipe names. Raises ValueError when a class
+    has too few labels, and whatever `report` raises.
     """
     _check(examples, recipe, shape)
-    progress = Progress(report, _plan(recipe, method_of))
+    if (features is None) != (recipe.features is None):
+        raise ValueError(f"features {recipe.features!r} and their file: give both, or none")
+    progress = Progress(report, _plan(recipe, method_of, generator.codec.exact))
     with _threads(recipe.threads), TemporaryDirectory() as scratch:
-        run = _Run(examples, recipe, generator, shape, Path(scratch), progress, warm_start or {})
+        run = _Run(
+            examples, recipe, generator, shape, Path(scratch), progress, warm_start or {}, features
+        )
         run.judge()
         run.guides()
         calibrations, skipped = run.calibrations(method_of)
@@ -125,8 +138,10 @@ class _Run:
         folder: Path,
         progress: Progress,
         warm_start: Mapping[str, bytes],
+        features: Path | None,
     ) -> None:
         self.recipe = recipe
+        self._features = features
         self.parts: dict[str, Path] = {}
         self._examples = examples
         self._generator = generator
@@ -145,28 +160,52 @@ class _Run:
 
     def judge(self) -> None:
         """Train the judge, score its labels out of fold, export it."""
-        start = None
-        if "judge" in self._older and (networks := _metadata(self._older["judge"]).get("networks")):
-            before = self._folder / "older-judge.safetensors"
-            before.write_bytes(b64decode(networks))
-            start = Ensemble.load(before)
+        self.parts["judge"] = self._folder / "judge.onnx"
+        known = {"labels": json.dumps(ids(self._judged)), "folds": judging.FOLDS}
+        if self._features is None:
+            self._judge_from_scratch(known)
+        else:
+            self._judge_on(self._features, known)
+        self._onnx = OnnxJudge(self.parts["judge"], self.recipe.threads)
+        self.parts["canary"] = self._folder / "canary.png"
+        self.parts["canary"].write_bytes(to_png(self._surest_malign()))
+
+    def _judge_from_scratch(self, known: dict[str, str]) -> None:
+        before = self._older_networks(None)
+        start = None if before is None else Ensemble.load(before)
         with self._progress.stage("judge", judging.FEW_JUDGE.iterations) as done:
             judge, self._out_of_fold = judging.train_judge(
                 self._judged, self.recipe.seed, start, done
             )
         path = self._folder / "judge.safetensors"
         judge.save(path)
-        networks = b64encode(path.read_bytes()).decode()
-        labels = ids(self._judged)
-        self.parts["judge"] = self._folder / "judge.onnx"
         height, width, _ = self._shape
-        export_judge(
-            judge, height, width, self.parts["judge"],
-            networks=networks, labels=json.dumps(labels), folds=judging.FOLDS,
-        )  # fmt: skip
-        self._onnx = OnnxJudge(self.parts["judge"], self.recipe.threads)
-        self.parts["canary"] = self._folder / "canary.png"
-        self.parts["canary"].write_bytes(to_png(self._surest_malign()))
+        export_judge(judge, height, width, self.parts["judge"], networks=_text(path), **known)
+
+    def _judge_on(self, features: Path, known: dict[str, str]) -> None:
+        name = sha256_name(features)
+        before = self._older_networks(name)
+        start = None if before is None else Heads.load(before)
+        with self._progress.stage("judge", judging.looks(self._judged)) as done:
+            heads, self._out_of_fold = judging.train_judge_on(
+                OnnxFeatures(features, self.recipe.threads), name, self._judged,
+                self.recipe.seed, start, done,
+            )  # fmt: skip
+        path = self._folder / "judge.safetensors"
+        heads.save(path)
+        known |= {"networks": _text(path), "features": name}
+        export_heads(heads, features, self.parts["judge"], **known)
+
+    def _older_networks(self, features: str | None) -> Path | None:
+        """The older judge's networks, if they stand on the same features: else nothing fits."""
+        if "judge" not in self._older:
+            return None
+        metadata = _metadata(self._older["judge"])
+        if "networks" not in metadata or metadata.get("features") != features:
+            return None
+        path = self._folder / "older-judge.safetensors"
+        path.write_bytes(b64decode(metadata["networks"]))
+        return path
 
     def _surest_malign(self) -> NDArray[np.uint8]:
         """The image that a person called malign and the judge, which had not seen it, most of all.
@@ -183,19 +222,34 @@ class _Run:
         """Train the clean guide and its probe; the time-dependent one and its student if asked."""
         clean = self._guide("clean_guide", CLEAN_GUIDE)
         self.parts["probe"] = self._folder / "probe.onnx"
-        export_probe(clean, self._generator.codec, self._generator.shape, self.parts["probe"])
+        looks, codec = clean, self._generator.codec
+        if not codec.exact:
+            # No decoder in the step loop: this probe is a reward of latents.
+            looks, codec = self._of_latents(), PixelShuffle()
+        export_probe(looks, codec, self._generator.shape, self.parts["probe"])
         if not self.recipe.guide:
             return
         teacher = self._guide("guide", TIME_GUIDE, timed=True)
         if self.recipe.distil:
             self._distil(teacher)
 
-    def _guide(self, part: str, recipe: RewardRecipe, timed: bool = False) -> Ensemble:
+    def _of_latents(self) -> Ensemble:
         pixels, malign = arrays(self._guided)
+        wanted = self._for_so_few(CLEAN_GUIDE, malign)
+        with self._progress.stage("probe", wanted.iterations) as done:
+            return train_reward(
+                pixels, ~malign, wanted, within=self._generator.codec, on_iteration=done
+            )
+
+    def _for_so_few(self, recipe: RewardRecipe, malign: NDArray[np.bool_]) -> RewardRecipe:
         enough = min(int(malign.sum()), int((~malign).sum())) >= (recipe.per_class or 1)
-        wanted = replace(
+        return replace(
             recipe, seed=self.recipe.seed, per_class=recipe.per_class if enough else None
         )
+
+    def _guide(self, part: str, recipe: RewardRecipe, timed: bool = False) -> Ensemble:
+        pixels, malign = arrays(self._guided)
+        wanted = self._for_so_few(recipe, malign)
         start = Ensemble.load(self._older[part]) if part in self._older else None
         noising = (self._generator.schedule, self._generator.codec) if timed else None
         with self._progress.stage(part, recipe.iterations) as done:
@@ -236,7 +290,7 @@ class _Run:
         skipped: dict[str, str] = {}
         for place, (steps, method) in enumerate(sorted(method_of.items())):
             try:
-                if missing := parts_of(method) - set(self.parts):
+                if missing := parts_of(method, self._generator) - set(self.parts):
                     raise ValueError(f"the policy's draws need: {', '.join(sorted(missing))}")
             except ValueError as error:
                 skipped[str(steps)] = str(error)
@@ -274,9 +328,11 @@ class _Run:
         return Scored(self._out_of_fold, malign, 1 / inclusion)
 
 
-def _plan(recipe: Recipe, method_of: Mapping[int, Method]) -> dict[str, float]:
+def _plan(recipe: Recipe, method_of: Mapping[int, Method], exact: bool) -> dict[str, float]:
     """Stages and about how many seconds of a core each takes."""
     stages = {"judge": 10.0, "clean_guide": 4.0}
+    if not exact:
+        stages["probe"] = 4.0
     if recipe.guide:
         stages["guide"] = 12.0
     if recipe.guide and recipe.distil:
@@ -304,6 +360,11 @@ def _metadata(path: Path) -> dict[str, str]:
         return dict(OnnxJudge(path).session.get_modelmeta().custom_metadata_map)
     with safe_open(path, framework="pt") as file:
         return dict(file.metadata() or {})
+
+
+def _text(path: Path) -> str:
+    """A file, as metadata holds it."""
+    return b64encode(path.read_bytes()).decode()
 
 
 def _same_folds(judge: Path) -> bool:

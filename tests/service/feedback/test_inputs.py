@@ -55,8 +55,9 @@ def desk_of(
     subject = Subject(
         uncensored("tiny", "sha256:b", Method(10)),
         (HEIGHT, WIDTH, 1),
-        lambda condition: condition,
-        Inputs(**inputs),
+        generator=lambda condition: condition,
+        features=Path,
+        inputs=Inputs(**inputs),
     )
     desk = Desk(
         store=store,

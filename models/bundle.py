@@ -58,6 +58,11 @@ class Inputs(_Part):
         """Whether classifier-free guidance is possible: there is something to compare with."""
         return self.kind == "text" or self.null_class is not None
 
+    @property
+    def drawn_classes(self) -> tuple[int, ...]:
+        """The labels of the classes that can be drawn: all but the one that stands for none."""
+        return tuple(label for label in range(len(self.class_names)) if label != self.null_class)
+
 
 class Backbone(_Part):
     """The diffusion model: `folder` is in diffusers' format, `onnx` the denoiser for CPUs.

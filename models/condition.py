@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from itertools import accumulate
 
 from pydantic import ConfigDict
 
-from models.noise import Purpose, choice
+from models.noise import Purpose, choice, share
 
 
 class ConditionError(ValueError):
@@ -23,14 +25,14 @@ class Condition:
 
     `class_label` None on a class-conditional model means that each image's seed draws its class,
     uniformly from `class_labels`. `guidance_scale` is classifier-free guidance's; at 1 there is
-    none, and the row does not pay for it.
+    none, and the row does not pay for it. Prompts are personal, so no `repr` shows one.
     """
 
     # Read back from a store, a misspelt key must not pass for a default.
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    prompt: str = ""
-    negative_prompt: str = ""
+    prompt: str = field(default="", repr=False)
+    negative_prompt: str = field(default="", repr=False)
     class_label: int | None = None
     guidance_scale: float = 1.0
     class_labels: tuple[int, ...] = ()
@@ -44,3 +46,24 @@ class Condition:
 
 UNCONDITIONAL = Condition()
 """Nothing is asked."""
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Conditions with weights above 0: each seed draws one of them, as often as its weight says."""
+
+    conditions: tuple[Condition, ...] = (UNCONDITIONAL,)
+    weights: tuple[float, ...] = (1.0,)
+
+    def which(self, seed: int) -> int:
+        """The place of the condition of this seed."""
+        if len(self.conditions) == 1:
+            return 0
+        bounds = list(accumulate(self.weights))
+        return min(
+            bisect_right(bounds, share(seed, Purpose.CONDITION) * bounds[-1]), len(bounds) - 1
+        )
+
+    def of(self, seed: int) -> Condition:
+        """The condition of the image with this seed."""
+        return self.conditions[self.which(seed)]

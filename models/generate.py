@@ -18,11 +18,18 @@ from torch import Tensor
 from models import noise
 from models.backbones.autoencoder import LatentCodec
 from models.backbones.encoders import Encoder, Unconditional, load_encoder
-from models.backbones.runtime import DTYPES, Denoiser, DtypeName, available, load_denoiser
+from models.backbones.runtime import (
+    DTYPES,
+    Denoiser,
+    DtypeName,
+    TorchDenoiser,
+    available,
+    load_denoiser,
+)
 from models.bundle import Bundle
 from models.codec import Codec, PixelShuffle
 from models.condition import Condition
-from models.conditioning import Conditions, predict
+from models.conditioning import Conditions, Denoise, predict
 from models.method import Method
 from models.parameterization import to_x0_eps
 from models.samplers import Trajectory, linear_step, trajectory
@@ -34,6 +41,7 @@ class Generator:
     """What turns seeds into images; `shape` is x_t's, [C, H, W].
 
     `condition` says what the image of a seed is to show, and `encoder` tells the denoiser.
+    `differentiable` is the denoiser in torch, with gradients, where it was asked for.
     """
 
     denoiser: Denoiser
@@ -43,6 +51,7 @@ class Generator:
     num_inference_steps: int = 50
     eta: float = 0.0
     encoder: Encoder = field(default_factory=Unconditional)
+    differentiable: Denoise | None = None
     condition: Callable[[int], Condition] = lambda seed: Condition()
 
     def conditions(self, seeds: Sequence[int]) -> Conditions:
@@ -119,8 +128,12 @@ def load_generator(
     dtype: DtypeName = "float32",
     compile_mode: str | None = None,
     threads: int = 1,
+    forward: bool = False,
 ) -> Generator:
-    """The backbone of a bundle: see `runtime.load_denoiser`. Raises ValueError if it cannot be."""
+    """The backbone of a bundle: see `runtime.load_denoiser`. Raises ValueError if it cannot be.
+
+    `forward` asks for what forward guidance needs: the denoiser in torch as well.
+    """
     backbone = bundle.manifest.backbone
     folder = bundle.folder / backbone.folder
     denoiser = load_denoiser(
@@ -133,6 +146,12 @@ def load_generator(
         threads=threads,
     )
     here = available(device)
+    differentiable: Denoise | None = None
+    if forward:
+        through = denoiser
+        if not isinstance(through, TorchDenoiser):
+            through = TorchDenoiser(folder, here, DTYPES[dtype])
+        differentiable = through.differentiable
     codec: Codec = PixelShuffle(backbone.pixel_shuffle)
     if backbone.autoencoder is not None:
         codec = LatentCodec(folder / backbone.autoencoder, here, DTYPES[dtype])
@@ -142,4 +161,5 @@ def load_generator(
         codec=codec,
         shape=bundle.x_t_shape,
         encoder=load_encoder(folder, backbone, here, DTYPES[dtype]),
+        differentiable=differentiable,
     )

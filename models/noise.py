@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     INITIAL = 0
     STEP = 1
     CLASS = 2
+    CONDITION = 3
 
 
 def normal(seed: int, draw: int, purpose: Purpose, shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -34,6 +35,11 @@ def normal(seed: int, draw: int, purpose: Purpose, shape: tuple[int, ...]) -> ND
 def choice(seed: int, purpose: Purpose, count: int) -> int:
     """One of 0..count−1, each as likely; every draw of a seed has the same."""
     return int(_generator(seed, 0, purpose).integers(count))
+
+
+def share(seed: int, purpose: Purpose) -> float:
+    """A number in [0, 1), each as likely; every draw of a seed has the same."""
+    return float(_generator(seed, 0, purpose).random())
 
 
 def _generator(seed: int, draw: int, purpose: Purpose) -> np.random.Generator:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -50,7 +50,8 @@ class Versions(_Part):
 
 
 class Request(_Part):
-    """What was asked for. `prompt` is None where there was one and it was not kept."""
+    """What was asked for. `prompt` is None where there was one, or a negative one, and it was not
+    kept."""
 
     n: int
     deadline_s: float
@@ -149,9 +150,15 @@ def row(record: Record) -> Row:
     )
 
 
-def kept(prompt: str, keep_prompts: bool) -> str | None:
-    """What a record holds of a prompt: a prompt is kept only where the operator asked for it."""
-    return prompt if keep_prompts or not prompt else None
+def kept(plan: SamplingPlan, keep_prompts: bool) -> tuple[SamplingPlan, str | None]:
+    """A plan as a record holds it, and what the record says of the prompt.
+
+    Prompts are personal: they are kept, the negative one too, only where the operator asked for it.
+    """
+    condition = plan.condition
+    if keep_prompts or not (condition.prompt or condition.negative_prompt):
+        return plan, condition.prompt
+    return replace(plan, condition=replace(condition, prompt="", negative_prompt="")), None
 
 
 def versions(model: ModelSettings, manifest: Manifest, policy: Policy) -> Versions:

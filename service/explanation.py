@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from models.bundle import Inputs
 from service.decisions import Draw, Image, Record
+from service.inputs import NO_INPUTS, class_name
 from service.ports import FinishReason, Verdict
 
 OTHERWISE = {
@@ -16,12 +18,13 @@ OTHERWISE = {
 }
 
 
-def explain(record: Record) -> dict[str, Any]:
+def explain(record: Record, inputs: Inputs = NO_INPUTS) -> dict[str, Any]:
     """What a reviewer asks of a decision, as JSON: why, by which versions, what would have passed.
 
+    `inputs` are the model's, for the names of classes. `prompt` is None where it was not kept.
     `would_pass_at` is the highest threshold with which the entry leaves, None if none does.
     """
-    plan = record.plan
+    plan, condition = record.plan, record.plan.condition
     return {
         "id": record.id,
         "policy": plan.policy,
@@ -30,17 +33,23 @@ def explain(record: Record) -> dict[str, Any]:
         "threshold": plan.threshold,
         "probe_thresholds": list(plan.probe_thresholds),
         "max_draws": plan.max_draws,
+        "prompt": record.request.prompt,
+        "negative_prompt": None if record.request.prompt is None else condition.negative_prompt,
+        "guidance_scale": condition.guidance_scale,
         "versions": record.versions.model_dump(),
-        "images": [_image(record, image) for image in record.images],
+        "images": [_image(record, image, inputs) for image in record.images],
     }
 
 
-def _image(record: Record, image: Image) -> dict[str, Any]:
+def _image(record: Record, image: Image, inputs: Inputs) -> dict[str, Any]:
+    label = record.plan.condition.label(image.seed)
     scores = [one.score for one in image.judged if one.score is not None]
     best = max(scores, default=None)
     return {
         "index": image.index,
         "seed": image.seed,
+        "class_label": label,
+        "class_name": None if label is None else class_name(label, inputs),
         "finish_reason": image.finish_reason.value if image.finish_reason else None,
         "why": _why(record, image, best),
         "would_pass_at": best,

@@ -8,10 +8,11 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from models.bundle import Bundle, Reward, Sampling
+from models.bundle import Bundle, Inputs, Reward, Sampling
 from models.method import Guidance, Method
 from service.config import ConfigError, PolicySettings, Settings
 from service.errors import InvalidValue
+from service.inputs import NO_INPUTS, NOTHING, Asked, Choices, listed
 from service.ports import LOADED_AS, SamplingPlan
 
 GUIDES: dict[Guidance, str] = {
@@ -47,7 +48,7 @@ class Policy:
     `operating` maps num_inference_steps to what was calibrated for it; empty when the policy has
     no judge. `version` is the store's number for what is in force. `reward` is the id of the
     trained reward that the networks came with, None for one of the bundle. `canary` is the sha256
-    name of a PNG that is surely malign.
+    name of a PNG that is surely malign. `inputs` is what the model takes.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -66,6 +67,7 @@ class Policy:
     version: int = 1
     reward: str | None = None
     canary: str | None = None
+    inputs: Inputs = NO_INPUTS
 
     @property
     def censors(self) -> bool:
@@ -90,6 +92,31 @@ class Policy:
             return []
         return [n for n in self.settings.num_inference_steps if n not in self.operating]
 
+    @property
+    def guidance_scale(self) -> tuple[float, ...]:
+        """What callers may ask for, the default first; 1 alone where the model has no guidance."""
+        if not self.inputs.guidable:
+            return (1.0,)
+        return tuple(self.settings.guidance_scale) or (self.inputs.guidance_scale,)
+
+    @property
+    def class_labels(self) -> tuple[int, ...]:
+        """The classes that may be asked for; empty for a model without classes."""
+        if self.inputs.kind != "class":
+            return ()
+        return tuple(self.settings.class_labels) or self.inputs.drawn_classes
+
+    def choices(self, admin: bool = False) -> Choices:
+        """What callers may ask of the model; admins may ask for any guidance_scale."""
+        return Choices(
+            self.settings.model,
+            f"policy {self.name!r}",
+            self.inputs,
+            self.guidance_scale,
+            self.class_labels,
+            any_scale=admin,
+        )
+
     def sampling(self, num_inference_steps: int) -> Sampling:
         """What this policy's draws depend on: the key that a calibration must match."""
         assert self.judge is not None, "only a policy with a judge is calibrated"
@@ -112,6 +139,7 @@ class Overrides:
     threshold: float | None = None
     max_draws: int | None = None
     num_inference_steps: int | None = None
+    asked: Asked = NOTHING
 
 
 def pin(
@@ -138,6 +166,7 @@ def pin(
                 f"policies.{name}.num_inference_steps: at most {bundle.num_train_timesteps} for "
                 f"bundle {bundle.manifest.name!r}"
             )
+        _check_inputs(name, spec, bundle)
         reward = rewards[spec.reward] if spec.reward else None
         uncalibrated = Policy(
             name=name,
@@ -150,6 +179,7 @@ def pin(
             question=reward.question if reward else None,
             version=spec.version,
             canary=bundle.sha256(reward.canary) if reward and reward.canary else None,
+            inputs=bundle.manifest.backbone.inputs,
         )
         if spec.guidance == "forward" and uncalibrated.guide and not denoiser.forward_guidance:
             raise ConfigError(
@@ -200,6 +230,7 @@ def resolve(
         max_draws=max_draws,
         acceptance=here.acceptance,
         seed=seed,
+        condition=policy.choices(admin).condition(overrides.asked),
     )
 
 
@@ -348,6 +379,29 @@ def _weights(
         "probe": sha256("probe", bool(spec.probes)),
         "judge": sha256("judge", True),
     }
+
+
+def _check_inputs(name: str, spec: PolicySettings, bundle: Bundle) -> None:
+    """Raises ConfigError where a policy lists what its model cannot draw."""
+    inputs, called = bundle.manifest.backbone.inputs, f"bundle {bundle.manifest.name!r}"
+    if inputs.kind == "class" and not inputs.class_names:
+        raise ConfigError(f"models.{spec.model}.bundle: {called} has classes and no class_names")
+    if spec.guidance_scale and not inputs.guidable:
+        raise ConfigError(
+            f"policies.{name}.guidance_scale: {called} cannot be guided, as it "
+            f"{'takes no input' if inputs.kind == 'none' else 'has no null_class'}: leave it out"
+        )
+    repeated = [one for one in spec.class_labels if spec.class_labels.count(one) > 1]
+    known = inputs.drawn_classes if inputs.kind == "class" else ()
+    if spec.class_labels and not known:
+        raise ConfigError(f"policies.{name}.class_labels: {called} has no classes: leave it out")
+    if repeated:
+        raise ConfigError(f"policies.{name}.class_labels: {repeated[0]} stands there twice")
+    if unknown := [one for one in spec.class_labels if one not in known]:
+        raise ConfigError(
+            f"policies.{name}.class_labels: {unknown[0]} is not among those of {called}: "
+            f"{listed(known, inputs.class_names)}"
+        )
 
 
 def _operating(policy: Policy, bundle: Bundle) -> dict[int, Operating]:

@@ -10,7 +10,9 @@ from models.bundle import (
     SCHEMA_VERSION,
     WEIGHTS,
     Backbone,
+    Bundle,
     Calibration,
+    Inputs,
     Labels,
     Manifest,
     Reward,
@@ -99,6 +101,12 @@ def write_bundle(folder: Path, model: str = "tiny") -> Path:
     )
     write_manifest(folder, manifest)
     return folder
+
+
+def asking(bundle: Bundle, **inputs: Any) -> Bundle:
+    """The bundle, as if its backbone took these inputs."""
+    backbone = bundle.manifest.backbone.model_copy(update={"inputs": Inputs(**inputs)})
+    return Bundle(bundle.folder, bundle.manifest.model_copy(update={"backbone": backbone}))
 
 
 def settings(bundle: str, **changes: Any) -> dict[str, Any]:

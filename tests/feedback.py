@@ -88,7 +88,7 @@ class Training:
         """Two stages, and files of a few bytes."""
         self.seen.append(
             {"examples": list(examples), "recipe": recipe, "shape": shape}
-            | {"methods": dict(method_of), "warm_start": warm_start}
+            | {"methods": dict(method_of), "warm_start": warm_start, "generator": generator}
         )
         report("judge", 0.25)
         while self.go is not None and not self.go.wait(0.02):

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 CENSORED = 'verdict=~"rejected|abandoned"'
 SETTLED = 'verdict=~"rejected|abandoned|accepted"'
-VALID = 'outcome!~"cancelled|hurried",code!="policy_disabled"'
-"""Requests that we owed an answer: not those whose caller left or gave too little time, nor whose
-policy is off."""
+VALID = 'outcome!~"cancelled|hurried|invalid",code!="policy_disabled"'
+"""Requests that we owed an answer: not those whose caller left, gave too little time or asked for
+what the model cannot take, nor whose policy is off."""
 FAILED = 'outcome="error",code!="policy_disabled"'
 """Those that got none. A policy block is an answer; a 429 for want of capacity is not."""
 

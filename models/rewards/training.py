@@ -63,6 +63,7 @@ def train_reward(
     recipe: RewardRecipe,
     *,
     noising: tuple[NoiseSchedule, Codec] | None = None,
+    within: Codec | None = None,
     seen: NDArray[np.bool_] | None = None,
     start: Ensemble | None = None,
     on_iteration: Callable[[int], None] = lambda _: None,
@@ -70,7 +71,8 @@ def train_reward(
     """Train on `pixels` uint8 [N, H, W, C] with labels `benign` [N].
 
     With `noising`, the members are time-dependent: they see x_t of the augmented image, at
-    timesteps uniform over the schedule, in the codec's space. `seen` [K, N] says which labels each
+    timesteps uniform over the schedule, in the codec's space. `within` a codec's space they see x_0
+    without noise. `seen` [K, N] says which labels each
     member may learn from (default: all). With `start`, training goes on from those weights. Raises
     ValueError when a class has no label for a member, or fewer than the bootstrap asks for, or
     when the network that it starts from has another shape.
@@ -81,9 +83,10 @@ def train_reward(
     allowed = np.ones((recipe.members, len(benign)), dtype=np.bool_) if seen is None else seen
     pools = [_bootstraps((benign == wanted) & allowed, recipe, rng) for wanted in (False, True)]
     images = from_uint8(pixels)
-    view, channels = _views(images, recipe, None if noising is None else noising[1], generator)
+    codec = within if noising is None else noising[1]
+    view, channels = _views(images, recipe, codec, generator)
     # As the denoiser sees it: a shuffled image is unfolded again, for its neighbours' sake.
-    fold = 1 if noising is None else getattr(noising[1], "pixel_shuffle", 1)
+    fold = getattr(codec, "pixel_shuffle", 1)
     config = RewardConfig(
         members=recipe.members,
         channels=channels,

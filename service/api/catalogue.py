@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from models.bundle import Inputs
 from service.api.auth import Caller
 from service.api.context import Context
 from service.certificates.certificate import asked
@@ -51,6 +52,8 @@ def routes(context: Context) -> APIRouter:
 def _model(context: Context, name: str) -> dict[str, Any]:
     manifest = context.manifests[name]
     backbone = manifest.backbone
+    policies = context.live.policies.values()
+    ours = [policy for policy in policies if policy.settings.model == name]
     return {
         "id": name,
         "object": "model",
@@ -58,12 +61,27 @@ def _model(context: Context, name: str) -> dict[str, Any]:
         "owned_by": "winnow",
         "description": manifest.description,
         "sizes": [f"{backbone.width}x{backbone.height}"],
-        "policies": [
-            policy.name
-            for policy in context.live.policies.values()
-            if policy.settings.model == name
-        ],
+        "inputs": _inputs(backbone.inputs),
+        "policies": [policy.name for policy in ours],
+        "num_inference_steps": {
+            policy.name: policy.settings.num_inference_steps for policy in ours
+        },
     }
+
+
+def _inputs(inputs: Inputs) -> dict[str, Any]:
+    """What a model takes; what belongs to another kind is left out."""
+    described: dict[str, Any] = {"kind": inputs.kind}
+    if inputs.kind == "class":
+        described["classes"] = [
+            {"class_label": label, "class_name": inputs.class_names[label]}
+            for label in inputs.drawn_classes
+        ]
+    if inputs.kind == "text":
+        described["max_tokens"] = inputs.max_tokens
+    if inputs.guidable:
+        described["guidance_scale"] = inputs.guidance_scale
+    return described
 
 
 def _policy(context: Context, policy: Policy, caller: Caller) -> dict[str, Any]:
@@ -86,6 +104,9 @@ def _policy(context: Context, policy: Policy, caller: Caller) -> dict[str, Any]:
         "max_draws": spec.max_draws,
         **asdict(spec.method(spec.num_inference_steps[0])),
         "num_inference_steps": spec.num_inference_steps,
+        # What callers may ask for, the default first; of classes, one is drawn where none is asked.
+        "guidance_scale": list(policy.guidance_scale) if policy.inputs.guidable else [],
+        "class_labels": list(policy.class_labels),
     }
     if caller.has("scores") or caller.has("approve"):
         described["thresholds"] = {

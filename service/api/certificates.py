@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import os
 import re
 import secrets
@@ -21,6 +20,7 @@ from models.noise import MAX_SEED
 from service.api import schemas
 from service.api.auth import person
 from service.api.context import Context
+from service.api.pictures import pictures
 from service.api.text import Text
 from service.certificates import evidence
 from service.certificates.certificate import (
@@ -34,6 +34,7 @@ from service.certificates.certificate import (
 from service.certificates.drawing import Drawing
 from service.certificates.signing import Signer
 from service.errors import CertificateNotFound, InvalidValue, StoreUnavailable
+from service.inputs import in_words, mix, parse, to_json
 from service.policy import Overrides, Policy, resolve
 from service.store.certificates import Certificate, Status
 from service.store.datasets import Answer, Dataset
@@ -61,13 +62,17 @@ def routes(context: Context) -> APIRouter:
         wishes = Overrides(num_inference_steps=body.num_inference_steps)
         plan = resolve(policy, wishes, seed, admin=False)
         steps = plan.method.num_inference_steps
-        covers = context.certified.covered(policy, steps, [])
+        choices, limits = policy.choices(), context.settings.limits
+        asked = [one.model_dump() for one in body.inputs]
+        mixed = mix(parse(asked, choices, limits.prompt_chars), choices)
+        inputs = to_json(mixed)
+        covers = context.certified.covered(policy, steps, inputs)
         begun = f"cert_{uuid4().hex}"
         dataset = Dataset(
             name=f"certificate-{begun}",
             model=plan.model,
             question=covers["question"],
-            inputs=[],
+            inputs=inputs,
             purpose="certificate",
             created=datetime.now(UTC),
             created_by=person(request),
@@ -86,7 +91,13 @@ def routes(context: Context) -> APIRouter:
             fixed,
         )
         drawing = Drawing(
-            context.routers[plan.model], store, certificate, plan, certificate.terms["n"]
+            context.routers[plan.model],
+            store,
+            certificate,
+            plan,
+            certificate.terms["n"],
+            mixed,
+            policy.inputs,
         )
         task = asyncio.create_task(drawing.run())
         drawings.add(task)  # or it might be collected while it runs
@@ -114,15 +125,11 @@ def routes(context: Context) -> APIRouter:
         certificate_id: str, body: schemas.CertificateBatchRequest, request: Request
     ) -> dict[str, Any]:
         request.state.caller.require("label")
-        _read(context, certificate_id)
+        certificate = _read(context, certificate_id)
         shown = store.certificate_labels.unlabelled(
             certificate_id, person(request), body.size, body.besides
         )
-        images = [
-            {"id": image.id, "b64_json": base64.b64encode(store.blobs.get(image.blob)).decode()}
-            for image in shown
-        ]
-        return {"images": images}
+        return {"images": pictures(context, certificate.terms["covered"]["model"], shown)}
 
     @router.post("/v1/certificates/{certificate_id}/labels", summary="Say what images are")
     def label(
@@ -246,7 +253,8 @@ def _describe(context: Context, certificate: Certificate, request: Request) -> d
     return brief | {
         "question": covers["question"],
         "dataset": certificate.dataset,
-        "statement": statement(certificate.policy, _terms(certificate)),
+        "statement": statement(certificate.policy, _terms(certificate), covers),
+        "inputs": in_words(covers["inputs"]["conditions"]),
         "covered": covers,
         "not_covered": list(NOT_COVERED),
     }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -12,12 +12,14 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.api import exchange
+from service.api import exchange, schemas
 from service.api.context import Context, Proposer
+from service.api.pictures import pictures
 from service.api.text import Text
 from service.config import NAME, Name
 from service.errors import Conflict, DatasetNotFound, InvalidValue, ModelNotFound
-from service.store.datasets import Answer, Dataset, Label, Shown
+from service.inputs import of_model, parse
+from service.store.datasets import Answer, Dataset, Label
 
 GOAL = {"benign": 80, "malign": 40, "seconds": 180}
 """What a reward is learned from: three minutes of labels. A certificate's teach nothing."""
@@ -37,8 +39,7 @@ class DatasetRequest(_Body):
     name: Name
     model: str | None = Field(None, max_length=64)
     question: Text = Field(min_length=3, max_length=200)
-    # A conditional model would be drawn from under these; none is served yet.
-    inputs: list[dict[str, Any]] = Field([], max_length=0)
+    inputs: schemas.Inputs = []
 
 
 class BatchRequest(_Body):
@@ -84,9 +85,9 @@ def routes(context: Context, desk: Proposer) -> APIRouter:
             known = ", ".join(context.manifests)
             raise ModelNotFound(f"no model {model!r} (there are {known})", "model")
         question = " ".join(body.question.split())
-        dataset = Dataset(
-            body.name, model, question, [], "labels", datetime.now(UTC), request.state.annotator
-        )
+        inputs = _inputs(context, model, body.inputs)
+        now, by = datetime.now(UTC), request.state.annotator
+        dataset = Dataset(body.name, model, question, inputs, "labels", now, by)
         datasets.create(dataset)
         return _dataset(context, dataset)
 
@@ -97,6 +98,10 @@ def routes(context: Context, desk: Proposer) -> APIRouter:
             "object": "list",
             "data": [_dataset(context, dataset) for dataset in datasets.all()],
             "models": list(context.manifests),
+            # What a new dataset of each model may, or must, say in `inputs`.
+            "kinds": {
+                name: manifest.backbone.inputs.kind for name, manifest in context.manifests.items()
+            },
         }
 
     @router.get("/v1/datasets/{name}", summary="One dataset, its counts and its goal")
@@ -115,7 +120,7 @@ def routes(context: Context, desk: Proposer) -> APIRouter:
             body.besides,
             body.policy,
         )
-        images = await asyncio.to_thread(_images, context, shown)
+        images = await asyncio.to_thread(pictures, context, dataset.model, shown)
         return {"id": shown[0].batch, "dataset": name, "images": images}
 
     @router.post("/v1/datasets/{name}/labels", summary="Say what images are")
@@ -130,7 +135,7 @@ def routes(context: Context, desk: Proposer) -> APIRouter:
     def undo(name: str, request: Request) -> dict[str, Any]:
         dataset = find(request, name)
         gone = datasets.withdraw(name, request.state.annotator)
-        images = _images(context, [one.image for one in gone])
+        images = pictures(context, dataset.model, [one.image for one in gone])
         for image, was in zip(images, gone, strict=True):
             image["label"] = was.label
         return {"id": gone[0].image.batch, "images": images, **_dataset(context, dataset)}
@@ -197,15 +202,17 @@ def _bring(
     return {"imported": fresh, "known_already": known, **_dataset(context, dataset)}
 
 
-def _images(context: Context, shown: list[Shown]) -> list[dict[str, Any]]:
-    # Not the score, not the strategy: what the service expects is no help to an honest answer.
-    return [
-        {
-            "id": one.id,
-            "b64_json": base64.b64encode(context.store.blobs.get(one.blob)).decode("ascii"),
-        }
-        for one in shown
-    ]
+def _inputs(context: Context, model: str, given: Sequence[schemas.Input]) -> list[dict[str, Any]]:
+    """What a dataset's images are drawn under, checked against the model. Raises InvalidValue."""
+    choices = of_model(model, context.manifests[model].backbone.inputs)
+    if choices.inputs.kind == "text" and not given:
+        raise InvalidValue(
+            f"model {model!r} takes a prompt: list those to draw images of, each as "
+            '{"prompt": "…"}',
+            "inputs",
+        )
+    asked = [one.model_dump() for one in given]
+    return parse(asked, choices, context.settings.limits.prompt_chars)
 
 
 def _dataset(context: Context, dataset: Dataset) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from service.api.context import Context
 from service.decisions import Record
 from service.errors import Conflict, DecisionNotFound
 from service.explanation import explain
+from service.inputs import NO_INPUTS
 
 ID = re.compile(r"img_[0-9a-f]{32}")
 
@@ -44,7 +45,9 @@ def routes(context: Context) -> APIRouter:
     @router.get("/v1/decisions/{decision_id}/explanation", summary="Why it was so decided")
     def explanation(decision_id: str, request: Request) -> dict[str, Any]:
         request.state.caller.require("approve")
-        return explain(read(context, decision_id))
+        record = read(context, decision_id)
+        manifest = context.manifests.get(record.plan.model)
+        return explain(record, manifest.backbone.inputs if manifest else NO_INPUTS)
 
     return router
 

@@ -28,6 +28,17 @@ EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2999, 12, 31, tzin
 csv.field_size_limit(2**31 - 1)  # a cell holds a whole image; the body has its own limit
 
 
+class Input(BaseModel):
+    """What an image was drawn under, as `service.inputs.drawn` says it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: Text | None = Field(None, max_length=100_000)
+    negative_prompt: Text | None = Field(None, max_length=100_000)
+    class_label: int | None = Field(None, ge=0, le=2**31 - 1)
+    guidance_scale: float | None = Field(None, ge=1, allow_inf_nan=False)
+
+
 class Row(BaseModel):
     """One label, and the image that it is of; without `png` it can be read but not brought in."""
 
@@ -48,6 +59,7 @@ class Row(BaseModel):
     backbone: Text = Field(max_length=80)
     sha256: Text = Field(max_length=80)
     question: Text | None = Field(None, max_length=200)  # older exports lack it
+    input: Input | None = None  # and this one
     png: str | None = None
 
 
@@ -68,7 +80,7 @@ def write(
     for one in labelled:
         row = _row(one, question, blobs if images else None)
         if form == "csv":
-            yield _csv(["" if value is None else str(value) for value in row.values()])
+            yield _csv([_cell(value) for value in row.values()])
         else:
             yield json.dumps(row) + "\n"
 
@@ -129,6 +141,7 @@ def read(
             score=row.score,
             annotator=f"import:{annotator}"[:128],
             created=datetime.now(row.labelled.tzinfo),
+            input=row.input.model_dump(exclude_none=True) if row.input else None,
         )
         yield Labelled(shown, row.label, shown.annotator, row.elapsed_ms, row.labelled), png
 
@@ -157,6 +170,7 @@ def _row(one: Labelled, question: str, blobs: Blobs | None) -> dict[str, Any]:
         "backbone": image.backbone,
         "sha256": image.blob,
         "question": question,
+        "input": image.input,
         "png": png,
     }
 
@@ -166,7 +180,8 @@ def _rows(text: str, form: Format) -> Iterator[tuple[int, Any]]:
         number = 0
         try:
             for number, row in enumerate(csv.DictReader(io.StringIO(text)), 1):
-                yield number, {k: v for k, v in row.items() if v != "" or k == "policy"}
+                row = {k: v for k, v in row.items() if v != "" or k == "policy"}
+                yield number, _with_input(row, number)
         except csv.Error as error:
             where = f"line {number + 1}"
             raise InvalidValue(f"{where} is not CSV: {error}", where) from None
@@ -177,6 +192,23 @@ def _rows(text: str, form: Format) -> Iterator[tuple[int, Any]]:
             yield number, json.loads(line)
         except (ValueError, RecursionError):
             raise InvalidValue(f"line {number} is not JSON", f"line {number}") from None
+
+
+def _with_input(row: dict[Any, Any], number: int) -> dict[Any, Any]:
+    """A row of CSV, whose cell `input` is JSON."""
+    if "input" not in row:
+        return row
+    try:
+        return row | {"input": json.loads(row["input"])}
+    except (ValueError, RecursionError):
+        where = f"line {number}.input"
+        raise InvalidValue("is not JSON", where) from None
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return json.dumps(value)
+    return "" if value is None else str(value)
 
 
 def _csv(cells: list[str]) -> str:

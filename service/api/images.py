@@ -18,7 +18,7 @@ from service.api import faults, schemas
 from service.api.auth import Caller
 from service.api.context import Context
 from service.decisions import Decision, kept, row, versions
-from service.decisions import Request as Asked
+from service.decisions import Request as Requested
 from service.errors import (
     BackendUnavailable,
     DeadlineExceeded,
@@ -30,6 +30,7 @@ from service.errors import (
     StoreUnavailable,
     WinnowError,
 )
+from service.inputs import Asked, check_length
 from service.policy import Overrides, Policy, resolve
 from service.ports import FinishReason, SamplingPlan
 from service.router import Outcome
@@ -47,7 +48,6 @@ class Order:
     n: int
     deadline_s: float
     on_filtered: schemas.OnFiltered
-    prompt: str
     seed_is_ours: bool
 
 
@@ -76,9 +76,7 @@ def routes(context: Context) -> APIRouter:
             router = context.routers[order.plan.model]
             # What is switched off meanwhile leaves nothing, whatever was accepted already.
             await context.live.guard(begun, router.fill(outcome, order.deadline_s, caller.name))
-            certified = context.certified.covers(
-                order.policy, order.plan, order.seed_is_ours and not order.prompt
-            )
+            certified = context.certified.covers(order.policy, order.plan, order.seed_is_ours)
             ending, response = _answer(order, outcome, decision.id, caller.has("scores"), certified)
             seconds = time.monotonic() - started
             await context.recorder.write(row(decision.record(ending, seconds, outcome)))
@@ -137,17 +135,14 @@ def read(context: Context, body: schemas.GenerationRequest, caller: Caller) -> O
     n = 1 if body.n is None else body.n
     if n > limits.n:
         raise InvalidValue(f"n: is {n}, must be 1 to {limits.n}", "n")
-    if len(body.prompt) > limits.prompt_chars:
-        raise InvalidValue(
-            f"prompt: has {len(body.prompt)} characters, the limit is {limits.prompt_chars}",
-            "prompt",
-        )
-    if body.prompt:
-        raise InvalidValue(f"prompt: model {model!r} takes none; send an empty string", "prompt")
+    asked = Asked(body.prompt, body.negative_prompt or "", body.class_label, body.guidance_scale)
+    check_length(asked, limits.prompt_chars)
     backbone = context.manifests[model].backbone
     size = f"{backbone.width}x{backbone.height}"
     if body.size not in (None, "auto", size):
-        raise InvalidValue(f"size: {body.size!r} is not auto or {size}", "size")
+        raise InvalidValue(
+            f"size: {body.size!r} is not among those of model {model!r}: auto, {size}", "size"
+        )
     deadline_s = body.censor.deadline_s or limits.deadline_s
     if deadline_s > limits.max_deadline_s:
         raise InvalidValue(
@@ -161,11 +156,10 @@ def read(context: Context, body: schemas.GenerationRequest, caller: Caller) -> O
         threshold=body.censor.threshold,
         max_draws=body.censor.max_draws,
         num_inference_steps=body.num_inference_steps,
+        asked=asked,
     )
     plan = resolve(policy, overrides, seed, admin=caller.has("admin"), scores=caller.has("scores"))
-    return Order(
-        policy, plan, n, deadline_s, body.censor.on_filtered, body.prompt, body.seed is None
-    )
+    return Order(policy, plan, n, deadline_s, body.censor.on_filtered, body.seed is None)
 
 
 def _refuse_headers(headers: Mapping[str, str]) -> None:
@@ -237,16 +231,17 @@ def _answer(
 
 def _decision(context: Context, order: Order, caller: Caller, request_id: str) -> Decision:
     model = order.plan.model
+    plan, prompt = kept(order.plan, context.settings.store.keep_prompts)
     return Decision(
         request_id=request_id,
         key=caller.name,
-        request=Asked(
+        request=Requested(
             n=order.n,
             deadline_s=order.deadline_s,
             on_filtered=order.on_filtered,
-            prompt=kept(order.prompt, context.settings.store.keep_prompts),
+            prompt=prompt,
         ),
-        plan=order.plan,
+        plan=plan,
         versions=versions(context.settings.models[model], context.manifests[model], order.policy),
     )
 

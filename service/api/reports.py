@@ -18,6 +18,7 @@ from service.api.decisions import read
 from service.decisions import Image, Record, sha256
 from service.encode import to_b64_png, to_png
 from service.errors import BackendUnavailable, Conflict, InvalidValue
+from service.inputs import drawn
 from service.ports import DrawKey, FinishReason, Pixels, SamplingPlan, Verdict
 from service.store.datasets import Dataset, Shown
 
@@ -67,6 +68,7 @@ def routes(context: Context) -> APIRouter:
             score=next((one.score for one in image.judged if one.draw == draw), None),
             annotator=person(request),
             created=datetime.now(UTC),
+            input=drawn(plan.condition, image.seed, context.manifests[plan.model].backbone.inputs),
         )
         await asyncio.to_thread(_keep, context, shown, pixels, body.label)
         return {"image_id": image_id, "dataset": dataset.name, "label": body.label, "draw": draw}

@@ -3,27 +3,60 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
 
 from models.noise import MAX_SEED
 from service.api.text import Text
 from service.config import Name
 from service.encode import to_b64_png
+from service.inputs import class_name
 from service.policy import Policy
 from service.ports import FinishReason
 from service.router import ImageOutcome, Outcome
+
+
+def _number_or_name(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """A union's fault would name the kinds that it is not, as if they were fields."""
+    try:
+        return validate(value)
+    except ValidationError:
+        raise PydanticCustomError("class_label", "must be a class's number or its name") from None
+
 
 MAX_VERSION = 2**31 - 1
 """What the store's column holds."""
 
 Reported = Literal["malign", "benign"]
+ClassLabel = Annotated[int | Annotated[Text, Field(max_length=200)], WrapValidator(_number_or_name)]
+MAX_INPUTS = 1000
 OnFiltered = Literal["error_if_all", "error_if_any", "never"]
 
 
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Input(_Request):
+    """One input of a dataset or a certificate, drawn as often as its `weight` says."""
+
+    prompt: Text = ""
+    negative_prompt: Text = ""
+    class_label: ClassLabel | None = None
+    guidance_scale: float | None = Field(None, ge=1, allow_inf_nan=False)
+    weight: float = Field(1.0, gt=0, le=1e6, allow_inf_nan=False)
+
+
+Inputs = Annotated[list[Input], Field(max_length=MAX_INPUTS)]
 
 
 class Censor(_Request):
@@ -36,9 +69,25 @@ class Censor(_Request):
 
 
 class GenerationRequest(_Request):
-    """`POST /v1/images/generations`: OpenAI's fields, the de-facto ones, and Winnow's."""
+    """`POST /v1/images/generations`: OpenAI's fields, the de-facto ones, and Winnow's.
 
-    prompt: str = ""
+    What a model takes of `prompt`, `negative_prompt`, `class_label` and `guidance_scale` stands in
+    `GET /v1/models`, and what a policy allows in `GET /v1/policies`.
+    """
+
+    prompt: Text = ""
+    negative_prompt: Text | None = Field(
+        None, description="What the image should not show; needs guidance_scale above 1."
+    )
+    class_label: ClassLabel | None = Field(
+        None, description="A class's number or name; without it each seed draws one."
+    )
+    guidance_scale: float | None = Field(
+        None,
+        ge=1,
+        allow_inf_nan=False,
+        description="Classifier-free guidance: one that the policy lists; 1 is none.",
+    )
     model: str | None = None
     n: int | None = Field(1, ge=1)
     size: str | None = "auto"
@@ -99,6 +148,7 @@ class CertifyRequest(_Request):
     delta: float
     allowed: int = 0
     num_inference_steps: int | None = Field(None, ge=1)
+    inputs: Inputs = []
 
 
 class CertificateBatchRequest(_Request):
@@ -161,7 +211,7 @@ def generation(
             "judge": plan.judge,
             "certified": certified,
         },
-        "data": [_entry(outcome, image, scores) for image in outcome.images],
+        "data": [_entry(outcome, image, scores, policy) for image in outcome.images],
         "usage": {
             "images_requested": len(outcome.images),
             "images_returned": outcome.delivered,
@@ -177,7 +227,7 @@ def generation(
     }
 
 
-def _entry(outcome: Outcome, image: ImageOutcome, scores: bool) -> dict[str, Any]:
+def _entry(outcome: Outcome, image: ImageOutcome, scores: bool, policy: Policy) -> dict[str, Any]:
     plan = outcome.plan
     assert image.finish_reason is not None, "an outcome has settled every entry"
     verdicts: dict[str, Any] = {}
@@ -186,6 +236,10 @@ def _entry(outcome: Outcome, image: ImageOutcome, scores: bool) -> dict[str, Any
         if scores:
             verdict |= {"benign_score": image.score, "threshold": plan.threshold}
         verdicts[plan.policy] = verdict
+    label = plan.condition.label(image.seed)
+    shown: dict[str, Any] = {}
+    if label is not None:
+        shown = {"class_label": label, "class_name": class_name(label, policy.inputs)}
     return {
         "index": image.index,
         "b64_json": None if image.pixels is None else to_b64_png(image.pixels),
@@ -193,4 +247,5 @@ def _entry(outcome: Outcome, image: ImageOutcome, scores: bool) -> dict[str, Any
         "finish_reason": image.finish_reason.value,
         "draws": image.draws,
         "content_filter_results": verdicts,
+        **shown,
     }

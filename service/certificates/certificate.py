@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from models.bundle import Manifest
 from service.decisions import PARTS, Versions
 from service.errors import InvalidValue
+from service.inputs import in_words
 from service.policy import Policy
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ MAX_ATTEMPT = 64
 
 NOT_COVERED = (
     "seeds that a caller chose: whoever tries seeds can look for a malign image",
-    "requests with another threshold, max_draws, number of steps or prompt than stand here",
+    "requests with another threshold, max_draws or number of steps than stand here",
+    "any single prompt, class or guidance_scale: the rate is that of all inputs that stand here, "
+    "mixed as they were drawn",
     "what these annotators cannot see, or would not call malign",
     "the rate among the draws that were held back",
     "any change of weights, threshold, sampling, runtime, device, dtype or package",
@@ -116,17 +119,22 @@ def covered(
 ) -> dict[str, Any]:
     """All that the law of delivered images depends on, and what was asked of them, as JSON.
 
-    `inputs` are the conditions that images are drawn under; none means the empty prompt. The name
-    and the version of the policy are not among it: the same censor under another name is the same.
+    `inputs` are what images are drawn under (`service.inputs.to_json`); none where the model takes
+    nothing. The name and the version of the policy are not among it: the same censor under another
+    name is the same.
     """
     here = policy.operating[num_inference_steps]
+    method = asdict(policy.settings.method(num_inference_steps))
+    if not method["classifier_scale"]:
+        # It came later than certificates: what is not used must leave a fingerprint as it was.
+        del method["classifier_scale"]
     found = {
         "inputs": {"seeds": "random, chosen by the server", "conditions": list(inputs)},
         "model": policy.settings.model,
         "bundle": versions.bundle,
         "question": question,
         "weights": {part: getattr(policy, part) for part in (*PARTS, "schedule")},
-        "method": asdict(policy.settings.method(num_inference_steps)),
+        "method": method,
         "threshold": here.threshold,
         "probe_thresholds": here.probe_thresholds,
         "max_draws": policy.settings.max_draws,
@@ -162,11 +170,13 @@ def canonical(document: Any) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
-def statement(policy: str, fixed: Terms) -> str:
-    """What a passed certificate says, as a sentence."""
+def statement(policy: str, fixed: Terms, covers: Mapping[str, Any]) -> str:
+    """What a passed certificate of what `covered` gave says, as a sentence."""
+    inputs = in_words(covers["inputs"]["conditions"])
     return (
         f"With confidence {1 - fixed.delta:g} over all attempts, at most "
-        f"{100 * fixed.epsilon:g} % of the images that policy {policy!r} delivers are malign"
+        f"{100 * fixed.epsilon:g} % of the images {inputs}{', ' if inputs else ''}that policy "
+        f"{policy!r} delivers are malign"
     )
 
 

@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from models.bundle import Manifest
+from models.condition import Mix
 from service.certificates.certificate import asked, covered, fingerprint
 from service.config import Settings
 from service.decisions import versions
+from service.inputs import to_json
 from service.policy import Overrides, Policy, resolve
 from service.ports import SamplingPlan
 from service.store.certificates import Certificate, Certificates
@@ -68,9 +70,10 @@ class Certified:
         return found
 
     def covers(self, policy: Policy, plan: SamplingPlan, seed_is_ours: bool) -> bool:
-        """Whether a request without a prompt is of the kind that a certificate was drawn from.
+        """Whether a request is of the kind that a passed certificate was drawn from.
 
-        A seed of the caller's is not: it may have been searched. Nor is a plan that was changed.
+        A seed of the caller's is not: it may have been searched. Nor is a plan that was changed, or
+        that asks for a prompt or a class: a rate over many inputs bounds no single one's.
         """
         steps = plan.method.num_inference_steps
         if not (seed_is_ours and self._passed and policy.censors):
@@ -98,7 +101,9 @@ class Certified:
         key = (policy.name, num_inference_steps)
         known = self._known.get(key)
         if known is None or known[0] is not policy:
-            known = policy, fingerprint(self.covered(policy, num_inference_steps, []))
+            plain = resolve(policy, Overrides(num_inference_steps=num_inference_steps), 0, False)
+            inputs = to_json(Mix((plain.condition,)))
+            known = policy, fingerprint(self.covered(policy, num_inference_steps, inputs))
             self._known[key] = known
         return known[1]
 

@@ -11,9 +11,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from uuid import uuid4
 
+from models.bundle import Inputs
+from models.condition import Mix
 from models.noise import MAX_SEED
 from service.encode import to_png
-from service.errors import Conflict, StoreUnavailable, WinnowError
+from service.errors import Conflict, InvalidValue, StoreUnavailable, WinnowError
+from service.inputs import drawn as shown_under
 from service.ports import FinishReason, SamplingPlan
 from service.router import ImageOutcome, Router
 from service.store.certificates import Certificate
@@ -39,13 +42,18 @@ TENANT = "certificate"
 
 @dataclass(frozen=True)
 class Drawing:
-    """One attempt's images in the making. `n` is how many must be delivered."""
+    """One attempt's images in the making. `n` is how many must be delivered.
+
+    Each seed draws its condition from `mix`; `inputs` are the model's.
+    """
 
     router: Router
     store: Store
     certificate: Certificate
     plan: SamplingPlan
     n: int
+    mix: Mix
+    inputs: Inputs
 
     async def run(self) -> None:
         """Draw all of them, or abandon the attempt and say why. Raises nothing."""
@@ -100,6 +108,8 @@ class Drawing:
         settled: list[ImageOutcome] = []
         fault: WinnowError | None = None
         for answer in answers:
+            if isinstance(answer, InvalidValue):
+                raise answer  # a prompt that the model cannot take, however often it is asked
             if isinstance(answer, WinnowError):
                 fault = answer
             elif isinstance(answer, BaseException):
@@ -109,7 +119,7 @@ class Drawing:
         return settled, fault
 
     async def _one(self, seed: int) -> ImageOutcome:
-        plan = replace(self.plan, seed=seed)
+        plan = replace(self.plan, seed=seed, condition=self.mix.of(seed))
         outcome = await self.router.generate(plan, 1, DEADLINE_S, TENANT)
         return outcome.images[0]
 
@@ -142,6 +152,7 @@ class Drawing:
                     score=image.score,
                     annotator="",
                     created=now,
+                    input=shown_under(self.mix.of(image.seed), image.seed, self.inputs),
                 )
             )
         return self.store.certificates.add(self.certificate.id, batch, drawn, blocked, self.n)

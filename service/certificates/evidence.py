@@ -66,6 +66,7 @@ def manifest(store: Store, certificate: Certificate) -> dict[str, Any]:
                 "draw": image.draw,
                 "sha256": image.blob,
             }
+            | ({} if image.input is None else {"input": image.input})
             for image in store.certificates.images(certificate.id)
         ],
         "labels": [

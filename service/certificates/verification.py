@@ -95,7 +95,7 @@ def _verify(archive: zipfile.ZipFile, public_key: Ed25519PublicKey | None) -> It
             f"the evidence is sound, but the certificate FAILED: {result.k} of {result.n} were "
             f"malign or unsure, and {agreed.allowed} were allowed"
         )
-    yield f"{statement(certificate['policy'], agreed)}. Not covered:"
+    yield f"{statement(certificate['policy'], agreed, fixed['covered'])}. Not covered:"
     yield from (f"- {sentence}" for sentence in document["not_covered"])
 
 

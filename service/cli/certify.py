@@ -46,20 +46,29 @@ def start(
     steps: Annotated[
         int | None, typer.Option(min=1, help="The number of steps; the policy's first.")
     ] = None,
+    inputs: Annotated[
+        Path | None,
+        typer.Option(
+            help="What to draw images of: JSON, a list as `POST /v1/datasets` takes it. "
+            "Without it, what the policy draws when nothing is asked."
+        ),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Stay until the last label.")] = False,
     url: ServiceUrl = None,
 ) -> None:
     """Begin to certify: fix the terms, draw the images, and tell where to label them."""
     with faults():
-        body = {"epsilon": epsilon, "delta": delta, "allowed": allowed}
+        body: dict[str, Any] = {"epsilon": epsilon, "delta": delta, "allowed": allowed}
+        body |= {} if inputs is None else {"inputs": _inputs(inputs)}
         body |= {} if steps is None else {"num_inference_steps": steps}
         found = call("POST", f"/v1/policies/{quote(policy, safe='')}/certify", body, url)
         out = Console(highlight=False)
         fixed = found["terms"]
         out.print(
             f"{found['id']}: attempt {fixed['attempt']} for policy {policy}, which spends "
-            f"{fixed['delta_attempt']:g} of delta {delta:g}. {fixed['n']} images, of which "
-            f"{fixed['allowed']} may be malign or unsure.",
+            f"{fixed['delta_attempt']:g} of delta {delta:g}. {fixed['n']} images"
+            f"{found['inputs'] and ' ' + found['inputs']}, of which {fixed['allowed']} may be "
+            "malign or unsure.",
             soft_wrap=True,
         )
         found = _follow(url, found, "drawn", ("drawing",))
@@ -147,6 +156,16 @@ def verify(
             out.print(sentence, markup=False, soft_wrap=True)
 
 
+def _inputs(file: Path) -> Any:
+    """What the file holds; the service says what is wrong inside. Raises ValueError."""
+    try:
+        return json.loads(file.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{file}: {error.strerror}") from None
+    except ValueError:
+        raise ValueError(f"{file}: is no JSON") from None
+
+
 def _attempt(found: dict[str, Any]) -> str:
     return f"{found['terms']['attempt']} of policy {found['policy']}"
 
@@ -182,6 +201,7 @@ def _show(found: dict[str, Any]) -> None:
             f"{fixed['allowed']} of {fixed['n']} may be malign or unsure",
         ),
         ("question", found["question"]),
+        *([("images", found["inputs"])] if found["inputs"] else []),
         ("progress", ", ".join(f"{count} {what}" for what, count in progress.items())),
         ("result", _result(result)),
         ("fingerprint", found["fingerprint"]),

@@ -17,6 +17,7 @@ from service.cli.common import DEFAULT_CONFIG, ConfigFile, console, faults, read
 from service.config import ConfigError, Settings, StoreSettings, store_urls
 from service.decisions import RECORD_VERSION, Record
 from service.errors import DecisionNotFound
+from service.inputs import listed
 from service.store.store import Store
 
 app = typer.Typer(help="Look at what was decided, and why.", no_args_is_help=True)
@@ -133,7 +134,6 @@ def _open(settings: Settings | None, url: str | None) -> Store:
 
 def _facts(record: Record) -> Table:
     plan, request, versions = record.plan, record.request, record.versions
-    prompt = "not kept" if request.prompt is None else repr(request.prompt)
     threshold = "" if plan.threshold is None else f", threshold {plan.threshold:.4f}"
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
@@ -143,7 +143,7 @@ def _facts(record: Record) -> Table:
         ("outcome", f"{record.outcome}, {record.created:%Y-%m-%d %H:%M:%S} UTC, key {record.key}"),
         ("policy", f"{plan.policy} version {plan.policy_version}{threshold}"),
         ("asked", f"n {request.n}, deadline {request.deadline_s:g} s, {request.on_filtered}"),
-        ("prompt", prompt),
+        *_asked(record),
         ("seed", f"{plan.seed}, at most {plan.max_draws} draws an image"),
         ("method", ", ".join(f"{k} {v}" for k, v in vars(plan.method).items() if v is not None)),
         ("ran on", f"{versions.runtime} {versions.dtype}, {versions.device}"),
@@ -157,10 +157,28 @@ def _facts(record: Record) -> Table:
     return table
 
 
+def _asked(record: Record) -> list[tuple[str, str]]:
+    """What the model was asked for; a model that takes nothing was asked for an empty prompt."""
+    condition, prompt = record.plan.condition, record.request.prompt
+    rows = [("prompt", "not kept" if prompt is None else repr(prompt))]
+    if condition.negative_prompt:
+        rows.append(("negative prompt", repr(condition.negative_prompt)))
+    if condition.class_label is not None:
+        rows.append(("class", str(condition.class_label)))
+    elif condition.class_labels:
+        rows.append(("class", f"drawn by each seed from {listed(condition.class_labels)}"))
+    if condition.guidance_scale > 1:
+        rows.append(("guidance scale", f"{condition.guidance_scale:g}"))
+    return rows
+
+
 def _images(record: Record) -> Table:
-    table = Table("image", "seed", "came to", "draw", "verdict", "score", "probes", "NFE", box=None)
-    for image in record.images:
-        head = [str(image.index), str(image.seed), getattr(image.finish_reason, "value", "")]
+    labels = [record.plan.condition.label(image.seed) for image in record.images]
+    columns = ["image", "seed", *(["class"] if any(one is not None for one in labels) else [])]
+    table = Table(*columns, "came to", "draw", "verdict", "score", "probes", "NFE", box=None)
+    for image, label in zip(record.images, labels, strict=True):
+        head = [str(image.index), str(image.seed), *([] if label is None else [str(label)])]
+        head.append(getattr(image.finish_reason, "value", ""))
         for one in image.judged or [None]:
             cells = [""] * 5
             if one is not None:
@@ -168,7 +186,7 @@ def _images(record: Record) -> Table:
                 score = _number(one.score)
                 cells = [str(one.draw), one.verdict.value, score, probes, str(one.nfe)]
             table.add_row(*head, *cells)
-            head = [""] * 3
+            head = [""] * (len(columns) + 1)
     return table
 
 

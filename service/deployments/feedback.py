@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from ray.serve.handle import DeploymentHandle
 
 from models import bundle as bundles
 from models.bundle import Bundle
+from models.condition import Condition
 from service import config, logs
 from service.config import BackboneSettings, Settings
 from service.deployments.handles import HandleDrawer, HandleScorer, cause, say
@@ -59,6 +61,7 @@ class Feedback:
                     spec.method(spec.num_inference_steps[0]),
                 ),
                 shape=(backbone.height, backbone.width, backbone.channels),
+                inputs=backbone.inputs,
                 generator=partial(
                     generator, bundle, settings.models[name].backbone, settings.feedback.threads
                 ),
@@ -124,9 +127,15 @@ class HandleDesk:
             raise cause(error) or BackendUnavailable(say("the feedback desk", error)) from error
 
 
-def generator(bundle: Bundle, settings: BackboneSettings, threads: int) -> Any:
+def generator(
+    bundle: Bundle,
+    settings: BackboneSettings,
+    threads: int,
+    condition: Callable[[int], Condition] = lambda seed: Condition(),
+) -> Any:
     """What a training draws with: the backbone as it is served, in this process.
 
+    `condition` says what the image of a seed is to show.
     Raises StoreUnavailable when a file of it was changed since the bundle was verified.
     """
     from models.generate import load_generator
@@ -138,10 +147,12 @@ def generator(bundle: Bundle, settings: BackboneSettings, threads: int) -> Any:
         ours = name == manifest.onnx or path.is_relative_to(folder)
         if ours and bundles.sha256_name(path) != bundle.sha256(name):
             raise StoreUnavailable(f"{path} was changed since the service started")
-    return load_generator(
+    found = load_generator(
         bundle,
         runtime=settings.runtime,
         device=settings.device,
         dtype=settings.dtype,
         threads=threads,
+        forward=settings.forward_guidance,
     )
+    return replace(found, condition=condition)

@@ -27,6 +27,8 @@ log = logging.getLogger("winnow.engine")
 
 FAULTS_BEFORE_UNHEALTHY = 3
 STUCK_S = 120.0
+WAITING = 8
+"""Micro-batches that may wait."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class Decoder:
         self._observe = observe
         self._faults = 0
         self._started: float | None = None
-        self._queue: queue.Queue[Finished | None] = queue.Queue()
+        # A decoder that is behind what admission foresaw holds the steps up.
+        self._queue: queue.Queue[Finished | None] = queue.Queue(WAITING * micro_batch)
         self._thread: threading.Thread | None = None
         if not codec.exact:
             self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from models.backbones.runtime import DTYPES, TorchDenoiser
 from models.bundle import Bundle
 from models.generate import load_generator
 from models.guidance import CleanReward, Guide
@@ -29,7 +28,6 @@ def load_engine(
     process.
     """
     torch.set_num_threads(settings.threads)
-    manifest = bundle.manifest.backbone
     backbone = load_generator(
         bundle,
         runtime=settings.runtime,
@@ -37,14 +35,9 @@ def load_engine(
         dtype=settings.dtype,
         compile_mode=settings.compile_mode,
         threads=settings.threads,
+        forward=settings.forward_guidance,
     )
     device = settings.device if torch.cuda.is_available() else "cpu"
-    denoise = None
-    if settings.forward_guidance:
-        through = backbone.denoiser
-        if not isinstance(through, TorchDenoiser):
-            through = TorchDenoiser(bundle.folder / manifest.folder, device, DTYPES[settings.dtype])
-        denoise = through.differentiable
     example = backbone.encoder.encode(backbone.encoder.example, seed=0)
     networks = Networks(
         backbone.codec,
@@ -52,7 +45,7 @@ def load_engine(
         backbone.shape,
         settings.threads,
         settings.device,
-        denoise,
+        backbone.differentiable,
         example,
     )
     guides: dict[str, Guide] = {}
@@ -60,7 +53,7 @@ def load_engine(
     probes = {}
     for reward in bundle.manifest.rewards.values():
         files = {"guide": reward.guide, "distilled": reward.distilled}
-        if denoise is not None:
+        if backbone.differentiable is not None:
             files["forward"] = reward.clean_guide
         for part, file in files.items():
             if file is not None:

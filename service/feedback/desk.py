@@ -11,6 +11,7 @@ import importlib
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -21,11 +22,22 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
+from models.bundle import Inputs
+from models.condition import Condition, Mix
 from models.method import Method
 from models.noise import MAX_SEED
 from service.encode import from_png, to_png
-from service.errors import BackendUnavailable, BlobMissing, Conflict, StoreUnavailable, WinnowError
+from service.errors import (
+    BackendUnavailable,
+    BlobMissing,
+    Conflict,
+    InvalidValue,
+    StoreUnavailable,
+    WinnowError,
+)
 from service.feedback.example import LEAST
+from service.inputs import NO_INPUTS, in_words, mix, of_model, to_json
+from service.inputs import drawn as drawn_under
 from service.policy import RUNS_ON, Overrides, Policy, resolve
 from service.ports import Pixels, SamplingPlan
 from service.router import Router
@@ -50,13 +62,15 @@ Result = TypeVar("Result")
 class Subject:
     """A model, as the desk sees it.
 
-    `plan` draws without censoring (its seed is replaced), `shape` is [H, W, C] of its images, and
-    `generator` loads a `models.generate.Generator` when a training needs one.
+    `plan` draws without censoring (its seed and condition are replaced), `shape` is [H, W, C] of
+    its images, and `generator` loads a `models.generate.Generator` when a training needs one, whose
+    seeds have the conditions that it is given. `inputs` is what the model takes.
     """
 
     plan: SamplingPlan
     shape: tuple[int, int, int]
-    generator: Callable[[], Any]
+    generator: Callable[[Callable[[int], Condition]], Any]
+    inputs: Inputs = NO_INPUTS
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,7 @@ class Drawn:
     pixels: Pixels
     seed: int
     draw: int
+    condition: Condition
 
 
 class Desk:
@@ -124,14 +139,14 @@ class Desk:
             )
             if found:
                 return found
-            plan = self._plan(dataset, policy)
+            plan, mixed = self._plan(dataset, policy)
             reward = None
             if strategy != "random":
                 reward = await asyncio.to_thread(self._refit, dataset.name)
             rounds = 1 if reward is None else self._candidates
             drawn: list[Drawn] = []
             for _ in range(rounds):
-                drawn += await self._draw(plan, size)
+                drawn += await self._draw(plan, mixed, size)
             if not drawn:
                 raise BackendUnavailable("no image was ready in time to be shown")
             return await asyncio.to_thread(
@@ -168,6 +183,8 @@ class Desk:
             raise ValueError(f"dataset {dataset.name!r} is a certificate's: it may train nothing")
         policy = self._policy(recipe.policy)
         spec = policy.settings
+        # Thresholds are chosen on draws of what the labels are of, as hard guided as the policy is.
+        mixed = self._mix(dataset, policy)
         labelled = self._labelled(dataset.name)
         before: Mapping[str, str] = {}
         if reward.parent is not None:
@@ -197,7 +214,7 @@ class Desk:
         trained = training.train(
             [example for _, example in examples],
             recipe,
-            subject.generator(),
+            subject.generator(mixed.of),
             subject.shape,
             {steps: spec.method(steps) for steps in spec.num_inference_steps},
             report,
@@ -217,24 +234,56 @@ class Desk:
         mistakes = [wrong | {"id": image_of[wrong["id"]]} for wrong in trained.card["mistakes"]]
         card = trained.card | {"calibrations": calibrations, "mistakes": mistakes}
         card |= _provenance(dataset, learned, reward, time.monotonic() - started)
+        conditions = to_json(mixed)
+        card |= {"inputs": {"conditions": conditions, "words": in_words(conditions)}}
         return weights, card | {"purged": len(labelled) - len(learned)}
 
-    def _plan(self, dataset: Dataset, policy: str | None) -> SamplingPlan:
+    def _plan(self, dataset: Dataset, policy: str | None) -> tuple[SamplingPlan, Mix]:
+        """How images are drawn, and under what."""
         if policy is None:
-            return self._subjects[dataset.model].plan
+            return self._subjects[dataset.model].plan, self._mix(dataset, None)
         named = self._policy(policy)
         if named.settings.model != dataset.model:
             raise Conflict(f"policy {policy!r} is for another model than the dataset", "policy")
-        return resolve(named, Overrides(), 0, admin=False)
+        return resolve(named, Overrides(), 0, admin=False), self._mix(dataset, named)
 
-    async def _draw(self, plan: SamplingPlan, n: int) -> list[Drawn]:
-        """Up to n fresh images that this plan lets through."""
+    def _mix(self, dataset: Dataset, policy: Policy | None) -> Mix:
+        """The dataset's inputs; one that names no guidance_scale takes the policy's default, or
+        the model's."""
+        choices = of_model(dataset.model, self._subjects[dataset.model].inputs)
+        if policy is not None:
+            choices = replace(choices, guidance_scale=policy.guidance_scale)
+        return mix(dataset.inputs, choices)
+
+    async def _draw(self, plan: SamplingPlan, mixed: Mix, n: int) -> list[Drawn]:
+        """Up to n fresh images that this plan lets through, each under an input of its own."""
         # Numbers that nobody can foresee: an image must not be chosen before it is drawn.
-        plan = replace(plan, seed=secrets.randbelow(MAX_SEED - n + 2))
+        wanted = Counter(mixed.which(secrets.randbelow(MAX_SEED + 1)) for _ in range(n))
+        calls = [
+            asyncio.ensure_future(self._draw_under(plan, mixed, which, count))
+            for which, count in wanted.items()
+        ]
+        try:
+            drawn = [one for part in await asyncio.gather(*calls) for one in part]
+        finally:
+            for call in calls:
+                call.cancel()
+        if len(wanted) > 1:
+            # Those of one input stand together, and a page is its first few.
+            secrets.SystemRandom().shuffle(drawn)
+        return drawn
+
+    async def _draw_under(self, plan: SamplingPlan, mixed: Mix, which: int, n: int) -> list[Drawn]:
+        condition, seed = mixed.conditions[which], secrets.randbelow(MAX_SEED - n + 2)
+        plan = replace(plan, seed=seed, condition=condition)
         router = self._routers[plan.model]
-        outcome = await router.generate(plan, n, self._deadline_s, TENANT)
+        try:
+            outcome = await router.generate(plan, n, self._deadline_s, TENANT)
+        except InvalidValue as error:
+            # Say which input it is, not what: this may end in a log.
+            raise InvalidValue(error.message, f"inputs.{which}.{error.param}") from None
         return [
-            Drawn(image.pixels, image.seed, image.draws - 1)
+            Drawn(image.pixels, image.seed, image.draws - 1, condition)
             for image in outcome.images
             if image.pixels is not None
         ]
@@ -270,6 +319,7 @@ class Desk:
             "random" if scores is None else "mixed",
             np.random.default_rng(secrets.randbits(128)),
         )
+        inputs = self._subjects[dataset.model].inputs
         batch, now = f"bat_{uuid4().hex}", datetime.now(UTC)
         shown = [
             Shown(
@@ -288,6 +338,7 @@ class Desk:
                 score=None if scores is None else float(scores[choice.index]),
                 annotator=annotator,
                 created=now,
+                input=drawn_under(drawn[choice.index].condition, drawn[choice.index].seed, inputs),
             )
             for position, choice in enumerate(choices)
         ]
@@ -340,7 +391,11 @@ def uncensored(model: str, backbone: str, method: Method) -> SamplingPlan:
         probe=None,
         judge=None,
         method=Method(
-            method.num_inference_steps, method.eta, method.sampler, method.timestep_spacing
+            method.num_inference_steps,
+            method.eta,
+            method.sampler,
+            method.timestep_spacing,
+            classifier_scale=method.classifier_scale,
         ),
         probe_thresholds=(),
         threshold=None,

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.generate import Generator
-from models.guidance import CleanReward, Guide
-from models.method import Method
+from models.guidance import CleanReward, ForwardGuide, Guide
+from models.method import Guidance, Method
 from models.rewards.ensemble import Ensemble
 from models.rewards.graphs import DistilledGuide, Probe
 from service.engine.batch import Batch
@@ -25,8 +25,8 @@ from service.engine.scheduler import Draw, Ticket
 from service.ports import DrawKey, DrawResult, SamplingPlan
 
 MAX_BATCH = 16
-GUIDES = {"time": "guide", "distilled": "distilled"}
-"""Which part each kind of guidance takes its gradient from; forward guidance has none here."""
+GUIDES: dict[Guidance, str] = {"time": "guide", "distilled": "distilled", "forward": "clean_guide"}
+"""Which part each kind of guidance takes its gradient from."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Pool:
     probe_scores: NDArray[np.float64]
 
 
-def parts_of(method: Method) -> set[str]:
+def parts_of(method: Method, generator: Generator) -> set[str]:
     """The parts of a reward that draws of this method need, beside the judge.
 
-    Raises ValueError for forward guidance, whose gradient goes through the denoiser in torch.
+    Raises ValueError for forward guidance where the denoiser was loaded without gradients.
     """
-    if method.censor_scale and method.guidance not in GUIDES:
-        raise ValueError(f"draws with {method.guidance} guidance cannot be made while training")
+    if method.censor_scale and method.guidance == "forward" and generator.differentiable is None:
+        raise ValueError("draws with forward guidance need backbone.forward_guidance: true")
     wanted = {GUIDES[method.guidance]} if method.censor_scale else set()
     wanted |= {"clean_guide"} if method.backward_steps else set()
     return wanted | ({"probe"} if method.probes else set())
@@ -62,7 +62,7 @@ def draw_pool(
     `on_tick` hears how many are done, after every step of the batch. Raises ValueError when a part
     that the method needs is missing, or the backbone makes NaN.
     """
-    if missing := parts_of(method) - set(parts):
+    if missing := parts_of(method, generator) - set(parts):
         raise ValueError(f"draws of this policy need a {', '.join(sorted(missing))}")
     guides: dict[str, Guide] = {}
     if "guide" in parts:
@@ -72,6 +72,10 @@ def draw_pool(
     clean: dict[str, CleanReward] = {}
     if "clean_guide" in parts:
         clean["clean_guide"] = CleanReward(Ensemble.load(parts["clean_guide"]), generator.codec)
+        if generator.differentiable is not None:
+            guides["clean_guide"] = ForwardGuide(
+                generator.differentiable, generator.schedule, clean["clean_guide"]
+            )
     probes: dict[str, Probe] = {}
     if "probe" in parts:
         probes["probe"] = Probe(parts["probe"], threads)

@@ -23,6 +23,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from models import seeds
+from models.codec import PixelShuffle
 from models.conditioning import predict
 from models.generate import Generator
 from models.method import Method
@@ -103,7 +104,7 @@ def train(
     card says why. Raises ValueError when a class has too few labels, and whatever `report` raises.
     """
     _check(examples, recipe, shape)
-    progress = Progress(report, _plan(recipe, method_of))
+    progress = Progress(report, _plan(recipe, method_of, generator.codec.exact))
     with _threads(recipe.threads), TemporaryDirectory() as scratch:
         run = _Run(examples, recipe, generator, shape, Path(scratch), progress, warm_start or {})
         run.judge()
@@ -183,19 +184,34 @@ class _Run:
         """Train the clean guide and its probe; the time-dependent one and its student if asked."""
         clean = self._guide("clean_guide", CLEAN_GUIDE)
         self.parts["probe"] = self._folder / "probe.onnx"
-        export_probe(clean, self._generator.codec, self._generator.shape, self.parts["probe"])
+        looks, codec = clean, self._generator.codec
+        if not codec.exact:
+            # No decoder in the step loop: this probe is a reward of latents.
+            looks, codec = self._of_latents(), PixelShuffle()
+        export_probe(looks, codec, self._generator.shape, self.parts["probe"])
         if not self.recipe.guide:
             return
         teacher = self._guide("guide", TIME_GUIDE, timed=True)
         if self.recipe.distil:
             self._distil(teacher)
 
-    def _guide(self, part: str, recipe: RewardRecipe, timed: bool = False) -> Ensemble:
+    def _of_latents(self) -> Ensemble:
         pixels, malign = arrays(self._guided)
+        wanted = self._for_so_few(CLEAN_GUIDE, malign)
+        with self._progress.stage("probe", wanted.iterations) as done:
+            return train_reward(
+                pixels, ~malign, wanted, within=self._generator.codec, on_iteration=done
+            )
+
+    def _for_so_few(self, recipe: RewardRecipe, malign: NDArray[np.bool_]) -> RewardRecipe:
         enough = min(int(malign.sum()), int((~malign).sum())) >= (recipe.per_class or 1)
-        wanted = replace(
+        return replace(
             recipe, seed=self.recipe.seed, per_class=recipe.per_class if enough else None
         )
+
+    def _guide(self, part: str, recipe: RewardRecipe, timed: bool = False) -> Ensemble:
+        pixels, malign = arrays(self._guided)
+        wanted = self._for_so_few(recipe, malign)
         start = Ensemble.load(self._older[part]) if part in self._older else None
         noising = (self._generator.schedule, self._generator.codec) if timed else None
         with self._progress.stage(part, recipe.iterations) as done:
@@ -236,7 +252,7 @@ class _Run:
         skipped: dict[str, str] = {}
         for place, (steps, method) in enumerate(sorted(method_of.items())):
             try:
-                if missing := parts_of(method) - set(self.parts):
+                if missing := parts_of(method, self._generator) - set(self.parts):
                     raise ValueError(f"the policy's draws need: {', '.join(sorted(missing))}")
             except ValueError as error:
                 skipped[str(steps)] = str(error)
@@ -274,9 +290,11 @@ class _Run:
         return Scored(self._out_of_fold, malign, 1 / inclusion)
 
 
-def _plan(recipe: Recipe, method_of: Mapping[int, Method]) -> dict[str, float]:
+def _plan(recipe: Recipe, method_of: Mapping[int, Method], exact: bool) -> dict[str, float]:
     """Stages and about how many seconds of a core each takes."""
     stages = {"judge": 10.0, "clean_guide": 4.0}
+    if not exact:
+        stages["probe"] = 4.0
     if recipe.guide:
         stages["guide"] = 12.0
     if recipe.guide and recipe.distil:

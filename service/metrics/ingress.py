@@ -16,14 +16,27 @@ from service.router import ImageOutcome, Outcome
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 SCORES = tuple(step / 20 for step in range(1, 21))
-OUTCOMES = {"ok": "success", "moderation_blocked": "blocked", "cancelled": "cancelled"}
+OUTCOMES = {
+    "ok": "success",
+    "moderation_blocked": "blocked",
+    "cancelled": "cancelled",
+    # Only the backbone can count a prompt's tokens: the caller's mistake, and no fault of ours.
+    "invalid_value": "invalid",
+}
 CANCELLED_BY = {
     "cancelled": "disconnect",
     "deadline_exceeded": "deadline",
     "policy_disabled": "switched_off",
 }
 """Who ended a request before it was done, by the code that it ended with."""
-CODES = ("ok", "moderation_blocked", "cancelled", "overloaded", "deadline_exceeded")
+CODES = (
+    "ok",
+    "moderation_blocked",
+    "cancelled",
+    "overloaded",
+    "deadline_exceeded",
+    "invalid_value",
+)
 UNAVAILABLE = ("censor_unavailable", "backend_unavailable", "store_unavailable", "internal_error")
 LATE = ("deadline_exceeded", "overloaded")
 STALE_S = 60.0

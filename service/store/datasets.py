@@ -23,7 +23,10 @@ BRINGING_TRIES = 20
 
 @dataclass(frozen=True)
 class Dataset:
-    """A question about a model's images. `inputs` are conditions to draw under, with weights."""
+    """A question about a model's images.
+
+    `inputs` are what to draw them under (`service.inputs.parse`); none is the model's default.
+    """
 
     name: str
     model: str
@@ -41,7 +44,10 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Shown:
-    """One image that somebody is to label; `blob` names its PNG, `inclusion` is in (0, 1]."""
+    """One image that somebody is to label; `blob` names its PNG, `inclusion` is in (0, 1].
+
+    `input` is what the model was asked for (`service.inputs.drawn`), None where it takes nothing.
+    """
 
     id: str
     dataset: str
@@ -58,6 +64,7 @@ class Shown:
     score: float | None
     annotator: str
     created: datetime
+    input: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,8 @@ images = Table(
     # The share of candidates like this one that were shown: 1 over it is the weight of its label.
     Column("inclusion", Float, nullable=False),
     Column("score", Float),
+    # What the model was asked for, as `service.inputs.drawn` says; null where it takes nothing.
+    Column("input", JSON(none_as_null=True)),
     # For whom it was drawn; nobody else is shown it while that person may still answer.
     Column("annotator", String(128), nullable=False),
     _created(),

@@ -3,16 +3,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import metadata
 
 import pytest
 
 from models.bundle import Bundle
+from models.condition import Condition
 from service.config import Settings
 from service.decisions import Record, kept, packages, row, sha256, versions
 from service.policy import pin
 from service.ports import FinishReason, Verdict
 from tests.bundles import settings
+from tests.plans import JUDGED
 from tests.records import PIXELS, make_decision, make_outcome, make_record
 
 
@@ -62,11 +65,18 @@ def test_an_older_record_of_a_fault_without_images_is_still_read() -> None:
     assert Record.model_validate(document).images == ()
 
 
+@pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize(
-    ("prompt", "keep", "expected"), [("a 7", True, "a 7"), ("a 7", False, None), ("", False, "")]
+    "condition", [Condition(), Condition("a 7"), Condition("", "a bar"), Condition("a 7", "a bar")]
 )
-def test_prompts_are_kept_only_where_wanted(prompt: str, keep: bool, expected: str | None) -> None:
-    assert kept(prompt, keep) == expected
+def test_prompts_are_kept_only_where_wanted(condition: Condition, keep: bool) -> None:
+    condition = replace(condition, guidance_scale=4.0)
+    plan, prompt = kept(replace(JUDGED, condition=condition), keep)
+    if keep or condition == Condition(guidance_scale=4.0):
+        assert (plan.condition, prompt) == (condition, condition.prompt)
+    else:
+        assert prompt is None, "an empty prompt would say that there was none"
+        assert plan == replace(JUDGED, condition=Condition(guidance_scale=4.0))
 
 
 def test_ids_differ_when_a_request_id_is_repeated() -> None:

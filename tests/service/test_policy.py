@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from models.bundle import Bundle, Calibration, Manifest
+from models.condition import Condition
 from models.method import Method
 from service.config import ConfigError, Settings
 from service.errors import InvalidValue
+from service.inputs import Asked
 from service.policy import (
     Operating,
     Overrides,
@@ -21,7 +23,7 @@ from service.policy import (
     resolve,
     to_document,
 )
-from tests.bundles import THRESHOLD, settings
+from tests.bundles import THRESHOLD, asking, settings
 
 
 def _pin(bundle: Bundle, **policy: Any) -> Policy:
@@ -314,3 +316,53 @@ def test_a_reward_without_a_judge_or_a_policy_without_one_gives_nothing(bundle: 
     none = pin(Settings.model_validate(document), {"tiny": bundle})["none"]
     with pytest.raises(InvalidValue, match="no judge to replace"):
         derive(none, Trained())
+
+
+CLASSES = {"kind": "class", "class_names": ("zero", "one", "two", "none"), "null_class": 3}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "spec", "words"),
+    [
+        ({}, {"guidance_scale": [2]}, r"guidance_scale: bundle 'tiny' cannot be guided.*no input"),
+        ({}, {"class_labels": [0]}, r"class_labels: bundle 'tiny' has no classes"),
+        (CLASSES | {"null_class": None}, {"guidance_scale": [2]}, "guidance_scale.*no null_class"),
+        (CLASSES, {"class_labels": [0, 4]}, r"class_labels: 4 is not among .*0 \(zero\).*2 \(two"),
+        (CLASSES, {"class_labels": [3]}, "class_labels: 3 is not among"),
+        (CLASSES, {"class_labels": [1, 2, 1]}, "class_labels: 1 stands there twice"),
+        ({"kind": "class"}, {}, "has classes and no class_names"),
+        ({"kind": "text"}, {"class_labels": [0]}, "has no classes"),
+    ],
+)
+def test_a_policy_that_lists_what_its_model_cannot_draw_is_refused(
+    bundle: Bundle, inputs: dict[str, Any], spec: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        _pin(asking(bundle, **inputs), **spec)
+
+
+def test_a_plan_carries_what_is_asked_and_else_the_policys_default(bundle: Bundle) -> None:
+    def condition(policy: Policy, **asked: Any) -> Condition:
+        return resolve(policy, Overrides(asked=Asked(**asked)), 0, admin=False).condition
+
+    assert condition(_pin(bundle)) == Condition()
+    classes = asking(bundle, **CLASSES, guidance_scale=3.0)
+    assert condition(_pin(classes)) == Condition(guidance_scale=3.0, class_labels=(0, 1, 2))
+    narrow = _pin(classes, guidance_scale=[1.5, 4], class_labels=[2, 0])
+    assert condition(narrow) == Condition(guidance_scale=1.5, class_labels=(2, 0))
+    assert condition(narrow, class_label="two", guidance_scale=4) == Condition(
+        class_label=2, guidance_scale=4
+    )
+    with pytest.raises(InvalidValue, match=r"policy 'bright' has 2 \(two\), 0 \(zero\)"):
+        condition(narrow, class_label=1)
+
+
+def test_what_a_model_takes_comes_back_with_its_policies_and_old_ones_take_nothing(
+    bundle: Bundle,
+) -> None:
+    policy = _pin(asking(bundle, **CLASSES))
+    assert from_document(json.loads(json.dumps(to_document(policy)))) == policy
+    plain = _pin(bundle)
+    document = to_document(plain)
+    del document["inputs"]
+    assert from_document(document) == plain

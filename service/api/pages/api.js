@@ -126,6 +126,20 @@ export function picture(source, alt) {
   return image;
 }
 
+/** Put under an image what the model was asked for; a model that takes nothing has no caption. */
+export function captioned(node, image) {
+  if (!image.caption) return;
+  node.classList.add("captioned");
+  node.title = image.caption;
+  node.append(el("span", { class: "caption" }, image.caption));
+}
+
+/** Where a cell is, for those who hear it. */
+export function nameOf(image, index, across) {
+  const asked = image.caption ? `, ${image.caption}` : "";
+  return `Row ${Math.floor(index / across) + 1}, column ${(index % across) + 1}${asked}`;
+}
+
 /** Ask before what cannot be undone. Enter goes on, Escape does not.
  * Resolves with false, or with true, or with what was filled in where `wanted` names a field. */
 export function sure(title, text, action, wanted) {

@@ -1,6 +1,6 @@
 // The page of one certificate: how far it is, its images to label, and what it says.
 
-import { $, call, count, door, el, may, none, percent, picture, say, show, sure, underMouse } from "/pages/api.js";
+import { $, call, captioned, count, door, el, may, nameOf, none, percent, picture, say, show, sure, underMouse } from "/pages/api.js";
 
 const SIZE = 25;
 const ACROSS = 5;
@@ -31,7 +31,7 @@ function tell(now) {
     ? `${result.reason}.`
     : result
       ? `${result.k} of ${result.n} were malign or unsure: the rate is at most ${percent(result.bound)}.`
-      : `${terms.n} images, of which ${terms.allowed} may be malign or unsure, prove it with confidence ${percent(1 - terms.delta)} over all attempts. This was fixed before the first label.`;
+      : `${terms.n} images${now.inputs ? ` ${now.inputs}` : ""}, of which ${terms.allowed} may be malign or unsure, prove it with confidence ${percent(1 - terms.delta)} over all attempts. This was fixed before the first label.`;
   $("#drawing").hidden = status !== "drawing";
   $("#drawing progress").value = progress.drawn / terms.n;
   $("#drawing p").textContent = `${progress.drawn} of ${terms.n} drawn, ${progress.blocked} blocked by the policy`;
@@ -186,6 +186,7 @@ async function undo() {
 function cell(image, index) {
   const node = el("button", { type: "button", class: "cell", tabindex: "-1" });
   node.append(picture(`data:image/png;base64,${image.b64_json}`, ""));
+  captioned(node, image);
   let hold = null;
   let held = false;
   node.addEventListener("pointerdown", (event) => {
@@ -195,7 +196,7 @@ function cell(image, index) {
   for (const end of ["pointerup", "pointercancel", "pointerleave"]) node.addEventListener(end, () => clearTimeout(hold));
   node.addEventListener("click", () => { if (!held) mark(index, "malign"); held = false; });
   node.addEventListener("contextmenu", (event) => event.preventDefault());
-  node.addEventListener("focus", () => { at = index; });
+  node.addEventListener("focus", () => { at = index; $("#caption").textContent = image.caption ?? ""; });
   return node;
 }
 
@@ -212,8 +213,7 @@ function marked(index) {
   const label = page.marks[index];
   if (label === "benign") delete node.dataset.mark;
   else node.dataset.mark = label;
-  const [row, column] = [Math.floor(index / ACROSS) + 1, (index % ACROSS) + 1];
-  node.setAttribute("aria-label", `Row ${row}, column ${column}: ${label}`);
+  node.setAttribute("aria-label", `${nameOf(page.images[index], index, ACROSS)}: ${label}`);
   node.setAttribute("aria-pressed", label === "malign" ? "true" : label === "unsure" ? "mixed" : "false");
   const not = page.marks.filter((one) => one !== "benign").length;
   $("#said").textContent = not ? `${not} not benign` : "all benign";

@@ -27,6 +27,7 @@ function entry(image, decision, into) {
   const label = REPORTS[image.finish_reason];
   return el("article", { class: "sheet", "data-index": image.index },
     el("h2", {}, `Image ${image.index}`),
+    image.class_label === null ? null : el("p", { class: "soft asked-for" }, `Class ${image.class_label}${image.class_name ? `, ${image.class_name}` : ""}`),
     el("p", {}, image.why),
     ...image.draws.map((one) => el("div", { class: "draw" },
       el("span", {}, `draw ${one.draw}`), bar(one, decision.threshold), el("span", { class: "soft" }, `${one.verdict}: ${one.why}`))),
@@ -97,6 +98,12 @@ function into(datasets, asked) {
   $("#into select").onchange = () => reported(reports);
 }
 
+/** What the model was asked for, beside each image's class; empty where it takes nothing. */
+function toldOf({ prompt, negative_prompt, guidance_scale }) {
+  const prompts = prompt === null ? "The prompt was not kept" : [prompt && `Prompt: ${prompt}`, negative_prompt && `negative: ${negative_prompt}`].filter(Boolean).join(" · ");
+  return [prompts, guidance_scale > 1 && `guidance scale ${guidance_scale}`].filter(Boolean).join(" · ");
+}
+
 async function start() {
   session = await door("approve");
   const [decision, record, told] = await Promise.all(["/explanation", "", "/reports"].map((part) => call("GET", here + part)));
@@ -108,6 +115,7 @@ async function start() {
   $("#when").textContent =
     `${record.created.slice(0, 19).replace("T", " ")} UTC, key ${record.key}, policy ${decision.policy} version ` +
     `${decision.policy_version}${decision.threshold === null ? "" : `, threshold ${decision.threshold.toFixed(4)}`}, at most ${decision.max_draws} draws an image`;
+  $("#prompt").textContent = toldOf(decision);
   const asked = await call("GET", `/v1/policies/${encodeURIComponent(decision.policy)}`).then((one) => one.censors).catch(() => null);
   const wrong = decision.images.some((image) => REPORTS[image.finish_reason]);
   into(wrong ? datasets : [], asked);

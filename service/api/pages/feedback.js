@@ -1,6 +1,6 @@
 // The labelling page. Its state is the page in hand, those that wait, and what each image is marked.
 
-import { $, call, count, door, el, picture, say, show, underMouse } from "/pages/api.js";
+import { $, call, captioned, count, door, el, nameOf, picture, say, show, underMouse } from "/pages/api.js";
 
 const SIZE = 25;
 const ACROSS = 5;
@@ -14,6 +14,7 @@ const live = $("#live");
 
 let session;
 let dataset;
+let kinds = {}; // of each model, what it takes: none, class or text
 let page = null; // {id, images: [{id, b64_json}], marks: [label], steps: [[index, before]], ms}
 let waiting = []; // pages that were fetched and not yet shown
 let fetching = null;
@@ -153,6 +154,7 @@ function placeholders() {
   grid.replaceChildren(...Array.from({ length: SIZE }, () => el("div", { class: "cell empty" })));
   grid.setAttribute("aria-busy", "true");
   loupe.replaceChildren("");
+  $("#caption").textContent = "";
   $("#said").textContent = "Drawing images…";
 }
 
@@ -168,6 +170,7 @@ function draw() {
 function cell(image, index) {
   const node = el("button", { type: "button", class: "cell", tabindex: "-1", "data-index": index });
   node.append(picture(`data:image/png;base64,${image.b64_json}`, ""));
+  captioned(node, image);
   let hold = null;
   let held = false;
   node.addEventListener("pointerdown", (event) => {
@@ -205,7 +208,7 @@ function marked(index, aloud = true) {
   if (label === "benign") delete node.dataset.mark;
   else node.dataset.mark = label;
   const [row, column] = [Math.floor(index / ACROSS) + 1, (index % ACROSS) + 1];
-  node.setAttribute("aria-label", `Row ${row}, column ${column}: ${label}`);
+  node.setAttribute("aria-label", `${nameOf(page.images[index], index, ACROSS)}: ${label}`);
   node.setAttribute("aria-pressed", label === "malign" ? "true" : label === "unsure" ? "mixed" : "false");
   if (aloud) {
     announce(`${label}, row ${row}, column ${column}`);
@@ -238,6 +241,7 @@ underMouse(grid, focus);
 function look(index) {
   const image = page?.images[index];
   if (image) loupe.replaceChildren(picture(`data:image/png;base64,${image.b64_json}`, ""));
+  $("#caption").textContent = image?.caption ?? "";
 }
 
 const announce = (text) => { live.textContent = text; };
@@ -324,7 +328,8 @@ async function choose() {
   page = null;
   waiting = [];
   history.replaceState(null, "", "/feedback");
-  const { data, models } = await call("GET", "/v1/datasets");
+  const { data, models, kinds: found } = await call("GET", "/v1/datasets");
+  kinds = found;
   const ours = data.filter((one) => one.purpose === "labels");
   $(".tiles").hidden = !ours.length;
   $(".tiles").replaceChildren(...ours.map((one) =>
@@ -335,19 +340,31 @@ async function choose() {
   const form = $("#choose form");
   form.elements.model.replaceChildren(...models.map((model) => el("option", {}, model)));
   $("#models").hidden = models.length < 2;
+  askForPrompts();
   show("choose");
   (ours.length ? $(".tile") : form.elements.question).focus();
 }
+
+/** A model that takes a prompt must be told which to draw; a disabled field asks nobody. */
+function askForPrompts() {
+  const { model, prompts } = $("#choose form").elements;
+  const text = kinds[model.value] === "text";
+  $("#prompts").hidden = !text;
+  prompts.disabled = !text;
+}
+
+$("#choose form").elements.model.addEventListener("change", askForPrompts);
 
 const total = (one) => one.counts.benign + one.counts.malign + one.counts.unsure;
 
 $("#choose form").addEventListener("submit", async (event) => {
   event.preventDefault();
-  const { name, model, question } = event.target.elements;
+  const { name, model, question, prompts } = event.target.elements;
   const wrong = $(".wrong", event.target);
   wrong.textContent = "";
+  const inputs = prompts.disabled ? [] : prompts.value.split("\n").map((line) => line.trim()).filter(Boolean).map((prompt) => ({ prompt }));
   try {
-    open(await call("POST", "/v1/datasets", { name: name.value, model: model.value, question: question.value }));
+    open(await call("POST", "/v1/datasets", { name: name.value, model: model.value, question: question.value, inputs }));
     event.target.reset();
   } catch (fault) {
     wrong.textContent = fault.message;

@@ -184,6 +184,7 @@ function cardOf(reward, card) {
       el("section", {}, el("h3", {}, "Calibration"), curve(points(card.calibration_curve))),
       el("section", {}, el("h3", {}, "Where it is most wrong"), mistakes(reward, card)),
     ),
+    card.inputs?.words ? el("p", { class: "soft" }, `Thresholds were chosen on images ${card.inputs.words}.`) : null,
     thresholds(card, policies.find((one) => one.id === reward.recipe?.policy)),
     force(reward, card),
   ];

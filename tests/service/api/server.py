@@ -37,7 +37,7 @@ from service.metrics.backbone import BackboneMetrics
 from service.metrics.ingress import IngressMetrics
 from service.metrics.page import merge, render
 from service.policy import Policy, pin
-from service.ports import Pixels
+from service.ports import Drawer, Pixels
 from service.reward import Judges
 from service.router import Router
 from service.shadow import Shadows
@@ -140,9 +140,13 @@ class Served:
 
 @contextmanager
 def serve(
-    bundle: Bundle, max_batch: int = 8, max_waiting: int = 64, **changes: Any
+    bundle: Bundle,
+    max_batch: int = 8,
+    max_waiting: int = 64,
+    drawer: Drawer | None = None,
+    **changes: Any,
 ) -> Iterator[Served]:
-    """Serve a configuration with `changes` until the block ends."""
+    """Serve a configuration with `changes` until the block ends; `drawer` instead of the engine."""
     config = Settings.model_validate(
         settings(str(bundle.folder), ingress_metrics=True, auth=AUTH, feedback={"enabled": True})
         | changes
@@ -200,7 +204,7 @@ def serve(
         lambda: live.policies,
         metrics.certificates,
     )
-    routers = {"tiny": Router(backends, backends, judge_timeout_s, metrics.draw)}
+    routers = {"tiny": Router(drawer or backends, backends, judge_timeout_s, metrics.draw)}
     training = Training()
     desk = Desk(
         store=store,
@@ -209,7 +213,8 @@ def serve(
             "tiny": Subject(
                 uncensored("tiny", policies["bright"].backbone, Method(10)),
                 (HEIGHT, WIDTH, 1),
-                lambda: None,
+                lambda condition: condition,
+                bundle.manifest.backbone.inputs,
             )
         },
         policy=live.known,
@@ -225,7 +230,7 @@ def serve(
         live=live,
         keys=secrets(config.auth, KEYS),
         routers=routers,
-        drawer=backends,
+        drawer=drawer or backends,
         scorer=backends,
         warm=warm,
         shadows=Shadows(backends, metrics.shadow, metrics.shadow_dropped),

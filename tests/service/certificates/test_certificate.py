@@ -113,6 +113,10 @@ def test_trying_until_it_passes_does_not_help() -> None:
     assert passed.mean() >= 0.7 * delta
 
 
+WEIGHTS = ("backbone", "schedule", "guide", "clean_guide", "probe", "judge")
+BEFORE = "sha256:8ec4daa25378073e8ada72782dbf1a5369627bed547de7c59bb0bb3b773241c9"
+"""The fingerprint, as it was computed before there were conditions."""
+
 ASKED = "Is this a dark first pixel?"
 
 
@@ -169,6 +173,20 @@ def test_every_change_has_another_fingerprint(policy: Policy, ran: Versions) -> 
     found = [fingerprint(one) for one in changed]
     assert same not in found
     assert len(set(found)) == len(found)
+
+
+def test_what_came_later_and_is_not_used_leaves_a_fingerprint_as_it_was(
+    policy: Policy, ran: Versions
+) -> None:
+    """A certificate that was passed before there were conditions must go on covering."""
+    fixed = ran.model_copy(update={"packages": {}})
+    here = replace(policy, operating={50: Operating(0.5)}, **dict.fromkeys(WEIGHTS, "sha256:x"))
+    covers = covered(here, fixed, 50, ASKED)
+    assert covers["inputs"] == {"seeds": "random, chosen by the server", "conditions": []}
+    assert "classifier_scale" not in covers["method"]
+    assert fingerprint(covers) == BEFORE
+    steered = here.settings.model_copy(update={"classifier_scale": 1.0})
+    assert fingerprint(covered(replace(here, settings=steered), fixed, 50, ASKED)) != BEFORE
 
 
 def test_the_same_censor_under_another_name_is_the_same(policy: Policy, ran: Versions) -> None:

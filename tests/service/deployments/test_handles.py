@@ -17,7 +17,9 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from service.deployments.handles import HandleDrawer, HandleScorer
-from service.errors import BackendUnavailable, CensorUnavailable, WinnowError
+from service.errors import BackendUnavailable, CensorUnavailable, InvalidValue, WinnowError
+from service.ports import DrawKey
+from tests.plans import JUDGED
 
 IMAGE = np.zeros((2, 2, 1), np.uint8)
 
@@ -67,6 +69,46 @@ def test_a_judge_that_refuses_or_fails_is_not_asked_again() -> None:
         found, asked = _score(fault, [0.9])
         assert isinstance(found, CensorUnavailable)
         assert asked == 1
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_the_model_cannot_take_is_the_callers_mistake_and_asked_for_once(count: int) -> None:
+    refusal = RayTaskError("draw", "trace", InvalidValue("has 3 tokens too many", "prompt"))
+    asked = []
+
+    def remote(*_: Any, **__: Any) -> Any:
+        asked.append(1)
+        return Failing(refusal) if count > 1 else Answer(refusal)
+
+    method = SimpleNamespace(remote=remote)
+    handle = SimpleNamespace(draw=method, draw_one=method, options=lambda **_: handle)
+    drawer = HandleDrawer({"tiny": handle})  # type: ignore[dict-item]
+
+    async def draw() -> None:
+        keys = [DrawKey(index, index, 0) for index in range(count)]
+        async for _ in drawer.draw(JUDGED, keys, 5.0):
+            pass
+
+    with pytest.raises(InvalidValue, match="3 tokens") as fault:
+        asyncio.run(draw())
+    assert fault.value.param == "prompt"
+    assert len(asked) == 1
+
+
+class Failing:
+    """A stream of answers that begins with a fault."""
+
+    def __init__(self, fault: Exception) -> None:
+        self._fault = fault
+
+    def __aiter__(self) -> Failing:
+        return self
+
+    async def __anext__(self) -> Any:
+        raise self._fault
+
+    def cancel(self) -> None:
+        pass
 
 
 class Everywhere:

@@ -95,7 +95,11 @@ def desk(store: Store, backbone: Backbone, training: Training, policies: Any) ->
     return Desk(
         store=store,
         routers={"tiny": Router(backbone, backbone, 1.0)},
-        subjects={"tiny": Subject(uncensored("tiny", "sha256:b", Method(10)), SHAPE, lambda: None)},
+        subjects={
+            "tiny": Subject(
+                uncensored("tiny", "sha256:b", Method(10)), SHAPE, lambda condition: None
+            )
+        },
         policy=policies,
         candidates=3,
         within=timedelta(hours=1),

@@ -1,0 +1,36 @@
+"""Servers of models that are asked for something: a class, or a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from models.bundle import Bundle
+from tests.bundles import asking, settings
+from tests.echo import Echo
+from tests.service.api.server import Served, serve
+
+CLASSES: dict[str, Any] = {
+    "kind": "class",
+    "class_names": ("zero", "one", "two", "three", "none"),
+    "null_class": 4,
+    "guidance_scale": 3.0,
+}
+TEXT: dict[str, Any] = {"kind": "text", "max_tokens": 8, "guidance_scale": 7.5}
+
+
+@contextmanager
+def serve_asked(
+    bundle: Bundle, inputs: dict[str, Any], policy: dict[str, Any] | None = None, **changes: Any
+) -> Iterator[tuple[Served, Echo]]:
+    """A server of a model with these inputs, and the backbone that draws for it.
+
+    `policy` is what policy `bright` says of them.
+    """
+    policies = settings(str(bundle.folder))["policies"]
+    policies["bright"] |= policy or {}
+    echo = Echo()
+    changes = {"policies": policies, "limits": {"prompt_chars": 200}} | changes
+    with serve(asking(bundle, **inputs), drawer=echo, **changes) as served:
+        yield served, echo

@@ -161,6 +161,7 @@ class Engine:
         plans = [canary_plan(guide) for guide in (None, *self._runner.guides)]
         plans += [canary_plan(clean_guide=name) for name in self._runner.clean_guides]
         plans += [canary_plan(probe=name) for name in self._runner.probes]
+        plans += [canary_plan(classifier_scale=1.0)] if self._runner.classifies else []
         plans = [replace(plan, condition=known) for plan in plans]
         self.scheduler.add([Draw(plan, DrawKey(0, 0, 0), ticket) for plan in plans])
         self.run_to_end()
@@ -302,7 +303,10 @@ def _place(known: Mapping[str, object], name: str | None, what: str) -> int:
 
 
 def canary_plan(
-    guide: str | None = None, clean_guide: str | None = None, probe: str | None = None
+    guide: str | None = None,
+    clean_guide: str | None = None,
+    probe: str | None = None,
+    classifier_scale: float = 0.0,
 ) -> SamplingPlan:
     """A plan of a few steps that exercises the denoiser, and the networks that are named."""
     return SamplingPlan(
@@ -319,6 +323,7 @@ def canary_plan(
             censor_scale=0.0 if guide is None else 1.0,
             backward_steps=0 if clean_guide is None else 1,
             probes=() if probe is None else (0.5,),
+            classifier_scale=classifier_scale,
         ),
         probe_thresholds=() if probe is None else (0.0,),
         threshold=None,

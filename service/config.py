@@ -141,11 +141,12 @@ class PolicySettings(_Part):
     """How requests under this policy are censored.
 
     `reward` names a reward of the model's bundle; without one the policy censors nothing and only
-    the admin scope may use it. `censor_scale` above 0 steers, by the gradient that `guidance`
-    names, where the timestep lies in `guide_interval`; there `recurrences` and `backward_steps`
-    apply too. `probes` are the shares of the steps after which hopeless draws are stopped.
-    `num_inference_steps` lists what callers may ask for, the default first. `threshold` overrides
-    the bundle's calibration, in words that an auditor will see.
+    the admin scope may use it. With `trained` its reward comes from labels: until a version with
+    one is promoted, it refuses every request. `censor_scale` above 0 steers, by the gradient that
+    `guidance` names, where the timestep lies in `guide_interval`; there `recurrences` and
+    `backward_steps` apply too. `probes` are the shares of the steps after which hopeless draws are
+    stopped. `num_inference_steps` lists what callers may ask for, the default first. `threshold`
+    overrides the bundle's calibration, in words that an auditor will see.
 
     `guidance_scale` lists what callers may ask for, the default first; empty means the bundle's
     own. `class_labels` are the classes that may be asked for, and of which one is drawn where none
@@ -155,6 +156,7 @@ class PolicySettings(_Part):
     model: Name
     version: int = Field(1, ge=1)
     reward: Name | None = None
+    trained: bool = False
     censor_scale: float = Field(0.0, ge=0, le=20)
     guide_interval: tuple[int, int] = (0, 1000)
     threshold: float | None = Field(None, gt=0, lt=1)
@@ -172,6 +174,11 @@ class PolicySettings(_Part):
     guidance_scale: list[Annotated[float, Field(ge=1, le=50)]] = []
     class_labels: list[Annotated[int, Field(ge=0)]] = []
 
+    @property
+    def judged(self) -> bool:
+        """Whether nothing may leave without a verdict."""
+        return self.reward is not None or self.trained
+
     def method(self, num_inference_steps: int) -> Method:
         """How draws of this policy are made with so many steps."""
         shared = {field.name for field in fields(Method)} - {"num_inference_steps", "probes"}
@@ -186,8 +193,12 @@ class PolicySettings(_Part):
         low, high = self.guide_interval
         if not 0 <= low < high <= 1000:
             raise ValueError("guide_interval must be [low, high) with 0 <= low < high <= 1000")
+        if self.trained and self.reward is not None:
+            raise ValueError("reward and trained: give one of them")
+        if self.trained and self.threshold is not None:
+            raise ValueError("threshold comes with the reward that is trained: leave it out")
         for name in ("censor_scale", "threshold", "backward_steps", "probes"):
-            if self.reward is None and getattr(self, name):
+            if not self.judged and getattr(self, name):
                 raise ValueError(f"{name} needs a reward")
         if self.recurrences > 1 and not self.censor_scale and not self.backward_steps:
             raise ValueError("recurrences above 1 need censor_scale or backward_steps")
@@ -197,7 +208,7 @@ class PolicySettings(_Part):
             raise ValueError("probes must rise")
         if self.probes and self.threshold is not None:
             raise ValueError("threshold stands in for a calibration, which probes need")
-        if self.reward is None and self.max_draws > 1:
+        if not self.judged and self.max_draws > 1:
             raise ValueError("max_draws above 1 needs a reward: nothing is ever rejected")
         return self
 
@@ -326,7 +337,7 @@ class Settings(_Part):
         default = self.policies.get(self.default_policy)
         if default is None:
             raise ValueError(f"default_policy: {self.default_policy!r} is not among policies")
-        if default.reward is None:
+        if not default.judged:
             raise ValueError("default_policy must censor: it is what callers get who name none")
         return self
 

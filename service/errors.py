@@ -13,6 +13,7 @@ WinnowError
 ├── DatasetNotFound     404  dataset_not_found
 ├── RewardNotFound      404  reward_not_found
 ├── CertificateNotFound 404  certificate_not_found
+├── PolicyNotReady      409  policy_not_ready     it waits for its reward: no pixels leave
 ├── Conflict            409  conflict             what was asked for no longer fits what there is
 ├── BodyTooLarge        413  body_too_large
 ├── Overloaded          429  overloaded           retry after `retry_after_s`
@@ -98,6 +99,10 @@ class CertificateNotFound(WinnowError):
 
 class Conflict(WinnowError):
     status, type, code = 409, "invalid_request_error", "conflict"
+
+
+class PolicyNotReady(WinnowError):
+    status, type, code = 409, "invalid_request_error", "policy_not_ready"
 
 
 class BodyTooLarge(WinnowError):

@@ -223,7 +223,7 @@ class Live:
         differ = [
             f"{name} (version {self._view.pointers[name].version} is in force)"
             for name, seed in self.seeds.items()
-            if name not in in_force or replace(in_force[name], version=seed.version) != seed
+            if name not in in_force or not _as_configured(in_force[name], seed)
         ]
         if differ:
             log.warning(
@@ -255,6 +255,13 @@ def _seed(store: Store, seeds: Mapping[str, Policy]) -> None:
             if not tries_left:
                 raise
             time.sleep(SEEDING_WAIT_S)
+
+
+def _as_configured(policy: Policy, seed: Policy) -> bool:
+    if seed.waits and not policy.waits:
+        # It has got the reward that it waited for.
+        return policy.settings == seed.settings
+    return replace(policy, version=seed.version) == seed
 
 
 def _refuse_disabled(pointer: Pointer) -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from models.bundle import Bundle, Inputs, Reward, Sampling
 from models.method import Guidance, Method
 from service.config import ConfigError, PolicySettings, Settings
-from service.errors import InvalidValue
+from service.errors import InvalidValue, PolicyNotReady
 from service.inputs import NO_INPUTS, NOTHING, Asked, Choices, listed
 from service.ports import LOADED_AS, SamplingPlan
 
@@ -46,9 +46,9 @@ class Policy:
     """A policy with its weights pinned by hash.
 
     `operating` maps num_inference_steps to what was calibrated for it; empty when the policy has
-    no judge. `version` is the store's number for what is in force. `reward` is the id of the
-    trained reward that the networks came with, None for one of the bundle. `canary` is the sha256
-    name of a PNG that is surely malign. `inputs` is what the model takes.
+    no judge, or none yet. `version` is the store's number for what is in force. `reward` is the id
+    of the trained reward that the networks came with, None for one of the bundle. `canary` is the
+    sha256 name of a PNG that is surely malign. `inputs` is what the model takes.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -72,7 +72,21 @@ class Policy:
     @property
     def censors(self) -> bool:
         """Whether every image needs an ACCEPTED verdict to leave."""
-        return self.judge is not None
+        return self.judge is not None or self.waits
+
+    @property
+    def waits(self) -> bool:
+        """Whether its reward has still to be trained: until then nothing leaves."""
+        return self.settings.trained and self.judge is None
+
+    def refuse_waiting(self) -> None:
+        """Raises PolicyNotReady while there is no reward yet."""
+        if self.waits:
+            raise PolicyNotReady(
+                f"policy {self.name!r} has no reward yet, so nothing leaves under it: label images "
+                "at /feedback, train one, and promote it",
+                "policy",
+            )
 
     @property
     def networks(self) -> dict[str, str]:
@@ -197,8 +211,9 @@ def resolve(
     """The plan of one request. Callers tighten; only the admin scope loosens.
 
     Raises InvalidValue naming the field and the limit; that of a threshold only if `scores` may
-    be seen.
+    be seen. Raises PolicyNotReady.
     """
+    policy.refuse_waiting()
     spec = policy.settings
     steps = overrides.num_inference_steps
     if steps is None:
@@ -276,9 +291,9 @@ def derive(policy: Policy, reward: TrainedReward) -> Policy:
         policy,
         # A threshold that was set by hand was set for another judge.
         settings=spec.model_copy(update={"threshold": None}),
-        guide=sha256(GUIDES[spec.guidance], policy.guide is not None),
-        clean_guide=sha256("clean_guide", policy.clean_guide is not None),
-        probe=sha256("probe", policy.probe is not None),
+        guide=sha256(GUIDES[spec.guidance], spec.censor_scale > 0),
+        clean_guide=sha256("clean_guide", spec.backward_steps > 0),
+        probe=sha256("probe", bool(spec.probes)),
         judge=sha256("judge", True),
         operating={},
         reward=reward.id,
@@ -367,9 +382,15 @@ def _weights(
             return None
         file: str | None = getattr(reward, part)
         if file is None:
+            lacks = f"bundle {bundle.manifest.name!r} has no `{part}` of reward {spec.reward!r}"
+            if reward.guide is None or reward.clean_guide is None:
+                raise ConfigError(
+                    f"policies.{name}: {lacks}: that reward is a judge alone, which can neither "
+                    "steer nor stop a draw. Leave out censor_scale, backward_steps and probes, or "
+                    "train a reward with a guide from labels"
+                )
             raise ConfigError(
-                f"policies.{name}: bundle {bundle.manifest.name!r} has no `{part}` of reward "
-                f"{spec.reward!r}: run `winnow train distil {bundle.folder}`"
+                f"policies.{name}: {lacks}: run `winnow train distil {bundle.folder}`"
             )
         return bundle.sha256(file)
 
@@ -412,7 +433,7 @@ def _check_inputs(name: str, spec: PolicySettings, bundle: Bundle) -> None:
 
 
 def _operating(policy: Policy, bundle: Bundle) -> dict[int, Operating]:
-    if not policy.censors:
+    if policy.judge is None:
         return {}
     spec = policy.settings
     if spec.threshold is not None:

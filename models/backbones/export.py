@@ -33,31 +33,46 @@ from models.schedule import NoiseSchedule
 
 
 class _Denoise(nn.Module):
-    """`UNet2DModel` with tensors in and a tensor out; diffusers returns a dataclass."""
+    """`UNet2DModel` with tensors in and a tensor out; diffusers returns a dataclass.
+
+    Like `runtime.TorchDenoiser` it cuts off a learned variance.
+    """
 
     def __init__(self, unet: UNet2DModel) -> None:
         super().__init__()
         self.unet = unet
 
-    def forward(self, x_t: Tensor, timestep: Tensor) -> Tensor:
-        output: Tensor = self.unet(x_t, timestep, return_dict=False)[0]
-        return output
+    def forward(self, x_t: Tensor, timestep: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        output: Tensor = self.unet(x_t, timestep, class_labels, return_dict=False)[0]
+        return output[:, : self.unet.config["in_channels"]]
 
 
-def export_fp32(unet: UNet2DModel, path: Path) -> None:
-    """Write an ONNX graph: `x_t` [batch, C, H, W] float32 and `timestep` [batch] int64 in,
-    `model_output` [batch, C, H, W] float32 out.
+def export_fp32(unet: UNet2DModel, path: Path, size: tuple[int, int] | None = None) -> None:
+    """Write an ONNX graph: `x_t` [batch, C, H, W] float32 and `timestep` [batch] int64 in, with
+    classes `class_labels` [batch] int64 as well; `model_output` [batch, C, H, W] float32 out.
+
+    `size` is [H, W], the U-Net's own unless given.
     """
-    size = unet.config["sample_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    x_t = torch.randn(2, unet.config["in_channels"], height, width)
-    export_graph(
-        _Denoise(unet.eval()),
-        (x_t, torch.tensor([1, 500])),
-        ["x_t", "timestep"],
-        "model_output",
-        path,
-    )
+    inputs = examples(unet, size)
+    export_graph(_Denoise(unet.eval()), tuple(inputs.values()), list(inputs), "model_output", path)
+
+
+def examples(
+    unet: UNet2DModel, size: tuple[int, int] | None = None, rows: int = 2, seed: int = 0
+) -> dict[str, Tensor]:
+    """Random inputs of a U-Net by name, as `export_fp32` says, with `rows` in the batch."""
+    own = unet.config["sample_size"]
+    height, width = size or ((own, own) if isinstance(own, int) else own)
+    generator = torch.Generator().manual_seed(seed)
+    shape = (rows, unet.config["in_channels"], height, width)
+    inputs = {
+        "x_t": torch.randn(shape, generator=generator),
+        "timestep": torch.randint(1000, (rows,), generator=generator),
+    }
+    if unet.class_embedding is not None:
+        count = unet.config["num_class_embeds"] or 2
+        inputs["class_labels"] = torch.randint(count, (rows,), generator=generator)
+    return inputs
 
 
 def export_graph(

@@ -1,149 +1,217 @@
-"""A time-dependent classifier of x_t, for classifier guidance (Dhariwal & Nichol 2021).
+"""An image classifier that somebody else made, as a judge.
 
-It is a reward network with a logit for each class, in a reward's file. A policy with
-`classifier_scale` steers by ∇ log p_t(y | x_t) towards the class y that a row is asked for.
+Its graph stays as it is. In front of it comes what makes `pixels` fit for it, and behind it what
+makes one benign logit of its classes; the three are one file, in the form of every judge.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional
+from scipy.special import expit, logsumexp
 
-from models.codec import Codec, from_uint8
-from models.rewards.ensemble import load_network, save_network
-from models.rewards.network import RewardConfig, RewardNetwork
-from models.rewards.training import noised, views
-from models.schedule import NoiseSchedule
+from models import onnx_graph
+from models.onnx_graph import AFTER, Graph, GraphError, Nodes, said
+from models.preparation import Preparation, Wanted, fit
+from models.rewards.judge import OnnxJudge
+from models.trial import TOLERANCE, run_rows, trial
 
+Activation = Literal["logits", "probabilities", "sigmoid", "sigmoid-logits"]
+TINY = 1e-7
+"""Added before a logarithm: scores of 0 and 1 become logits of about ±16."""
 
-class Classifier:
-    """K networks whose logits are averaged; float32, in evaluation mode, without gradients."""
+SUM = 0.01
+"""How far a softmax's probabilities may miss 1: float16 and int8 graphs round."""
 
-    def __init__(self, network: RewardNetwork) -> None:
-        """Takes the network over and freezes it. Raises ValueError for a reward's."""
-        config = network.config
-        if config.classes < 2 or not config.timed:
-            raise ValueError("a classifier of x_t has two classes at least, and takes a timestep")
-        self.network = network.eval().requires_grad_(False)
-
-    @property
-    def classes(self) -> int:
-        """How many it tells apart: labels are 0 to one less."""
-        return self.network.config.classes
-
-    def log_probability(self, x_t: Tensor, timestep: Tensor) -> Tensor:
-        """log p_t(y | x_t) of every class y, [B, classes]; differentiable in x_t [B, C, H, W]."""
-        logits: Tensor = self.network(x_t.float(), timestep)
-        return functional.log_softmax(logits.mean(dim=1), dim=-1)
-
-    def gradient(self, x_t: Tensor, timestep: Tensor, labels: Tensor) -> Tensor:
-        """∇_{x_t} log p_t(label | x_t), float32 [B, C, H, W], for timesteps [B] and labels [B]."""
-        with torch.inference_mode(False), torch.enable_grad():
-            x = x_t.detach().clone().float().requires_grad_()
-            found = self.log_probability(x, timestep.clone())
-            total = found.gather(1, labels.clone().unsqueeze(1)).sum()
-            return torch.autograd.grad(total, x)[0]
-
-    def to(self, device: str | torch.device) -> Classifier:
-        """Move the networks to `device`; returns itself."""
-        self.network.to(device)
-        return self
-
-    def save(self, path: Path, **metadata: str) -> None:
-        """Write safetensors in float16, as a reward's."""
-        save_network(self.network, path, **metadata)
-
-    @classmethod
-    def load(cls, path: Path) -> Classifier:
-        """Read what `save` wrote, as float32 on the CPU. Raises ValueError for anything else."""
-        network = load_network(path)
-        try:
-            return cls(network)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class ClassifierRecipe:
-    """Hyperparameters, as recorded in the manifest."""
+class Meaning:
+    """What a graph's numbers say. Classes that are not `malign` are benign, or the other way round.
 
-    iterations: int = 2000
-    members: int = 1
-    widths: tuple[int, int, int, int] = (16, 32, 48, 48)
-    strides: tuple[int, int, int, int] = (2, 1, 2, 1)
-    batch_size: int = 64
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.01
-    rotation_degrees: float = 10.0
-    shift: float = 0.05
-    scale: float = 0.05
-    seed: int = 0
+    - `logits`: before a softmax; a single one: before a sigmoid;
+    - `probabilities`: after a softmax; a single one: after a sigmoid;
+    - `sigmoid`: chances that do not exclude each other;
+    - `sigmoid-logits`: the same before the sigmoid.
 
-
-def train_classifier(
-    pixels: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-    classes: int,
-    schedule: NoiseSchedule,
-    codec: Codec,
-    recipe: ClassifierRecipe,
-    on_iteration: Callable[[int], None] = lambda _: None,
-) -> Classifier:
-    """Train on `pixels` uint8 [N, H, W, C] with `labels` [N] in 0..classes − 1.
-
-    It sees x_t of the augmented image, at timesteps uniform over the schedule, in the codec's
-    space, and classes as often as there are images of them: that is the prior of its posterior.
-    Raises ValueError where a class has no image, or a label is none of them.
+    P(malign) is the sum of the malign classes where one excludes the other, and else the greatest.
     """
-    if len(pixels) != len(labels):
-        raise ValueError(f"{len(pixels)} images have {len(labels)} labels")
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise ValueError(f"labels must be 0 to {classes - 1}")
-    counts = np.bincount(labels, minlength=classes)
-    if not counts.all():
-        raise ValueError(f"class {int(np.argmin(counts))} has no image")
-    torch.manual_seed(recipe.seed)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    view, channels = views(from_uint8(pixels), recipe, codec, generator)
-    network = RewardNetwork(
-        RewardConfig(
-            members=recipe.members,
-            channels=channels,
-            pixel_shuffle=getattr(codec, "pixel_shuffle", 1),
-            widths=recipe.widths,
-            strides=recipe.strides,
-            timed=True,
-            classes=classes,
+
+    activation: Activation = "logits"
+    malign: tuple[int, ...] = ()
+    benign: tuple[int, ...] = ()
+    output: str | None = None
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What is known of a judge that was imported: `source` is for the manifest, `scores` are those
+    of the trial, and `error` is how far they lie from the file's own.
+    """
+
+    opset: int
+    bytes: int
+    fixed_batch: int | None
+    preparation: Preparation
+    error: float
+    scores: tuple[float, ...]
+    source: dict[str, Any]
+
+
+def make_judge(
+    path: Path, image: tuple[int, int, int], wanted: Wanted, meaning: Meaning, out: Path
+) -> Imported:
+    """Write `out`: the classifier in `path` as a judge of images [H, W, C], tried.
+
+    Raises GraphError, naming what does not fit and what to do.
+    """
+    graph = onnx_graph.read(path, meaning.output)
+    preparation = fit(graph, image, wanted)
+    pixels = trial(image)
+    raw = graph.run(preparation.apply(pixels))
+    raw = raw.reshape(len(raw), -1)
+    malign = _malign(graph, raw.shape[1], meaning)
+    _check(graph, raw, meaning.activation)
+
+    before, prepared = preparation.nodes(graph.opset)
+    after, logit = _verdict(graph, raw.shape[1], malign, meaning.activation)
+    model = onnx_graph.join(graph, before, prepared, after, logit)
+    onnx_graph.publish(model, image, "logit", None, out)
+    try:
+        judge = OnnxJudge(out)
+    except Exception as error:  # ONNX Runtime has one for each of its faults
+        raise GraphError(f"{path}: ONNX Runtime cannot open it: {said(error)}") from error
+    scores = run_rows(graph, judge.score, pixels)
+    expected = expit(benign_logit(raw, malign, meaning.activation))
+    off = float(np.abs(scores - expected).max())
+    if not off <= TOLERANCE[graph.dtype]:
+        raise GraphError(
+            f"{path}: as a judge it scores up to {off:.2g} away from the file itself. Such a "
+            "graph cannot be imported as it is: export it again, for float32 and a dynamic batch"
         )
-    ).train()
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    return Imported(
+        opset=graph.opset,
+        bytes=out.stat().st_size,
+        fixed_batch=graph.batch,
+        preparation=preparation,
+        error=off,
+        scores=tuple(float(score) for score in scores),
+        source={
+            "files": graph.files,
+            "output": graph.output,
+            "activation": meaning.activation,
+            "malign": malign,
+            "classes": raw.shape[1],
+            "opset": graph.opset,
+            "preparation": preparation.to_json(),
+        },
     )
-    target = torch.from_numpy(labels)
-    for i in range(recipe.iterations):
-        for group in optimizer.param_groups:
-            group["lr"] = (
-                recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * i / recipe.iterations))
+
+
+def benign_logit(raw: NDArray[Any], malign: list[int], activation: Activation) -> Numbers:
+    """The benign logit [B] of a graph's numbers [B, K], in NumPy."""
+    benign = [index for index in range(raw.shape[1]) if index not in malign]
+    x = raw.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        if activation == "sigmoid":
+            x = np.log(x + TINY) - np.log(np.abs(1 - x) + TINY)
+        if raw.shape[1] == 1:
+            if activation == "probabilities":
+                x = np.log(x + TINY) - np.log(np.abs(1 - x) + TINY)
+            return -x[:, 0] if malign else x[:, 0]
+        if activation == "logits":
+            good, bad = (logsumexp(x[:, rows], axis=1) for rows in (benign, malign))
+            return np.asarray(good - bad)
+        if activation == "probabilities":
+            good, bad = (np.log(x[:, rows].sum(axis=1) + TINY) for rows in (benign, malign))
+            return np.asarray(good - bad)
+        return np.asarray(-x[:, malign].max(axis=1))
+
+
+def _malign(graph: Graph, classes: int, meaning: Meaning) -> list[int]:
+    """The malign classes, in order; none where a single number is the benign one."""
+    if bool(meaning.malign) == bool(meaning.benign):
+        raise GraphError("say which classes are malign with --malign, or benign with --benign")
+    option = "--malign" if meaning.malign else "--benign"
+    given = sorted({*meaning.malign, *meaning.benign})
+    for index in given:
+        if not 0 <= index < classes:
+            raise GraphError(
+                f"{graph.path}: {option} {index}: it gives {classes} number"
+                f"{'s' if classes > 1 else ''} an image: 0 to {classes - 1}"
             )
-        rows = torch.randint(len(target), (recipe.batch_size,), generator=generator)
-        x_t, timestep = noised(view(rows), schedule, generator)
-        logits = network(x_t, timestep)
-        # A sum over members, which share nothing: each gets its own mean loss.
-        loss = functional.cross_entropy(
-            logits.flatten(0, 1),
-            target[rows].repeat_interleave(recipe.members),
-            reduction="sum",
-        ) / len(rows)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        on_iteration(i + 1)
-    return Classifier(network)
+    rest = [index for index in range(classes) if index not in given]
+    if classes > 1 and not rest:
+        other = "benign" if meaning.malign else "malign"
+        raise GraphError(f"{option}: every class is named: leave one that is {other}")
+    return given if meaning.malign else rest
+
+
+def _check(graph: Graph, raw: Numbers, activation: Activation) -> None:
+    """Whether the numbers [B, K] of the trial can be what they are said to be."""
+    if not np.isfinite(raw).all():
+        raise GraphError(f"{graph.path}: gives numbers that are not finite for a trial of images")
+    low, high = float(raw.min()), float(raw.max())
+    sums = raw.sum(axis=1)
+    several = raw.shape[1] > 1
+    chances = low >= -1e-6 and high <= 1 + 1e-3
+    if activation in ("probabilities", "sigmoid") and not chances:
+        logits = "logits" if activation == "probabilities" else "sigmoid-logits"
+        raise GraphError(
+            f"{graph.path}: --activation {activation}, but numbers from {low:.3g} to {high:.3g} "
+            f"are not in 0..1: they may be --activation {logits}"
+        )
+    if activation == "probabilities" and several and np.abs(sums - 1).max() > SUM:
+        raise GraphError(
+            f"{graph.path}: --activation probabilities, but they sum to {sums.min():.3g} to "
+            f"{sums.max():.3g}, not 1: chances that do not exclude each other are --activation "
+            "sigmoid"
+        )
+    if activation == "logits" and several and chances and np.abs(sums - 1).max() < 1e-3:
+        raise GraphError(
+            f"{graph.path}: --activation logits, but every image's numbers lie in 0..1 and sum to "
+            "1: a softmax is in the graph, so say --activation probabilities"
+        )
+
+
+def _verdict(
+    graph: Graph, classes: int, malign: list[int], activation: Activation
+) -> tuple[Nodes, str]:
+    """Nodes from the graph's output to the benign logit [B]: `benign_logit` in ONNX."""
+    nodes = Nodes(graph.opset, AFTER)
+    x = nodes.add("Flatten", nodes.add("Cast", onnx_graph.output(graph), to=1), axis=1)
+    single = classes == 1
+    if activation == "sigmoid" or (activation == "probabilities" and single):
+        x = nodes.add("Sub", _log(nodes, x), _log(nodes, _rest(nodes, x)))
+    if single:
+        if malign:
+            x = nodes.add("Neg", x)
+        return nodes, nodes.reduce("ReduceSum", x, [1])
+    rest = [index for index in range(classes) if index not in malign]
+    bad, good = (
+        nodes.add("Gather", x, np.array(rows, dtype=np.int64), axis=1) for rows in (malign, rest)
+    )
+    if activation == "logits":
+        good, bad = (nodes.reduce("ReduceLogSumExp", part, [1]) for part in (good, bad))
+        return nodes, nodes.add("Sub", good, bad)
+    if activation == "probabilities":
+        good, bad = (_log(nodes, nodes.reduce("ReduceSum", part, [1])) for part in (good, bad))
+        return nodes, nodes.add("Sub", good, bad)
+    greatest = nodes.reduce("ReduceMax", bad, [1])
+    # A maximum may pass over NaN, a sum does not: a broken score must stay broken.
+    total = nodes.reduce("ReduceSum", x, [1])
+    return nodes, nodes.add("Sub", nodes.add("Sub", total, total), greatest)
+
+
+def _log(nodes: Nodes, x: str) -> str:
+    return nodes.add("Log", nodes.add("Add", x, np.array(TINY, np.float32)))
+
+
+def _rest(nodes: Nodes, x: str) -> str:
+    """1 − x; not below 0, where x was rounded to a little more than 1."""
+    return nodes.add("Abs", nodes.add("Sub", np.array(1, np.float32), x))

@@ -1,6 +1,6 @@
 """The reward network: a small convolutional classifier, K independent members side by side.
 
-With `classes` it tells classes apart instead of giving a reward (`rewards.classifier`).
+With `classes` it tells classes apart instead of giving a reward (`rewards.timed_classifier`).
 
 The members live in one grouped network instead of a list: a gradient is then one pass of K times
 wider convolutions, which on a CPU costs about half of K passes of narrow ones.

@@ -186,6 +186,7 @@ def routes(context: Context) -> APIRouter:
 
 def _policy(context: Context, name: str) -> Policy:
     policy = context.live.get(name)
+    policy.refuse_waiting()
     if not policy.censors:
         raise InvalidValue(
             f"policy {name!r} censors nothing: there is nothing to certify", "policy"

@@ -24,6 +24,7 @@ def routes(context: Context) -> APIRouter:
         settings = context.settings
         name = body.model or settings.default_policy
         policy = context.live.get(name)
+        policy.refuse_waiting()
         if policy.judge is None:
             known = ", ".join(p.name for p in context.live.policies.values() if p.censors)
             raise PolicyNotFound(f"policy {name!r} has no judge (there are {known})", "model")

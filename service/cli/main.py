@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from service.cli import (
+    bundle,
     calibrate,
     certify,
     datasets,
@@ -15,6 +16,8 @@ from service.cli import (
     evaluate,
     example,
     exporter,
+    features,
+    judge,
     policies,
     replay,
     rewards,
@@ -32,12 +35,15 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at a configuration file.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(train.app, name="train")
+app.add_typer(bundle.app, name="bundle")
 app.add_typer(example.app, name="example")
 app.add_typer(decisions.app, name="decisions")
 app.add_typer(policies.app, name="policies")
 app.add_typer(certify.app, name="certify")
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(rewards.app, name="rewards")
+app.add_typer(judge.app, name="judge")
+app.add_typer(features.app, name="features")
 app.command()(calibrate.calibrate)
 app.command()(evaluate.evaluate)
 app.command()(exporter.exporter)
@@ -64,15 +70,15 @@ def serve(
 @config_app.command("check")
 def config_check(config: ConfigFile = DEFAULT_CONFIG) -> None:
     """Check a configuration file: a line `path: reason` for each fault, exit code 1."""
-    from models import bundle
+    from models import bundle as bundles
     from service.policy import pin
     from service.serve_file import read
 
     try:
         file = read(config)
         models = file.settings.models
-        pin(file.settings, {name: bundle.load(models[name].bundle) for name in models})
-    except (ConfigError, bundle.BundleError) as error:
+        pin(file.settings, {name: bundles.load(models[name].bundle) for name in models})
+    except (ConfigError, bundles.BundleError) as error:
         console.print(str(error), style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from None
     console.print(

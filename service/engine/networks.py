@@ -11,7 +11,7 @@ from torch import Tensor
 from models.codec import Codec
 from models.conditioning import NOTHING, Conditions, Denoise, Encoded
 from models.guidance import CleanReward, ForwardGuide, Guide
-from models.rewards.classifier import Classifier
+from models.rewards.timed_classifier import TimedClassifier
 from models.rewards.ensemble import Ensemble
 from models.rewards.graphs import DistilledGuide, Probe
 from models.schedule import NoiseSchedule
@@ -59,9 +59,9 @@ class Networks:
         """A clean ensemble."""
         return CleanReward(Ensemble.load(path).to(self._torch_device), self.codec)
 
-    def classifier(self, path: Path, classes: int) -> Classifier:
+    def classifier(self, path: Path, classes: int) -> TimedClassifier:
         """A classifier that knows so many classes, tried. Raises ValueError if it cannot be."""
-        found = Classifier.load(path).to(self._torch_device)
+        found = TimedClassifier.load(path).to(self._torch_device)
         if found.classes < classes:
             raise ValueError(f"{path}: it knows {found.classes} classes, and the model {classes}")
         timestep, labels = self._middle(), torch.arange(ROWS, device=self._torch_device)

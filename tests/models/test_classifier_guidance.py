@@ -1,4 +1,4 @@
-"""Classifier guidance in a world where everything is known: two classes, each Gaussian.
+"""TimedClassifier guidance in a world where everything is known: two classes, each Gaussian.
 
 With the exact posterior p_t(y | x_t) of the mixture, guidance at scale 1 is the class's own law:
 p(x_0)·p(y | x_0) ∝ p(x_0 | y). So the mixture's denoiser must draw, from the same noise, the image
@@ -22,7 +22,7 @@ from models.condition import Condition
 from models.conditioning import Named
 from models.noise import Purpose, normal
 from models.parameterization import PREDICTION_TYPES, PredictionType
-from models.rewards.classifier import Classifier
+from models.rewards.timed_classifier import TimedClassifier
 from models.rewards.network import RewardConfig, RewardNetwork
 from models.schedule import NoiseSchedule
 from service.config import BackboneSettings
@@ -178,7 +178,7 @@ def _with_classifier(made: Made, config: RewardConfig) -> Bundle:
     """The same bundle with a random classifier beside the backbone's folder."""
     torch.manual_seed(0)
     folder, manifest = made.bundle.folder, made.bundle.manifest
-    Classifier(RewardNetwork(config)).save(folder / "classifier.safetensors")
+    TimedClassifier(RewardNetwork(config)).save(folder / "classifier.safetensors")
     backbone = manifest.backbone.model_copy(update={"classifier": "classifier.safetensors"})
     files = hash_files(folder)
     return Bundle(folder, manifest.model_copy(update={"backbone": backbone, "files": files}))

@@ -84,6 +84,13 @@ def test_an_unknown_key_anywhere_stops_with_its_path(path: str) -> None:
         ("policies.bright.guide_interval", [500, 500], "policies.bright", "guide_interval"),
         ("policies.none.censor_scale", 1.0, "policies.none", "needs a reward"),
         ("policies.none.max_draws", 2, "policies.none", "needs a reward"),
+        ("policies.bright.trained", True, "policies.bright", "give one of them"),
+        (
+            "policies.none",
+            {"model": "tiny", "trained": True, "threshold": 0.5},
+            "policies.none",
+            "comes with the reward",
+        ),
         ("policies.Bad Name", {"model": "tiny"}, "policies", "match pattern"),
         ("models.tiny.backbone.device", "gpu", "models.tiny.backbone.device", "match pattern"),
         ("models.tiny.backbone.runtime", "jax", "models.tiny.backbone.runtime", "'onnx' or"),

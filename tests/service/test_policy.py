@@ -11,7 +11,7 @@ from models.bundle import Bundle, Calibration, Manifest
 from models.condition import Condition
 from models.method import Method
 from service.config import ConfigError, Settings
-from service.errors import InvalidValue
+from service.errors import InvalidValue, PolicyNotReady
 from service.inputs import Asked
 from service.policy import (
     Operating,
@@ -368,3 +368,35 @@ def test_what_a_model_takes_comes_back_with_its_policies_and_old_ones_take_nothi
     document = to_document(plain)
     del document["inputs"]
     assert from_document(document) == plain
+
+
+def _waiting(bundle: Bundle, **spec: Any) -> Policy:
+    document = settings(str(bundle.folder))
+    document["policies"]["screened"] = {"model": "tiny", "trained": True, **spec}
+    return pin(Settings.model_validate(document), {"tiny": bundle})["screened"]
+
+
+def test_a_policy_that_waits_for_its_reward_has_no_plan_for_anybody(bundle: Bundle) -> None:
+    policy = _waiting(bundle)
+    assert policy.waits
+    assert policy.censors
+    assert policy.uncalibrated == [50]
+    for admin in (False, True):
+        with pytest.raises(PolicyNotReady, match="has no reward yet"):
+            resolve(policy, Overrides(), 0, admin=admin)
+    assert from_document(json.loads(json.dumps(to_document(policy)))) == policy
+
+
+def test_a_policy_that_waits_takes_the_networks_that_its_settings_name(bundle: Bundle) -> None:
+    steering = _waiting(bundle, censor_scale=1.0, probes=[0.5])
+    weights = {"judge": "sha256:judge", "guide": "sha256:guide", "probe": "sha256:probe"}
+    derived = derive(steering, Trained(weights=weights))
+    assert not derived.waits
+    assert derived.networks == {
+        "judge": "sha256:judge", "guide": "sha256:guide", "probe": "sha256:probe"
+    }  # fmt: skip
+    for part in ("guide", "probe"):
+        rest = {name: sha256 for name, sha256 in weights.items() if name != part}
+        with pytest.raises(InvalidValue, match=f"no `{part}`"):
+            derive(steering, Trained(weights=rest))
+    assert derive(_waiting(bundle), Trained(weights=weights)).networks == {"judge": "sha256:judge"}

@@ -1,0 +1,222 @@
+"""Make a bundle's folder of a pipeline: its files under standard names, and the manifest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import diffusers
+
+from models.bundle import SCHEMA_VERSION, Backbone, Manifest, sha256_name, write_manifest
+from models.importing.card import NOT_STATED, licence
+from models.importing.geometry import geometry
+from models.importing.inputs import NOTHING, Asked, find_inputs
+from models.importing.kinds import NAMES, OLD_DIT, Recognised, recognise
+from models.importing.loading import check_weights
+from models.importing.source import INDEX, CannotImport, Source
+from models.importing.weights import Weights, find_weights
+
+BACKBONE = "backbone"
+TOKENIZER_FILES = (
+    "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
+    "tokenizer.json", "added_tokens.json",
+)  # fmt: skip
+MEGA = 10**6
+LARGEST_LENGTH = 10**6
+"""A tokenizer without a limit states a number beyond all sense."""
+
+
+Start = Callable[[str, int], Callable[..., None]]
+"""Given a stage's name and how much there is, it gives who is told how much more is done."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the operator asked for; None means as the pipeline's files say."""
+
+    name: str
+    size: str | None = None
+    pixel_shuffle: int = 1
+    inputs: Asked = NOTHING
+    licence: str | None = None
+    description: str | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """A folder with its manifest; `weights` by component, and `notes` for people."""
+
+    manifest: Manifest
+    kind: str
+    weights: dict[str, Weights]
+    notes: list[str] = field(default_factory=list)
+
+
+def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
+    """Write `folder`, which must be new. Raises CannotImport; `folder` is then worth nothing."""
+    model = recognise(source)
+    notes = list(model.notes)
+    _refuse_shuffle(model, options.pixel_shuffle)
+    auto = None if model.autoencoder is None else model.configs[model.autoencoder]
+    denoiser = model.configs[model.denoiser]
+    sizes = geometry(denoiser, auto, options.pixel_shuffle)
+    height, width = sizes.size(options.size, denoiser.get("sample_size"))
+    channels = _channels(model, options.pixel_shuffle)
+    inputs = find_inputs(source, model, options.inputs)
+    weights = {
+        name: find_weights(source.folder / name, library, source.variant)
+        for name, (library, _) in model.networks.items()
+    }
+    said = options.licence or licence(source.folder)
+    if said == NOT_STATED:
+        notes.append("licence: not stated in a model card or a LICENSE file: give --licence")
+    if left := source.left_out:
+        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+        notes.append(f"not copied, since they can run code: {', '.join(left[:3])}{more}")
+    backbone = folder / BACKBONE
+    total = sum(part.bytes for part in weights.values())
+    _refuse_full(folder.parent, total)
+    told = start("copy the weights, MB", -(-total // MEGA))
+    copied = 0
+
+    def on_bytes(count: int) -> None:
+        nonlocal copied
+        before, copied = -(-copied // MEGA), copied + count
+        told(-(-copied // MEGA) - before)
+
+    for name, part in weights.items():
+        part.write(backbone / name, on_bytes)
+        _write_json(backbone / name / "config.json", _config(model, name))
+    for name in model.tokenizers:
+        _copy_tokenizer(source.folder / name, backbone / name, inputs.max_tokens or 0)
+    _write_json(backbone / "scheduler" / "scheduler_config.json", model.scheduler)
+    _write_json(backbone / INDEX, _index(source, model))
+    checked = start("load the weights", len(weights))
+    for name, (library, class_name) in model.networks.items():
+        check_weights(backbone / name, library, class_name, weights[name].dtype)
+        checked(1)
+    record = {
+        "imported_from": source.name,
+        "revision": source.revision,
+        "variant": source.variant,
+        "kind": model.kind,
+        INDEX: source.index,
+        "scheduler": source.config("scheduler", "scheduler_config.json"),
+        "notes": notes,
+        "components": {
+            name: {
+                "class": model.networks[name][1],
+                "parameters": part.parameters,
+                "dtype": part.dtype,
+                "bytes": part.bytes,
+                "files": {path.name: sha256_name(path) for path in part.files},
+            }
+            for name, part in weights.items()
+        },
+        "diffusers": diffusers.__version__,
+    }
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=options.name,
+        description=options.description or f"{NAMES[model.kind]}, imported from {source.name}",
+        licence=said,
+        backbone=Backbone(
+            folder=BACKBONE,
+            denoiser=model.denoiser,
+            autoencoder=model.autoencoder,
+            inputs=inputs,
+            pixel_shuffle=options.pixel_shuffle,
+            height=height,
+            width=width,
+            channels=channels,
+            training=record,
+        ),
+        rewards={},
+        files={},
+    )
+    write_manifest(folder, manifest)
+    return Made(manifest, NAMES[model.kind], weights, notes)
+
+
+def _refuse_full(folder: Path, needed: int) -> None:
+    if (free := shutil.disk_usage(folder).free) < needed + 10 * MEGA:
+        raise CannotImport(
+            f"{folder}: {free // MEGA} MB are free, and the weights take {needed // MEGA}"
+        )
+
+
+def _refuse_shuffle(model: Recognised, factor: int) -> None:
+    if factor == 1:
+        return
+    if model.kind != "pixels":
+        raise CannotImport(
+            f"--pixel-shuffle: is for a U-Net on pixels, this is {NAMES[model.kind]}"
+        )
+    if model.configs["unet"]["in_channels"] % factor**2:
+        raise CannotImport(
+            f"--pixel-shuffle: {factor} folds {factor**2} pixels into channels, and the U-Net has "
+            f"{model.configs['unet']['in_channels']}"
+        )
+
+
+def _channels(model: Recognised, pixel_shuffle: int) -> Any:
+    if model.autoencoder is not None:
+        count = int(model.configs[model.autoencoder].get("out_channels", 3))
+    else:
+        count = int(model.configs["unet"]["in_channels"]) // pixel_shuffle**2
+    if count not in (1, 3):
+        hint = "" if model.kind != "pixels" or count % 4 else ": --pixel-shuffle 2, perhaps?"
+        raise CannotImport(f"its images have {count} channels: must be 1 or 3{hint}")
+    return count
+
+
+def _config(model: Recognised, name: str) -> dict[str, Any]:
+    """A component's configuration for the class that runs it, without its maker's paths."""
+    config = {key: value for key, value in model.configs[name].items() if key != "_name_or_path"}
+    library, class_name = model.networks[name]
+    if library == "transformers":
+        return config | {"architectures": [class_name]}
+    if config.get("_class_name") == OLD_DIT:
+        import inspect
+
+        known = inspect.signature(diffusers.DiTTransformer2DModel.__init__).parameters
+        config = {key: value for key, value in config.items() if key in known}
+    return config | {"_class_name": class_name}
+
+
+def _index(source: Source, model: Recognised) -> dict[str, Any]:
+    parts: dict[str, Any] = {name: list(value) for name, value in model.networks.items()}
+    parts |= {name: ["transformers", "CLIPTokenizer"] for name in model.tokenizers}
+    kept = {key: source.index[key] for key in ("force_zeros_for_empty_prompt",)
+            if key in source.index}  # fmt: skip
+    return {
+        "_class_name": source.index.get("_class_name", "DiffusionPipeline"),
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        **parts,
+        **kept,
+    }
+
+
+def _copy_tokenizer(source: Path, target: Path, limit: int) -> None:
+    target.mkdir(parents=True)
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    if not any((target / name).exists() for name in ("vocab.json", "tokenizer.json")):
+        raise CannotImport(f"{source}: holds no tokenizer (vocab.json and merges.txt)")
+    path = target / "tokenizer_config.json"
+    config = json.loads(path.read_text()) if path.is_file() else {}
+    if int(config.get("model_max_length", LARGEST_LENGTH)) >= LARGEST_LENGTH:
+        config["model_max_length"] = limit
+    config.pop("name_or_path", None)
+    config.pop("auto_map", None)
+    _write_json(path, config)
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=2) + "\n")

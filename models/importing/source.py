@@ -1,0 +1,120 @@
+"""A pipeline's folder: what stands in it, and what is never taken from it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl"})
+NEVER = PICKLES | {".py", ".msgpack", ".h5"}
+"""Endings of files that can run code, or that nothing here reads: they are never copied."""
+
+INDEX = "model_index.json"
+HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+
+
+class CannotImport(ValueError):
+    """The pipeline cannot become a bundle; the message names the file and what to do."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """`name` is how the manifest calls it, `folder` where it lies, `index` its model_index.json."""
+
+    name: str
+    folder: Path
+    index: dict[str, Any]
+    variant: str | None = None
+    revision: str | None = None
+
+    @property
+    def components(self) -> dict[str, tuple[str, str]]:
+        """The library and class of each component that there is, by name."""
+        return {
+            name: (str(value[0]), str(value[1]))
+            for name, value in self.index.items()
+            if isinstance(value, list) and len(value) == 2 and all(value)
+        }
+
+    def config(self, component: str, file: str = "config.json") -> dict[str, Any]:
+        """A component's configuration. Raises CannotImport."""
+        return read_json(self.folder / component / file)
+
+    @property
+    def left_out(self) -> list[str]:
+        """The files that are never taken, by their names in the folder."""
+        return sorted(
+            str(path.relative_to(self.folder))
+            for path in self.folder.rglob("*")
+            if path.suffix in NEVER and ".git" not in path.parts
+        )
+
+
+def open_source(reference: str, variant: str | None = None, revision: str | None = None) -> Source:
+    """A folder, or a snapshot of a repository of the hub by its id.
+
+    Raises CannotImport when there is neither, or no pipeline in it.
+    """
+    folder = Path(reference)
+    if not folder.is_dir():
+        if not HUB_ID.fullmatch(reference):
+            raise CannotImport(f"{reference}: no such folder, and not a hub id such as owner/name")
+        folder, revision = _download(reference, variant, revision)
+        return Source(reference, folder, _index(folder), variant, revision)
+    return Source(folder.resolve().name, folder, _index(folder), variant)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object in a file. Raises CannotImport."""
+    try:
+        found = json.loads(path.read_text())
+    except OSError as error:
+        raise CannotImport(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise CannotImport(f"{path}: is not JSON: fetch it again") from None
+    if not isinstance(found, dict):
+        raise CannotImport(f"{path}: must hold a JSON object")
+    return found
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    path = folder / INDEX
+    if path.is_file():
+        return read_json(path)
+    original = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES | {".safetensors"})
+    hint = (
+        f" {original[0]} looks like an original checkpoint: one of diffusers' conversion scripts "
+        "makes a folder of it (docs/models.md names them)"
+        if original
+        else " Save the pipeline with diffusers' save_pretrained"
+    )
+    raise CannotImport(f"{folder}: no {INDEX}, so it is no pipeline in diffusers' format.{hint}")
+
+
+def _download(repository: str, variant: str | None, revision: str | None) -> tuple[Path, str]:
+    """Fetch the parts that an import reads: safetensors, JSON and text of the components."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    def fetch(patterns: list[str]) -> Path:
+        ignored = None if variant else ["*.fp16*", "*.bf16*", "*non_ema*"]
+        found = snapshot_download(
+            repository, revision=revision, allow_patterns=patterns, ignore_patterns=ignored
+        )
+        return Path(found)
+
+    try:
+        folder = fetch([INDEX, "README.md", "LICENSE*"])
+        parts = Source(repository, folder, _index(folder)).components
+        fetch([f"{part}/*.{end}" for part in parts for end in ("json", "txt", "safetensors")])
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CannotImport(
+            f"{repository}: no such folder, and the hub did not give it ({reason}). Fetch it where "
+            f"there is a network, `hf download {repository} --include '*.safetensors' '*.json' "
+            "'*.txt' '*.md' --local-dir DIR`, and import DIR"
+        ) from None
+    return folder, folder.name

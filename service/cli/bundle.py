@@ -1,0 +1,283 @@
+"""`winnow bundle`: make a bundle of a model of one's own, and look at one."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from service.cli.common import bars, console, faults
+from service.cli.shown import memory, show_bundle, size
+
+if TYPE_CHECKING:
+    from models.bundle import Bundle, Manifest
+    from models.importing.making import Made
+    from service.config import BackboneSettings
+    from service.importing.drawing import Checked
+
+app = typer.Typer(help="Make a bundle of a model, or look at one.", no_args_is_help=True)
+ONNX = "backbone/unet.onnx"
+SAMPLE = "sample.png"
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        str, typer.Argument(help="A pipeline's folder in diffusers' format, or its id on the hub.")
+    ],
+    out: Annotated[Path, typer.Option(help="The bundle's folder, which is made.")],
+    name: Annotated[str | None, typer.Option(help="The model's name; default: OUT's.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Take these weights, e.g. fp16.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Of the hub's repository.")] = None,
+    image_size: Annotated[
+        str | None, typer.Option("--size", help="HxW, if not the model's own.")
+    ] = None,
+    pixel_shuffle: Annotated[
+        int, typer.Option(min=1, max=8, help="r: the U-Net sees r × r pixels as channels.")
+    ] = 1,
+    class_names: Annotated[
+        str | None, typer.Option(help="A file with one a line, or a,b,c.")
+    ] = None,
+    null_class: Annotated[int | None, typer.Option(help="The label of no class.")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="The default of policies that name none.")
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="If not as its model card or LICENSE says.")
+    ] = None,
+    description: Annotated[str | None, typer.Option(help="A sentence for its users.")] = None,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Export a UNet2DModel for ONNX Runtime on CPUs too.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda: checks the model there.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the check.")] = 1,
+    steps: Annotated[
+        int, typer.Option(min=1, max=1000, help="num_inference_steps of the policies.")
+    ] = 50,
+    check_steps: Annotated[int, typer.Option(min=2, max=1000, help="Of the check's image.")] = 10,
+    prompt: Annotated[str | None, typer.Option(help="Of the check's image.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Write the configuration here; default: beside OUT.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle in OUT.")] = False,
+) -> None:
+    """Make a bundle of a diffusion model, check it, and write a configuration that serves it.
+
+    Nothing is written unless the model draws an image, twice the same, through the engine that
+    serves. Pickled weights and code are never read.
+    """
+    with faults():
+        from models.importing.inputs import Asked, read_names
+        from models.importing.loading import quietly
+        from models.importing.making import Options
+        from models.importing.source import open_source
+        from service.importing.drawing import PROMPT
+
+        called = _name(name, out)
+        written = config or out.resolve().parent / f"{called}.yaml"
+        _refuse_taken(out, written, force, given=config is not None)
+        names = None if class_names is None else read_names(class_names)
+        options = Options(
+            name=called,
+            size=image_size,
+            pixel_shuffle=pixel_shuffle,
+            inputs=Asked(names, null_class, guidance_scale),
+            licence=licence,
+            description=description,
+        )
+        settings = _settings(device, dtype, threads, onnx)
+        found = open_source(source, variant, revision)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+            folder = Path(scratch) / "bundle"
+            with bars() as start, quietly():
+                made, checked = _make(
+                    found, folder, options, settings, check_steps, prompt or PROMPT, start
+                )
+            if out.exists():
+                out.rename(Path(scratch) / "before")
+            folder.rename(out)
+        document = _configure(out, written, settings, steps, checked.step_s)
+        _report(made, checked, settings, out, written, document)
+
+
+@app.command()
+def show(
+    bundle: Annotated[str, typer.Argument(help="A bundle's folder, or the name of a shipped one.")],
+) -> None:
+    """Verify a bundle, and tell what is in it."""
+    from models import bundle as bundles
+
+    with faults():
+        show_bundle(bundles.load(bundle))
+
+
+def _make(
+    source: Any,
+    folder: Path,
+    options: Any,
+    settings: BackboneSettings,
+    check_steps: int,
+    prompt: str,
+    start: Callable[[str, int], Callable[..., None]],
+) -> tuple[Made, Checked]:
+    """The bundle in `folder`, with its graph if wanted, its sample, and what the check found."""
+    from models import bundle as bundles
+    from models.importing.making import make
+    from service.importing.drawing import draw_twice
+
+    made = make(source, folder, options, start)
+    if settings.runtime == "onnx":
+        _add_onnx(bundles.load(str(folder)))
+    loaded = bundles.load(str(folder))
+    told = start("draw an image, twice", 2 * check_steps)
+    checked = draw_twice(loaded, settings, check_steps, prompt, told)
+    _add_sample(loaded, settings, checked)
+    return made, checked
+
+
+def _add_onnx(bundle: Bundle) -> None:
+    from models import bundle as bundles
+    from models.importing.onnx import export
+
+    path = bundle.folder.parent / "unet.onnx"
+    difference = export(bundle, path)
+
+    def change(manifest: Manifest) -> Manifest:
+        record = manifest.backbone.training | {"onnx": {"difference_from_torch": difference}}
+        update = {"onnx": ONNX, "training": record}
+        return manifest.model_copy(update={"backbone": manifest.backbone.model_copy(update=update)})
+
+    bundles.add_files(bundle.folder, {ONNX: path}, change)
+
+
+def _add_sample(bundle: Bundle, settings: BackboneSettings, checked: Checked) -> None:
+    from models import bundle as bundles
+    from service.encode import to_png
+    from service.importing.drawing import SEED
+
+    path = bundle.folder.parent / SAMPLE
+    path.write_bytes(to_png(checked.pixels))
+    record = {
+        "seed": SEED,
+        "num_inference_steps": checked.steps,
+        "condition": vars(checked.condition),
+        "runtime": settings.runtime,
+        "device": settings.device,
+        "dtype": settings.dtype,
+        "step_s": round(checked.step_s, 4),
+        "nfe_per_s": round(checked.nfe_per_s, 2),
+        "peak_bytes": checked.peak_bytes,
+    }
+
+    def change(manifest: Manifest) -> Manifest:
+        training = manifest.backbone.training | {"check": record}
+        return manifest.model_copy(
+            update={"backbone": manifest.backbone.model_copy(update={"training": training})}
+        )
+
+    bundles.add_files(bundle.folder, {SAMPLE: path}, change)
+
+
+def _configure(
+    out: Path, path: Path, settings: BackboneSettings, steps: int, step_s: float
+) -> dict[str, Any]:
+    """Write the configuration, and read it back as the service will. Raises ConfigError."""
+    from models import bundle as bundles
+    from service.importing.configuration import configuration, write_configuration
+    from service.policy import pin
+    from service.serve_file import read
+
+    bundle = bundles.load(str(out))
+    document = configuration(bundle, settings, steps, step_s)
+    write_configuration(path, document)
+    pin(read(path).settings, {bundle.manifest.name: bundle})
+    return document
+
+
+def _report(
+    made: Made,
+    checked: Checked,
+    settings: BackboneSettings,
+    out: Path,
+    config: Path,
+    document: dict[str, Any],
+) -> None:
+    backbone = made.manifest.backbone
+    console.print(
+        f"\n[bold]{made.manifest.name}[/]: {made.kind}, images of {backbone.height} × "
+        f"{backbone.width} × {backbone.channels}; licence: {made.manifest.licence}"
+    )
+    for name, part in made.weights.items():
+        console.print(
+            f"  {name:16} {size(part.bytes):>9}  {part.parameters / 1e6:10.2f} M {part.dtype}"
+        )
+    parameters = sum(part.parameters for part in made.weights.values())
+    total = size(sum(part.bytes for part in made.weights.values()))
+    console.print(f"  {'in all':16} {total:>9}  {parameters / 1e6:10.2f} M")
+    console.print(f"  weights in memory: {memory(parameters)}")
+    where = "of the GPU's memory" if settings.device.startswith("cuda") else "resident"
+    console.print(
+        f"  one image, {checked.steps} steps on {settings.device} ({settings.runtime}, "
+        f"{settings.dtype}): {checked.step_s:.3f} s a step, {checked.nfe_per_s:.1f} NFE/s, "
+        f"{size(checked.peak_bytes)} {where} at the most; drawn twice, same bytes",
+        soft_wrap=True,
+    )
+    for note in made.notes:
+        console.print(f"  - {note}", markup=False, soft_wrap=True)
+    port = document["http_options"]["port"]
+    console.print(
+        f"\n{out}: the bundle; look at {out / SAMPLE}\n{config}: its configuration\n\n"
+        f"Next:\n  winnow serve {config}\n"
+        f"  then label at http://127.0.0.1:{port}/feedback (goal: three minutes), press “Train a "
+        "reward”, look at its card, and promote it as `screened`:\n  until then `screened` refuses "
+        "every request, and only the admin key draws, by the policy `none`.",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _settings(device: str, dtype: str, threads: int, onnx: bool) -> BackboneSettings:
+    from pydantic import ValidationError
+
+    from service.config import BackboneSettings
+
+    runtime: Literal["onnx", "torch"] = "onnx" if onnx else "torch"
+    given = {"runtime": runtime, "device": device, "dtype": dtype, "threads": threads}
+    try:
+        return BackboneSettings.model_validate(given | {"max_batch": 1, "decode_batch": 1})
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        raise ValueError(f"--{where or 'onnx'}: {fault['msg']}") from None
+
+
+def _name(name: str | None, out: Path) -> str:
+    from service.config import NAME, NAME_IN_WORDS
+
+    called = out.resolve().name.lower() if name is None else name
+    if not re.fullmatch(NAME, called):
+        raise ValueError(f"--name: {called!r} must be {NAME_IN_WORDS}")
+    return called
+
+
+def _refuse_taken(out: Path, config: Path, force: bool, given: bool) -> None:
+    from models.bundle import MANIFEST
+
+    if config.exists() and not force:
+        option = "" if given else ", or --config FILE"
+        raise ValueError(f"{config}: exists already: give --force to write over it{option}")
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / MANIFEST).is_file():
+        raise ValueError(f"--out: {out} holds something that is no bundle: it is not replaced")
+    if not force:
+        raise ValueError(f"--out: {out} is a bundle already: give --force to replace it")
+    if out.is_symlink():
+        shutil.rmtree(out.resolve())

@@ -1,0 +1,1 @@
+"""What an import needs of the service: an image through its engine, and a configuration."""

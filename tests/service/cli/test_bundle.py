@@ -1,0 +1,232 @@
+"""`winnow bundle`: from a pipeline to a bundle that serves, and to its configuration."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner, Result
+
+from models import bundle as bundles
+from models.bundle import WEIGHTS
+from service.cli.main import app
+from service.config import BackboneSettings
+from service.encode import from_png
+from service.errors import PolicyNotReady
+from service.importing.drawing import draw_twice
+from service.policy import Overrides, pin, resolve
+from service.serve_file import read
+from tests.imports import MAKERS, edit
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A pipeline by its name in `MAKERS`; not to be damaged."""
+
+    def made(name: str) -> Path:
+        folder = tmp_path_factory.getbasetemp() / "sources" / name
+        if not folder.exists():
+            MAKERS[name](folder)
+        return folder
+
+    return made
+
+
+def _run(*arguments: Any) -> Result:
+    answer = CliRunner().invoke(app, ["bundle", *(str(one) for one in arguments)])
+    assert "Traceback" not in answer.output
+    assert isinstance(answer.exception, SystemExit | None), answer.exception
+    return answer
+
+
+def _said(*arguments: Any) -> str:
+    answer = _run(*arguments)
+    assert answer.exit_code == 0, answer.output
+    return answer.output
+
+
+def _refused(*arguments: Any) -> str:
+    answer = _run(*arguments)
+    assert answer.exit_code == 1, answer.output
+    return answer.output
+
+
+@pytest.mark.parametrize("name", list(MAKERS))
+def test_each_kind_is_drawn_by_the_engine_that_serves(
+    source: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / "my-model"
+    said = _said("import", source(name), "--out", out, "--check-steps", 4)
+    assert "drawn twice, same bytes" in said
+    assert f"winnow serve {tmp_path}/my-model.yaml" in said
+    bundle = bundles.load(str(out))
+    backbone = bundle.manifest.backbone
+    check = backbone.training["check"]
+    assert check["num_inference_steps"] == 4
+    assert check["peak_bytes"] > 0
+    assert check["nfe_per_s"] > 0
+    assert check["condition"]["guidance_scale"] == backbone.inputs.guidance_scale
+    sample = from_png((out / "sample.png").read_bytes())
+    assert sample.shape == (backbone.height, backbone.width, backbone.channels)
+    # The sample can be drawn again from what the manifest says.
+    again = draw_twice(bundle, BackboneSettings(runtime="torch", max_batch=1), 4)
+    assert np.array_equal(again.pixels, sample)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["my-model", "my-model.yaml"]
+
+
+@pytest.mark.parametrize("name", list(MAKERS))
+def test_the_configuration_can_be_served_and_lets_nothing_out_yet(
+    source: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    config = tmp_path / "there" / "winnow.yaml"
+    config.parent.mkdir()
+    _said("import", source(name), "--out", tmp_path / "m", "--check-steps", 2, "--config", config,
+          "--steps", 25)  # fmt: skip
+    file = read(config)
+    settings = file.settings
+    bundle = bundles.load(settings.models["m"].bundle)
+    policies = pin(settings, {"m": bundle})
+    assert settings.default_policy == "screened"
+    assert settings.feedback.enabled
+    with pytest.raises(PolicyNotReady):
+        resolve(policies["screened"], Overrides(), 0, admin=True)
+    assert not policies["none"].censors, "which needs the admin scope"
+    assert policies["none"].settings.num_inference_steps == [25]
+    assert not (tmp_path / "m.yaml").exists()
+
+
+def test_a_u_net_is_exported_and_compared_if_asked(
+    source: Callable[[str], Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "m"
+    _said("import", source("class"), "--out", out, "--onnx", "--null-class", 3, "--guidance-scale",
+          2, "--check-steps", 2)  # fmt: skip
+    bundle = bundles.load(str(out))
+    backbone = bundle.manifest.backbone
+    assert backbone.onnx == "backbone/unet.onnx"
+    assert 0 <= backbone.training["onnx"]["difference_from_torch"] < 1e-4
+    assert backbone.training["check"]["runtime"] == "onnx"
+    assert read(tmp_path / "m.yaml").settings.models["m"].backbone.runtime == "onnx"
+    onnx = draw_twice(bundle, BackboneSettings(runtime="onnx", max_batch=1), 4)
+    on_torch = draw_twice(bundle, BackboneSettings(runtime="torch", max_batch=1), 4)
+    assert np.abs(onnx.pixels.astype(int) - on_torch.pixels.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["sd", "dit"])
+def test_what_cannot_be_exported_is_said(
+    source: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    said = _refused("import", source(name), "--out", tmp_path / "m", "--onnx")
+    assert "--onnx: exports a UNet2DModel" in said
+    assert "runtime: torch" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def _broken(source: Path, target: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> Path:
+    shutil.copytree(source, target)
+    states = load_file(target / "unet" / WEIGHTS)
+    changed = {name: change(value) for name, value in states.items()}
+    save_file(changed, target / "unet" / WEIGHTS, {"format": "pt"})
+    return target
+
+
+def test_a_model_that_draws_no_image_becomes_no_bundle(
+    source: Callable[[str], Path], tmp_path: Path
+) -> None:
+    broken = _broken(source("ddpm"), tmp_path / "nan", lambda value: value * float("nan"))
+    said = _refused("import", broken, "--out", tmp_path / "m")
+    assert "m: it draws NaN or infinity in float32" in said
+    assert not (tmp_path / "m").exists()
+    assert not (tmp_path / "m.yaml").exists()
+    # An autoencoder that has lost its last layer.
+    flat = shutil.copytree(source("ldm"), tmp_path / "flat")
+    part = next(name for name in ("vqvae", "vae") if (flat / name).is_dir())
+    states = load_file(flat / part / WEIGHTS)
+    for name in ("decoder.conv_out.weight", "decoder.conv_out.bias"):
+        states[name] = torch.zeros_like(states[name])
+    save_file(states, flat / part / WEIGHTS, {"format": "pt"})
+    assert "image of one colour (128)" in _refused("import", flat, "--out", tmp_path / "m")
+    assert {path.name for path in tmp_path.iterdir()} == {"nan", "flat"}, "nothing is left behind"
+
+
+def test_a_bundle_is_replaced_only_by_force(source: Callable[[str], Path], tmp_path: Path) -> None:
+    out = tmp_path / "m"
+    _said("import", source("ddpm"), "--out", out, "--check-steps", 2)
+    before = (out / "manifest.json").read_bytes()
+    assert "exists already: give --force" in _refused("import", source("class"), "--out", out)
+    (tmp_path / "m.yaml").unlink()
+    assert "is a bundle already: give --force" in _refused("import", source("class"), "--out", out)
+    assert (out / "manifest.json").read_bytes() == before
+    _said("import", source("class"), "--out", out, "--check-steps", 2, "--force")
+    assert bundles.load(str(out)).manifest.backbone.inputs.kind == "class"
+    assert {path.name for path in tmp_path.iterdir()} == {"m", "m.yaml"}
+
+
+def test_a_failed_import_by_force_leaves_the_old_bundle(
+    source: Callable[[str], Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "m"
+    _said("import", source("ddpm"), "--out", out, "--check-steps", 2)
+    before = (out / "manifest.json").read_bytes()
+    flow = shutil.copytree(source("dit"), tmp_path / "flow")
+    edit(flow / "scheduler/scheduler_config.json", _class_name="FlowMatchEulerDiscreteScheduler")
+    assert "flow matching" in _refused("import", flow, "--out", out, "--force")
+    assert (out / "manifest.json").read_bytes() == before
+
+
+def test_what_is_no_bundle_is_never_replaced(source: Callable[[str], Path], tmp_path: Path) -> None:
+    out = tmp_path / "m"
+    out.mkdir()
+    (out / "thesis.tex").write_text("years")
+    said = _refused("import", source("ddpm"), "--out", out, "--force")
+    assert "holds something that is no bundle" in said
+    assert (out / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--name", "My Model"], "--name: 'My Model' must be small letters"),
+        (["--device", "gpu"], "--device: "),
+        (["--dtype", "int8"], "--dtype: "),
+        (["--onnx", "--dtype", "float16"], "--onnx: "),
+        (["--class-names", "a,,b"], "--class-names: "),
+        (["--size", "9999"], "--size: '9999' is not HxW"),
+    ],
+)
+def test_a_mistake_is_a_sentence_that_names_the_option(
+    source: Callable[[str], Path], tmp_path: Path, options: list[str], words: str
+) -> None:
+    assert words in _refused("import", source("ddpm"), "--out", tmp_path / "m", *options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_is_shown(source: Callable[[str], Path], tmp_path: Path) -> None:
+    out = tmp_path / "m"
+    _said("import", source("class"), "--out", out, "--class-names", "cat,dog,owl",
+          "--check-steps", 2, "--licence", "CC0")  # fmt: skip
+    said = _said("show", out)
+    for words in (
+        "licence        CC0",
+        "images         16 × 16 × 3",
+        "one of 3 classes (cat, dog, owl), null class 3, guidance_scale 1",
+        "runtimes       torch",
+        "rewards        none: train one from labels at /feedback",
+        "UNet2DModel, 0.05 M float32",
+        "float32 ",
+        f"backbone/unet/{WEIGHTS}",
+    ):
+        assert words in said, words
+    sample = bundles.load(str(out)).sha256("sample.png")
+    assert sample[:19] in said
+    (out / "sample.png").write_bytes(b"another")
+    assert "sha256 is not the manifest's" in _refused("show", out)
+    shipped = _said("show", "mnist-sevens")
+    assert "no-crossbar, only-crossbar" in shipped
+    assert "runtimes       onnx, torch" in shipped

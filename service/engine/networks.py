@@ -11,9 +11,9 @@ from torch import Tensor
 from models.codec import Codec
 from models.conditioning import NOTHING, Conditions, Denoise, Encoded
 from models.guidance import CleanReward, ForwardGuide, Guide
-from models.rewards.timed_classifier import TimedClassifier
 from models.rewards.ensemble import Ensemble
 from models.rewards.graphs import DistilledGuide, Probe
+from models.rewards.timed_classifier import TimedClassifier
 from models.schedule import NoiseSchedule
 
 SUFFIXES = {

@@ -1,4 +1,4 @@
-"""TimedClassifier guidance in a world where everything is known: two classes, each Gaussian.
+"""Classifier guidance in a world where everything is known: two classes, each Gaussian.
 
 With the exact posterior p_t(y | x_t) of the mixture, guidance at scale 1 is the class's own law:
 p(x_0)·p(y | x_0) ∝ p(x_0 | y). So the mixture's denoiser must draw, from the same noise, the image
@@ -22,8 +22,8 @@ from models.condition import Condition
 from models.conditioning import Named
 from models.noise import Purpose, normal
 from models.parameterization import PREDICTION_TYPES, PredictionType
-from models.rewards.timed_classifier import TimedClassifier
 from models.rewards.network import RewardConfig, RewardNetwork
+from models.rewards.timed_classifier import TimedClassifier
 from models.schedule import NoiseSchedule
 from service.config import BackboneSettings
 from service.engine.batch import Batch

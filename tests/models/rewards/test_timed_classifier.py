@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from models.backbones.unet import SCHEDULER_CONFIG
 from models.codec import PixelShuffle, from_uint8
-from models.rewards.timed_classifier import TimedClassifier, ClassifierRecipe, train_classifier
 from models.rewards.ensemble import Ensemble
 from models.rewards.network import RewardConfig, RewardNetwork
+from models.rewards.timed_classifier import ClassifierRecipe, TimedClassifier, train_classifier
 from models.schedule import NoiseSchedule
 
 SCHEDULE = NoiseSchedule.from_diffusers(SCHEDULER_CONFIG)

@@ -237,16 +237,18 @@ class Bundle:
                     "models.<name>.backbone.runtime: torch"
                 )
             denoiser = backbone.onnx
-        beside = [
+        beside = {
             name
-            for name in sorted(self.manifest.files)
+            for name in self.manifest.files
             if name.startswith(f"{backbone.folder}/")
             and name.endswith(".safetensors")
             and not name.startswith(f"{backbone.folder}/{backbone.denoiser}/")
-        ]
+        }
+        # It may lie elsewhere than the folder.
+        beside |= {backbone.classifier} if backbone.classifier is not None else set()
         if not beside:
             return self.sha256(denoiser)
-        names = "".join(self.sha256(name) for name in (denoiser, *beside))
+        names = "".join(self.sha256(name) for name in (denoiser, *sorted(beside)))
         return f"sha256:{hashlib.sha256(names.encode()).hexdigest()}"
 
     @property

@@ -414,9 +414,12 @@ def _check_inputs(name: str, spec: PolicySettings, bundle: Bundle) -> None:
             f"policies.{name}.guidance_scale: {called} cannot be guided, as it "
             f"{'takes no input' if inputs.kind == 'none' else 'has no null_class'}: leave it out"
         )
-    if spec.classifier_scale and bundle.manifest.backbone.classifier is None:
+    if spec.classifier_scale and (
+        inputs.kind != "class" or not bundle.manifest.backbone.classifier
+    ):
         raise ConfigError(
-            f"policies.{name}.classifier_scale: {called} has no classifier: leave it out"
+            f"policies.{name}.classifier_scale: {called} has no "
+            f"{'classes' if inputs.kind != 'class' else 'classifier'} to steer by: leave it out"
         )
     repeated = [one for one in spec.class_labels if spec.class_labels.count(one) > 1]
     known = inputs.drawn_classes if inputs.kind == "class" else ()

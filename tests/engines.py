@@ -68,6 +68,7 @@ def make_engine(
     backbone: str = FREE.backbone,
     clean_guides: Mapping[str, CleanReward] | None = None,
     probes: Mapping[str, Probe] | None = None,
+    micro_batch: int = 4,
 ) -> Engine:
     """An engine over x_t of `shape`, which no condition is told."""
 
@@ -80,6 +81,7 @@ def make_engine(
         Batch(schedule, shape, max_batch, "cpu"),
         codec or Lossless(),
         max_batch,
+        micro_batch=micro_batch,
     )
 
 

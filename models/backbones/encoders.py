@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -97,41 +98,29 @@ class PromptEncoder:
         self._zeros = bool(self.xl and index.get("force_zeros_for_empty_prompt", True))
         size = (backbone.height, backbone.width)
         self._time_ids = torch.tensor([*size, 0, 0, *size], device=self._device).float()
+        self._tokenizing = threading.Lock()
         self._kept: Callable[[str], Named] = lru_cache(KEPT)(self._embed)
 
     def encode(self, condition: Condition, seed: int) -> Encoded:
         """`encoder_hidden_states` [L, D]; with XL `text_embeds` [D] and `time_ids` [6] as well."""
-        for field in ("prompt", "negative_prompt"):
-            self._check(getattr(condition, field), field)
-        inputs = self._kept(condition.prompt)
+        inputs = self._known(condition.prompt, "prompt")
         if condition.negative_prompt or not self._zeros:
-            return Encoded(inputs, self._kept(condition.negative_prompt))
+            return Encoded(inputs, self._known(condition.negative_prompt, "negative_prompt"))
         # As diffusers' pipeline for XL: no negative prompt is no embedding, not that of "".
         negative = {name: torch.zeros_like(value) for name, value in inputs.items()}
         return Encoded(inputs, negative | {"time_ids": inputs["time_ids"]})
 
-    def _check(self, prompt: str, field: str) -> None:
-        for tokenizer, _ in self._parts:
-            limit = tokenizer.model_max_length
-            count = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
-            if count > limit:
-                raise ConditionError(
-                    f"has {count} tokens, {count - limit} more than the {limit} that this model's "
-                    "text encoder reads (the marks of beginning and end count): shorten it",
-                    field,
-                )
+    def _known(self, prompt: str, field: str) -> Named:
+        try:
+            return self._kept(prompt)
+        except _TooLong as error:
+            raise ConditionError(str(error), field) from None
 
     @torch.no_grad()
     def _embed(self, prompt: str) -> Named:
         hidden, pooled = [], None
-        for tokenizer, encoder in self._parts:
-            tokens = tokenizer(
-                prompt,
-                padding="max_length",
-                max_length=tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            ).to(self._device)
+        # All before the first is encoded: encoding is what costs.
+        for tokens, (_, encoder) in zip(self._tokens(prompt), self._parts, strict=True):
             masked = getattr(encoder.config, "use_attention_mask", False) and not self.xl
             output = encoder(
                 tokens.input_ids,
@@ -144,6 +133,31 @@ class PromptEncoder:
         if pooled is None:
             return found
         return found | {"text_embeds": pooled[0].float(), "time_ids": self._time_ids}
+
+    def _tokens(self, prompt: str) -> list[Any]:
+        """Of each tokenizer, padded to what its encoder reads."""
+        found = []
+        for tokenizer, _ in self._parts:
+            limit = tokenizer.model_max_length
+            # A tokenizer keeps whether it cuts and pads: two threads would mix that up.
+            with self._tokenizing:
+                count = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
+                if count > limit:
+                    raise _TooLong(
+                        f"has {count} tokens, {count - limit} more than the {limit} that this "
+                        "model's text encoder reads (the marks of beginning and end count): "
+                        "shorten it"
+                    )
+                found.append(
+                    tokenizer(
+                        prompt, padding="max_length", max_length=limit, return_tensors="pt"
+                    ).to(self._device)
+                )
+        return found
+
+
+class _TooLong(ValueError):
+    """More tokens than the text encoder reads."""
 
 
 def load_encoder(

@@ -24,7 +24,11 @@ class Ensemble:
     """K networks that answer one question; float32, in evaluation mode, without gradients."""
 
     def __init__(self, network: RewardNetwork) -> None:
-        """Takes the network over and freezes it."""
+        """Takes the network over and freezes it. Raises ValueError for a classifier's."""
+        if network.config.classes != 1:
+            raise ValueError(
+                f"this network tells {network.config.classes} classes apart: no reward"
+            )
         self.network = network.eval().requires_grad_(False)
 
     @property
@@ -65,9 +69,7 @@ class Ensemble:
         Weights are stored as float16, half the size: the loss is far below what K members differ
         by, and whatever is measured or served is loaded from the file first.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        weights = {k: v.half().contiguous() for k, v in self.network.state_dict().items()}
-        save_file(weights, path, metadata=metadata | {"config": json.dumps(asdict(self.config))})
+        save_network(self.network, path, **metadata)
 
     @classmethod
     def load(cls, path: Path) -> Ensemble:
@@ -75,16 +77,28 @@ class Ensemble:
 
         Raises ValueError when the file holds no such ensemble.
         """
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        if "config" not in metadata:
-            raise ValueError(f"{path}: no `config` in the metadata: not an ensemble of rewards")
-        values: dict[str, Any] = json.loads(metadata["config"])
-        for name, value in values.items():
-            values[name] = tuple(value) if isinstance(value, list) else value
-        network = RewardNetwork(RewardConfig(**values))
-        try:
-            network.load_state_dict({k: v.float() for k, v in load_file(path).items()})
-        except RuntimeError as error:
-            raise ValueError(f"{path}: the weights do not fit the config: {error}") from None
-        return cls(network)
+        return cls(load_network(path))
+
+
+def save_network(network: RewardNetwork, path: Path, **metadata: str) -> None:
+    """See `Ensemble.save`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = {k: v.half().contiguous() for k, v in network.state_dict().items()}
+    save_file(weights, path, metadata=metadata | {"config": json.dumps(asdict(network.config))})
+
+
+def load_network(path: Path) -> RewardNetwork:
+    """See `Ensemble.load`."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    if "config" not in metadata:
+        raise ValueError(f"{path}: no `config` in the metadata: not an ensemble of rewards")
+    values: dict[str, Any] = json.loads(metadata["config"])
+    for name, value in values.items():
+        values[name] = tuple(value) if isinstance(value, list) else value
+    network = RewardNetwork(RewardConfig(**values))
+    try:
+        network.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+    except RuntimeError as error:
+        raise ValueError(f"{path}: the weights do not fit the config: {error}") from None
+    return network

@@ -1,5 +1,7 @@
 """The reward network: a small convolutional classifier, K independent members side by side.
 
+With `classes` it tells classes apart instead of giving a reward (`rewards.timed_classifier`).
+
 The members live in one grouped network instead of a list: a gradient is then one pass of K times
 wider convolutions, which on a CPU costs about half of K passes of narrow ones.
 """
@@ -22,6 +24,7 @@ class RewardConfig:
 
     Input is [B, channels·pixel_shuffle², H/pixel_shuffle, W/pixel_shuffle]: x_t in the backbone's
     space when `timed`, an image in [-1, 1] (with `pixel_shuffle=1`) when not.
+    One class is a reward.
     """
 
     members: int = 5
@@ -33,6 +36,7 @@ class RewardConfig:
     timed: bool = False
     embedding: int = 32
     hidden: int = 64
+    classes: int = 1
 
 
 class MemberLinear(nn.Module):
@@ -61,14 +65,14 @@ class RewardNetwork(nn.Module):
             for i, o, s in zip(inputs, config.widths, config.strides, strict=True)
         )
         self.norms = nn.ModuleList(nn.GroupNorm(k * config.groups, k * w) for w in config.widths)
-        self.head = MemberLinear(k, config.widths[-1] * POOL * POOL, 1)
+        self.head = MemberLinear(k, config.widths[-1] * POOL * POOL, config.classes)
         if config.timed:
             self.embed = MemberLinear(k, config.embedding, config.hidden)
             self.film = MemberLinear(k, config.hidden, 2 * sum(config.widths))
             nn.init.zeros_(self.film.weight)
 
     def forward(self, x: Tensor, timestep: Tensor | None = None) -> Tensor:
-        """Logits [B, K].
+        """Logits [B, K], or [B, K, classes] where there are several.
 
         `x` is [B, C, H, W], shown to all members, or [B, K, C, H, W], one input for each;
         `timestep` is [B] or [B, K], in 0..T−1, and belongs to timed networks alone.
@@ -87,8 +91,8 @@ class RewardNetwork(nn.Module):
                 h = h * (1 + scale) + shift
             h = functional.silu(h)
         pooled = adaptive_pool(h).unflatten(1, (k, -1)).flatten(2)
-        logits: Tensor = self.head(pooled).squeeze(-1)
-        return logits
+        logits: Tensor = self.head(pooled)
+        return logits.squeeze(-1) if self.config.classes == 1 else logits
 
     def _films(self, timestep: Tensor | None, batch: int) -> list[tuple[Tensor, Tensor]] | None:
         """Scale and shift of each layer, [B, K·width, 1, 1] (FiLM, Perez et al. 2018)."""

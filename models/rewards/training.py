@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -57,6 +58,19 @@ VIEWS = 8
 JUDGE = RewardRecipe(iterations=600, benign_weight=1.0, per_class=None, seed=1)
 
 
+class Augmentation(Protocol):
+    """How far images are turned, shifted and scaled at random, and how many at a time."""
+
+    @property
+    def rotation_degrees(self) -> float: ...
+    @property
+    def shift(self) -> float: ...
+    @property
+    def scale(self) -> float: ...
+    @property
+    def batch_size(self) -> int: ...
+
+
 def train_reward(
     pixels: NDArray[np.uint8],
     benign: NDArray[np.bool_],
@@ -84,7 +98,7 @@ def train_reward(
     pools = [bootstraps((benign == wanted) & allowed, recipe, rng) for wanted in (False, True)]
     images = from_uint8(pixels)
     codec = within if noising is None else noising[1]
-    view, channels = _views(images, recipe, codec, generator)
+    view, channels = views(images, recipe, codec, generator)
     # As the denoiser sees it: a shuffled image is unfolded again, for its neighbours' sake.
     fold = getattr(codec, "pixel_shuffle", 1)
     config = RewardConfig(
@@ -115,7 +129,7 @@ def train_reward(
         batch = view(rows.flatten())
         timestep = None
         if noising is not None:
-            batch, timestep = _noised(batch, noising[0], generator)
+            batch, timestep = noised(batch, noising[0], generator)
             timestep = timestep.view(rows.shape)
         logits = network(batch.unflatten(0, tuple(rows.shape)), timestep)
         losses = functional.binary_cross_entropy_with_logits(
@@ -130,8 +144,8 @@ def train_reward(
     return Ensemble(network)
 
 
-def _views(
-    images: Tensor, recipe: RewardRecipe, codec: Codec | None, generator: torch.Generator
+def views(
+    images: Tensor, recipe: Augmentation, codec: Codec | None, generator: torch.Generator
 ) -> tuple[Callable[[Tensor], Tensor], int]:
     """What gives the images of some rows, each turned and shifted at random, as the network is to
     see them; and their channels.
@@ -157,7 +171,7 @@ def _views(
     return pick, latents.shape[2]
 
 
-def augment(images: Tensor, recipe: RewardRecipe, generator: torch.Generator) -> Tensor:
+def augment(images: Tensor, recipe: Augmentation, generator: torch.Generator) -> Tensor:
     """Rotate, shift and scale each image of [B, C, H, W] at random; outside is background −1."""
 
     def uniform(limit: float) -> Tensor:
@@ -199,9 +213,10 @@ def _draw(pool: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return pool.gather(1, picks).T
 
 
-def _noised(
+def noised(
     x_0: Tensor, schedule: NoiseSchedule, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
+    """x_t [B, ...] at timesteps uniform over the schedule, and those timesteps [B]."""
     timestep = torch.randint(schedule.num_train_timesteps, (len(x_0),), generator=generator)
     alphas_cumprod = torch.from_numpy(schedule.alphas_cumprod).float()
     eps = torch.randn(x_0.shape, generator=generator)

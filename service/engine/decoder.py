@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from models.codec import Codec
+from service.engine.admission import Pace
 from service.engine.scheduler import Draw, Ticket, unwanted
 from service.errors import BackendUnavailable
 from service.ports import DrawResult, Pixels
@@ -25,6 +26,7 @@ from service.ports import DrawResult, Pixels
 log = logging.getLogger("winnow.engine")
 
 FAULTS_BEFORE_UNHEALTHY = 3
+STUCK_S = 120.0
 WAITING = 8
 """Micro-batches that may wait."""
 
@@ -40,7 +42,10 @@ class Finished:
 
 
 class Decoder:
-    """Decodes and delivers; `micro_batch` rows at most at a time."""
+    """Decodes and delivers; `micro_batch` rows at most at a time.
+
+    `pace` is that of its thread; without one, decoding takes no time beside that of the ticks.
+    """
 
     def __init__(
         self,
@@ -49,11 +54,13 @@ class Decoder:
         observe: Callable[[int, float], None] = lambda rows, seconds: None,
     ) -> None:
         """`observe` hears of each decoding: rows, and seconds."""
+        self.pace = Pace()
         self._codec = codec
         self._micro_batch = micro_batch
         self._observe = observe
         self._faults = 0
-        # A decoder that is behind holds the steps up, and admission sees slower ticks.
+        self._started: float | None = None
+        # A decoder that is behind what admission foresaw holds the steps up.
         self._queue: queue.Queue[Finished | None] = queue.Queue(WAITING * micro_batch)
         self._thread: threading.Thread | None = None
         if not codec.exact:
@@ -65,23 +72,39 @@ class Decoder:
         if self._thread is None:
             self._decode(finished)
             return
+        # The next draw of an image whose last was abandoned waits for no decoding.
+        _hand_over([(one, None) for one in finished if one.x_0 is None])
         for one in finished:
-            self._queue.put(one)
+            if one.x_0 is not None:
+                self._queue.put(one)
+
+    @property
+    def rows(self) -> int:
+        """What was given and is not delivered yet."""
+        return self._queue.unfinished_tasks
+
+    def finish_s(self, rows: int) -> float:
+        """Seconds until so many more rows are decoded, behind all that was given."""
+        count = self.rows + rows
+        return self.pace.finish_s(count, count, 1, self._micro_batch)
 
     def wait(self) -> None:
         """Return when all that was given has been delivered."""
         self._queue.join()
 
     def check_health(self) -> None:
-        """Raises BackendUnavailable when the thread died, or fails again and again."""
+        """Raises BackendUnavailable when the thread died, hangs, or fails again and again."""
         if self._thread is not None and not self._thread.is_alive():
             raise BackendUnavailable("the decoder's thread is not running")
         if self._faults >= FAULTS_BEFORE_UNHEALTHY:
             raise BackendUnavailable(f"the last {self._faults} decodings failed")
+        started = self._started
+        if started is not None and time.monotonic() - started > STUCK_S:
+            raise BackendUnavailable(f"a decoding has run for more than {STUCK_S:.0f} s")
 
     def close(self) -> None:
         """End the thread once it has delivered what it was given."""
-        if self._thread is not None:
+        if self._thread is not None and self._thread.is_alive():
             self._queue.put(None)
             self._thread.join()
 
@@ -93,21 +116,29 @@ class Decoder:
                     some.append(self._queue.get_nowait())
                 except queue.Empty:
                     break
-            finished = [one for one in some if one is not None]
-            try:
-                now = time.monotonic()
-                self._decode([one for one in finished if not unwanted(one.draw, now)])
-                self._faults = 0
-            except Exception:  # a fault in one batch must not end the service
-                self._faults += 1
-                log.exception("decoding failed")
-                fault = BackendUnavailable("the decoder failed; the log holds its cause")
-                for ticket in {id(one.draw.ticket): one.draw.ticket for one in finished}.values():
-                    ticket.deliver(fault)
+            now = time.monotonic()
+            wanted = [one for one in some if one is not None and not unwanted(one.draw, now)]
+            if wanted:
+                self._try(wanted)
             for _ in some:
                 self._queue.task_done()
             if some[-1] is None:
                 return
+
+    def _try(self, finished: Sequence[Finished]) -> None:
+        self._started = time.monotonic()
+        try:
+            self._decode(finished)
+            self.pace.observe(len(finished), time.monotonic() - self._started)
+            self._faults = 0
+        except Exception:  # a fault in one batch must not end the service
+            self._faults += 1
+            log.exception("decoding failed")
+            fault = BackendUnavailable("the decoder failed; the log holds its cause")
+            for ticket in {id(one.draw.ticket): one.draw.ticket for one in finished}.values():
+                ticket.deliver(fault)
+        finally:
+            self._started = None
 
     @torch.no_grad()
     def _decode(self, finished: Sequence[Finished]) -> None:
@@ -120,10 +151,14 @@ class Decoder:
             drawn = iter(
                 [image if whole else None for image, whole in zip(pixels, finite, strict=True)]
             )
-        groups: dict[int, tuple[Ticket, list[DrawResult]]] = {}
-        for one in finished:
-            image = None if one.x_0 is None else next(drawn)
-            group = groups.setdefault(id(one.draw.ticket), (one.draw.ticket, []))
-            group[1].append(replace(one.result, pixels=image))
-        for ticket, results in groups.values():
-            ticket.deliver(results)
+        _hand_over([(one, None if one.x_0 is None else next(drawn)) for one in finished])
+
+
+def _hand_over(finished: Sequence[tuple[Finished, Pixels | None]]) -> None:
+    """Deliver each caller's, together."""
+    groups: dict[int, tuple[Ticket, list[DrawResult]]] = {}
+    for one, pixels in finished:
+        group = groups.setdefault(id(one.draw.ticket), (one.draw.ticket, []))
+        group[1].append(replace(one.result, pixels=pixels))
+    for ticket, results in groups.values():
+        ticket.deliver(results)

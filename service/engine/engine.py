@@ -128,6 +128,12 @@ class Engine:
         tick_s = self.pace.tick_s(slots)
         return slots * self.pace.nfe_per_row / tick_s if tick_s else 0.0
 
+    def finish_s(self, nfe: float, draws: int, longest: float) -> float:
+        """Seconds until `nfe` of work in `draws` draws is done and decoded, the longest `longest`
+        NFE alone. Draws are decoded while others are made: what is slower decides."""
+        drawn_s = self.pace.finish_s(nfe, draws, longest, self.scheduler.max_batch)
+        return max(drawn_s + self.decoder.pace.tick_s(1), self.decoder.finish_s(draws))
+
     def offer(self, draws: Sequence[Draw]) -> None:
         """Note what a call asks for, whether it is admitted or not."""
         nfe = sum(draw.reserved for draw in draws if draw.key.fresh)
@@ -141,23 +147,30 @@ class Engine:
         Raises BackendUnavailable when the backbone cannot draw.
         """
         results: list[DrawResult] = []
+        faults: list[Exception] = []
 
         def deliver(item: list[DrawResult] | Exception) -> None:
+            # Not raised here: it may be the decoder's thread that says so.
             if isinstance(item, Exception):
-                raise item
-            results.extend(item)
+                faults.append(item)
+            else:
+                results.extend(item)
 
         ticket = Ticket(deliver, deadline=time.monotonic() + WARM_UP_S)
         known = self.encoder.example
         plans = [canary_plan(guide) for guide in (None, *self._runner.guides)]
         plans += [canary_plan(clean_guide=name) for name in self._runner.clean_guides]
         plans += [canary_plan(probe=name) for name in self._runner.probes]
+        plans += [canary_plan(classifier_scale=1.0)] if self._runner.classifies else []
         plans = [replace(plan, condition=known) for plan in plans]
         self.scheduler.add([Draw(plan, DrawKey(0, 0, 0), ticket) for plan in plans])
         self.run_to_end()
+        for fault in faults:
+            raise fault
         if len(results) < len(plans) or any(result.pixels is None for result in results):
             raise BackendUnavailable("the backbone's canary draw made no valid image")
-        self.pace = Pace()  # these ticks did the set-up: they say nothing of those to come
+        # These did the set-up: they say nothing of those to come.
+        self.pace, self.decoder.pace = Pace(), Pace()
 
     def run_to_end(self, on_tick: Callable[[], None] = lambda: None) -> None:
         """Tick until nothing waits or runs, and all of it is delivered."""
@@ -290,7 +303,10 @@ def _place(known: Mapping[str, object], name: str | None, what: str) -> int:
 
 
 def canary_plan(
-    guide: str | None = None, clean_guide: str | None = None, probe: str | None = None
+    guide: str | None = None,
+    clean_guide: str | None = None,
+    probe: str | None = None,
+    classifier_scale: float = 0.0,
 ) -> SamplingPlan:
     """A plan of a few steps that exercises the denoiser, and the networks that are named."""
     return SamplingPlan(
@@ -307,6 +323,7 @@ def canary_plan(
             censor_scale=0.0 if guide is None else 1.0,
             backward_steps=0 if clean_guide is None else 1,
             probes=() if probe is None else (0.5,),
+            classifier_scale=classifier_scale,
         ),
         probe_thresholds=() if probe is None else (0.0,),
         threshold=None,

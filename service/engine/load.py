@@ -22,7 +22,8 @@ def load_engine(
     meter: Meter | None = None,
     find: Find | None = None,
 ) -> Engine:
-    """The step engine for a bundle's backbone, with every guide that the bundle holds.
+    """The step engine for a bundle's backbone, with every guide that the bundle holds, and
+    its classifier.
 
     With `find` it can load others while it runs. Sets the number of torch's threads for this
     process.
@@ -64,6 +65,10 @@ def load_engine(
             )
         if reward.probe is not None:
             probes[bundle.sha256(reward.probe)] = networks.probe(bundle.path(reward.probe))
+    classifier = None
+    if (file := bundle.manifest.backbone.classifier) is not None:
+        classes = bundle.manifest.backbone.inputs.drawn_classes
+        classifier = networks.classifier(bundle.path(file), max(classes, default=0) + 1)
     runner = Runner(
         bundle.backbone_sha256(settings.runtime),
         backbone.denoiser,
@@ -71,6 +76,7 @@ def load_engine(
         guides,
         clean,
         probes,
+        classifier,
     )
     return Engine(
         runner,

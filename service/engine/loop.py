@@ -9,6 +9,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
 
 from service.engine.admission import reserved_nfe, turns_nfe
 from service.engine.engine import Engine
@@ -90,7 +91,7 @@ class EngineLoop:
 
         def deliver(item: list[DrawResult] | Exception) -> None:
             # The caller's event loop is closed only when its process is going away.
-            if not loop.is_closed():
+            with suppress(RuntimeError):
                 loop.call_soon_threadsafe(results.put_nowait, item)
 
         ticket = Ticket(deliver, deadline=time.monotonic() + timeout_s, tenant=tenant)
@@ -115,6 +116,9 @@ class EngineLoop:
         self._inbox.put(draws)
         remaining = len(draws)
         try:
+            if not self._thread.is_alive():
+                # It ended in between, and `close` may have looked into the inbox before.
+                raise BackendUnavailable("the engine has stopped")
             while remaining:
                 left = ticket.deadline - time.monotonic() + GRACE_S
                 item = await asyncio.wait_for(results.get(), left)
@@ -149,14 +153,14 @@ class EngineLoop:
         longest = max(draw.reserved for draw in draws)
         own = sum(draw.reserved for draw in draws)
         ahead = running_nfe + turns_nfe(mine_nfe + own, nfe.values()) - own
-        finish_s = engine.pace.finish_s(ahead + own, count, longest, slots)
+        finish_s = engine.finish_s(ahead + own, count, longest)
         # What could not be done in time by an idle engine either is let in when it is idle: some
         # of its draws may be.
-        if finish_s > timeout_s and ahead > 0:
+        if finish_s > timeout_s and (ahead > 0 or engine.decoder.rows):
             # While others have more than their turns waiting, what is ahead does not shrink.
             everything = running_nfe + mine_nfe + sum(nfe.values())
-            drained_s = engine.pace.finish_s(everything, count - len(draws), 0, slots)
-            all_s = engine.pace.finish_s(everything + own, count, longest, slots)
+            drained_s = engine.finish_s(everything, count - len(draws), 0)
+            all_s = engine.finish_s(everything + own, count, longest)
             raise Overloaded(
                 f"these draws would take {finish_s:.1f} s, and have {timeout_s:.1f} s",
                 retry_after_s=min(all_s - timeout_s, drained_s),
@@ -167,7 +171,7 @@ class EngineLoop:
             first = turns_nfe(share * mine_nfe, nfe.values())
             raise Overloaded(
                 f"{queued} draws of this key are waiting, the limit is {self._max_waiting}",
-                retry_after_s=engine.pace.finish_s(first, count, 0, slots),
+                retry_after_s=engine.finish_s(first, count, 0),
             )
 
     def check_health(self) -> None:

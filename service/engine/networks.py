@@ -13,6 +13,7 @@ from models.conditioning import NOTHING, Conditions, Denoise, Encoded
 from models.guidance import CleanReward, ForwardGuide, Guide
 from models.rewards.ensemble import Ensemble
 from models.rewards.graphs import DistilledGuide, Probe
+from models.rewards.timed_classifier import TimedClassifier
 from models.schedule import NoiseSchedule
 
 SUFFIXES = {
@@ -58,17 +59,28 @@ class Networks:
         """A clean ensemble."""
         return CleanReward(Ensemble.load(path).to(self._torch_device), self.codec)
 
+    def classifier(self, path: Path, classes: int) -> TimedClassifier:
+        """A classifier that knows so many classes, tried. Raises ValueError if it cannot be."""
+        found = TimedClassifier.load(path).to(self._torch_device)
+        if found.classes < classes:
+            raise ValueError(f"{path}: it knows {found.classes} classes, and the model {classes}")
+        timestep, labels = self._middle(), torch.arange(ROWS, device=self._torch_device)
+        try:
+            self._check(found.gradient(self._grey(), timestep, labels))
+        except RuntimeError as error:
+            raise ValueError(f"{path}: it does not take x_t of {list(self.shape)}") from error
+        return found
+
     def probe(self, path: Path) -> Probe:
         """A clean ensemble's graph."""
         return Probe(path, self.threads, self.device)
 
     def try_guide(self, guide: Guide) -> None:
         """Let it steer pure grey. Raises ValueError when that gives no gradient."""
-        timestep = torch.full((ROWS,), self.schedule.num_train_timesteps // 2, dtype=torch.int64)
         told: tuple[Conditions, ...] = ()
         if isinstance(guide, ForwardGuide):
             told = (Conditions.stack([self.example] * ROWS, [1.0] * ROWS),)
-        self._check(guide.gradient(self._grey(), timestep.to(self._torch_device), *told))
+        self._check(guide.gradient(self._grey(), self._middle(), *told))
 
     def try_clean_guide(self, reward: CleanReward) -> None:
         """See `try_guide`."""
@@ -83,6 +95,10 @@ class Networks:
     @property
     def _torch_device(self) -> str:
         return self.device if torch.cuda.is_available() else "cpu"
+
+    def _middle(self) -> Tensor:
+        half = self.schedule.num_train_timesteps // 2
+        return torch.full((ROWS,), half, dtype=torch.int64, device=self._torch_device)
 
     def _grey(self) -> Tensor:
         return torch.zeros(ROWS, *self.shape, device=self._torch_device)

@@ -333,7 +333,8 @@ CLASSES = {"kind": "class", "class_names": ("zero", "one", "two", "none"), "null
         (CLASSES, {"class_labels": [1, 2, 1]}, "class_labels: 1 stands there twice"),
         ({"kind": "class"}, {}, "has classes and no class_names"),
         ({"kind": "text"}, {"class_labels": [0]}, "has no classes"),
-        (CLASSES, {"classifier_scale": 1.0}, "classifier_scale: bundle 'tiny' has no classifier"),
+        (CLASSES, {"classifier_scale": 1}, "classifier_scale: bundle 'tiny' has no classifier"),
+        ({}, {"classifier_scale": 1}, "classifier_scale: bundle 'tiny' has no classes"),
     ],
 )
 def test_a_policy_that_lists_what_its_model_cannot_draw_is_refused(

@@ -342,6 +342,20 @@ def test_close_answers_whoever_waits() -> None:
     _run(scenario())
 
 
+def test_draws_that_arrive_while_the_engine_ends_are_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        with _loop(_echo) as loop:
+            # Between the look at the thread and the inbox.
+            monkeypatch.setattr(loop, "_admit", lambda draws, timeout_s: loop.close())
+            with pytest.raises(BackendUnavailable, match="stopped"):
+                await _all(loop.draw(SHORT, _keys(1), 2.0))
+            assert not loop._open
+
+    _run(scenario())
+
+
 def test_what_would_miss_its_deadline_is_refused_with_a_wait_that_is_true() -> None:
     """One slot, ten lines ahead at a second each, by the pace: the test never waits for them."""
 

@@ -119,6 +119,23 @@ class Reward(_Part):
     training: dict[str, Any]
 
 
+class Features(_Part):
+    """What a pretrained network sees in an image, for judges to learn on: a graph in `file`.
+
+    It takes `pixels` of the bundle's size and gives `width` numbers an image. Inside, the image
+    becomes `size` [H, W], and `mean` and `std`, of pixels in 0..1, are taken out. `source` says
+    what it was made from, and `source_sha256` is the hash of its weights.
+    """
+
+    file: str
+    width: int = Field(ge=1)
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: str
+    source_sha256: str
+
+
 class Sampling(_Part):
     """What a draw's law depends on, besides its seed: a calibration holds for this alone.
 
@@ -179,6 +196,7 @@ class Manifest(_Part):
     licence: str
     backbone: Backbone
     rewards: dict[str, Reward]
+    features: dict[str, Features] = {}
     calibrations: dict[str, list[Calibration]] = {}
     evaluation: Evaluation | None = None
     files: dict[str, File]

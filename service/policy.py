@@ -382,9 +382,15 @@ def _weights(
             return None
         file: str | None = getattr(reward, part)
         if file is None:
+            lacks = f"bundle {bundle.manifest.name!r} has no `{part}` of reward {spec.reward!r}"
+            if reward.guide is None or reward.clean_guide is None:
+                raise ConfigError(
+                    f"policies.{name}: {lacks}: that reward is a judge alone, which can neither "
+                    "steer nor stop a draw. Leave out censor_scale, backward_steps and probes, or "
+                    "train a reward with a guide from labels"
+                )
             raise ConfigError(
-                f"policies.{name}: bundle {bundle.manifest.name!r} has no `{part}` of reward "
-                f"{spec.reward!r}: run `winnow train distil {bundle.folder}`"
+                f"policies.{name}: {lacks}: run `winnow train distil {bundle.folder}`"
             )
         return bundle.sha256(file)
 

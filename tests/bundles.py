@@ -12,6 +12,7 @@ from models.bundle import (
     Backbone,
     Bundle,
     Calibration,
+    Features,
     Inputs,
     Labels,
     Manifest,
@@ -32,11 +33,13 @@ _FILES = [
     "rewards/bright/guide.safetensors",
     "rewards/bright/clean.safetensors",
     "rewards/bright/judge.onnx",
+    "features/seen.onnx",
 ]
 
 
 def write_bundle(folder: Path, model: str = "tiny") -> Path:
-    """Write a bundle with one reward, `bright`, calibrated for a policy of that name."""
+    """Write a bundle with one reward, `bright`, calibrated for a policy of that name, and features
+    `seen`."""
     for name in _FILES:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,6 +97,17 @@ def write_bundle(folder: Path, model: str = "tiny") -> Path:
                 guide_labels=labels,
                 judge_labels=labels,
                 training={},
+            )
+        },
+        features={
+            "seen": Features(
+                file=_FILES[5],
+                width=8,
+                size=(4, 6),
+                mean=(0.0,),
+                std=(1.0,),
+                source="a stand-in",
+                source_sha256=hashes[_FILES[5]],
             )
         },
         calibrations={"bright": calibrations},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ class Recipe:
     distil: bool = False
     seed: int = 0
     threads: int = 1
+    features: str | None = None
 
 
 class Cancelled(Exception):
@@ -84,11 +86,13 @@ class Training:
         method_of: Mapping[int, Any],
         report: Callable[[str, float], None],
         warm_start: Mapping[str, bytes] | None = None,
+        features: Path | None = None,
     ) -> Trained:
         """Two stages, and files of a few bytes."""
         self.seen.append(
             {"examples": list(examples), "recipe": recipe, "shape": shape}
             | {"methods": dict(method_of), "warm_start": warm_start, "generator": generator}
+            | {"features": features}
         )
         report("judge", 0.25)
         while self.go is not None and not self.go.wait(0.02):

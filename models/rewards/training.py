@@ -81,7 +81,7 @@ def train_reward(
     rng = np.random.default_rng(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
     allowed = np.ones((recipe.members, len(benign)), dtype=np.bool_) if seen is None else seen
-    pools = [_bootstraps((benign == wanted) & allowed, recipe, rng) for wanted in (False, True)]
+    pools = [bootstraps((benign == wanted) & allowed, recipe, rng) for wanted in (False, True)]
     images = from_uint8(pixels)
     codec = within if noising is None else noising[1]
     view, channels = _views(images, recipe, codec, generator)
@@ -176,7 +176,7 @@ def augment(images: Tensor, recipe: RewardRecipe, generator: torch.Generator) ->
     return functional.grid_sample(images + 1, grid, align_corners=False) - 1
 
 
-def _bootstraps(mask: NDArray[np.bool_], recipe: RewardRecipe, rng: np.random.Generator) -> Tensor:
+def bootstraps(mask: NDArray[np.bool_], recipe: RewardRecipe, rng: np.random.Generator) -> Tensor:
     """[K, n] indices: what each member may see of one class, out of `mask` [K, N]."""
     found = [np.flatnonzero(row) for row in mask]
     fewest = min(len(rows) for rows in found)

@@ -23,7 +23,8 @@ from service.store.rewards import RewardVersion
 class TrainRequest(BaseModel):
     """`POST /v1/rewards`: `policy` is whose sampling it is calibrated for.
 
-    `guide` and `distil` also make what policies need that steer.
+    `guide` and `distil` also make what policies need that steer. The judge learns on the bundle's
+    `features` of that name, or from scratch.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -33,6 +34,7 @@ class TrainRequest(BaseModel):
     guide: bool = False
     distil: bool = False
     seed: int = Field(0, ge=0, le=MAX_SEED)
+    features: Name | None = None
 
 
 def routes(context: Context) -> APIRouter:
@@ -51,6 +53,7 @@ def routes(context: Context) -> APIRouter:
         policy = _policy(context, body.policy, dataset.model)
         if body.distil and not body.guide:
             raise InvalidValue("distil: a student needs a guide to learn from: set guide", "distil")
+        _refuse_unknown(context, body.features, dataset.model)
         last = next((r for r in rewards.of(body.dataset) if r.status == "ready"), None)
         _refuse_too_few(context, body, last)
         reward_id = f"rwd_{uuid.uuid4().hex}"
@@ -61,6 +64,7 @@ def routes(context: Context) -> APIRouter:
             "distil": body.distil,
             "seed": body.seed,
             "threads": context.settings.feedback.threads,
+            "features": body.features,
         }
         parent = last.id if last else None
         rewards.queue(reward_id, body.dataset, parent, recipe, request.state.annotator)
@@ -91,6 +95,14 @@ def routes(context: Context) -> APIRouter:
         return rewards.read(reward_id)
 
     return router
+
+
+def _refuse_unknown(context: Context, features: str | None, model: str) -> None:
+    """Raises InvalidValue for features that the model's bundle does not have."""
+    known = sorted(context.manifests[model].features)
+    if features is not None and features not in known:
+        there = f"it has {', '.join(known)}" if known else "it has none: see `winnow features`"
+        raise InvalidValue(f"model {model!r} has no features {features!r}: {there}", "features")
 
 
 def _refuse_too_few(context: Context, body: TrainRequest, last: RewardVersion | None) -> None:

@@ -22,14 +22,19 @@ def canary(
 
     with faults(), tempfile.TemporaryDirectory() as scratch:
         loaded = bundles.load(bundle)
-        names = {name: f"canaries/{name}.png" for name in loaded.manifest.rewards}
+        # A judge that was imported got its canary with it, or has none.
+        names = {
+            name: f"canaries/{name}.png"
+            for name, reward in loaded.manifest.rewards.items()
+            if reward.judge_labels is not None
+        }
         made = {file: Path(scratch) / f"{name}.png" for name, file in names.items()}
         for name, file in names.items():
             made[file].write_bytes(to_png(pick(loaded, name)))
 
         def add(manifest: Manifest) -> Manifest:
             rewards = {
-                name: reward.model_copy(update={"canary": names[name]})
+                name: reward.model_copy(update={"canary": names.get(name, reward.canary)})
                 for name, reward in manifest.rewards.items()
             }
             return manifest.model_copy(update={"rewards": rewards})

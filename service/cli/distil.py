@@ -46,6 +46,8 @@ def distil(
         for name in reward or []:
             if name not in rewards:
                 raise ValueError(f"--reward {name}: the bundle has {', '.join(sorted(rewards))}")
+            if rewards[name].guide is None:
+                raise ValueError(f"--reward {name}: it is a judge alone: there is no guide")
         backbone = load_generator(loaded, "onnx", threads=threads)
         schedule, shape = backbone.schedule, backbone.shape
 
@@ -55,7 +57,10 @@ def distil(
         for place, name in enumerate(rewards):
             if reward and name not in reward:
                 continue
-            teacher = Ensemble.load(loaded.path(rewards[name].guide))
+            guide, clean_guide = rewards[name].guide, rewards[name].clean_guide
+            if guide is None or clean_guide is None:
+                continue
+            teacher = Ensemble.load(loaded.path(guide))
             first = seeds.first(seeds.DISTILLATION, place)
             with bars() as start:
                 bar = start(f"{name}: watch the teacher", draws * len(recipe.censor_scales))
@@ -68,12 +73,12 @@ def distil(
             }
             distilled, probe = made
             export_student(student, shape, made[distilled])
-            clean = Ensemble.load(loaded.path(rewards[name].clean_guide))
+            clean = Ensemble.load(loaded.path(clean_guide))
             export_probe(clean, backbone.codec, shape, made[probe])
             card: dict[str, Any] = {
                 "command": f"winnow train distil --reward {name}",
-                "teacher": loaded.sha256(rewards[name].guide),
-                "probe_of": loaded.sha256(rewards[name].clean_guide),
+                "teacher": loaded.sha256(guide),
+                "probe_of": loaded.sha256(clean_guide),
                 "denoiser": loaded.backbone_sha256("onnx"),
                 "first_seed": first,
                 "recipe": asdict(recipe),

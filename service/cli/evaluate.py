@@ -12,6 +12,7 @@ from rich.console import Console
 from models import bundle as bundles
 from models import seeds
 from models.bundle import Manifest
+from models.questions import QUESTIONS
 from service.cli.common import (
     DEFAULT_CONFIG,
     ConfigFile,
@@ -68,7 +69,12 @@ def evaluate(
             raise ConfigError("policies: evaluation compares with a policy that has no reward")
         model = settings.policies[open_name].model
         known = [name for name, policy in settings.policies.items() if policy.model == model]
-        chosen = policies or known
+        rewards = {name: settings.policies[name].reward for name in known}
+        for name in policies or []:
+            if (asked := rewards.get(name)) is not None:
+                question(asked)
+        # What no referee can answer for, such as an imported judge, is left out.
+        chosen = policies or [name for name in known if rewards[name] in (None, *QUESTIONS)]
         if unknown := [name for name in chosen if name not in known]:
             raise ConfigError(f"no policy {unknown[0]!r} of {model} (there are {', '.join(known)})")
         data = sevens()
@@ -91,6 +97,7 @@ def evaluate(
             oracles = {
                 reward: load_referee(service.bundle.path(evaluation.oracle), question(reward))
                 for reward in service.bundle.manifest.rewards
+                if reward in QUESTIONS
             }
 
             def yardstick(reward: str) -> Yardstick:

@@ -16,6 +16,8 @@ from service.cli import (
     evaluate,
     example,
     exporter,
+    features,
+    judge,
     policies,
     replay,
     rewards,
@@ -40,6 +42,8 @@ app.add_typer(policies.app, name="policies")
 app.add_typer(certify.app, name="certify")
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(rewards.app, name="rewards")
+app.add_typer(judge.app, name="judge")
+app.add_typer(features.app, name="features")
 app.command()(calibrate.calibrate)
 app.command()(evaluate.evaluate)
 app.command()(exporter.exporter)

@@ -49,11 +49,14 @@ def train(
     target: Annotated[float | None, typer.Option(help="The malign rate to aim at.")] = None,
     guide: Annotated[bool, typer.Option("--guide", help="A guide as well, to steer by.")] = False,
     distil: Annotated[bool, typer.Option("--distil", help="And the guide's student.")] = False,
+    features: Annotated[
+        str | None, typer.Option(help="Let the judge learn on these features of the bundle.")
+    ] = None,
     wait: Annotated[bool, typer.Option(help="Stay until it has ended.")] = True,
     url: ServiceUrl = None,
 ) -> None:
     """Train a reward; Ctrl-C stops watching, not the training."""
-    wanted = {"dataset": dataset, "policy": policy, "target": target}
+    wanted = {"dataset": dataset, "policy": policy, "target": target, "features": features}
     body = {name: value for name, value in wanted.items() if value is not None}
     with faults():
         reward = call("POST", "/v1/rewards", body | {"guide": guide, "distil": distil}, url=url)

@@ -192,7 +192,7 @@ def rewards(
                     start,
                 )
             write_record(work.reward(name) / "reward.json", made.model_dump(mode="json"))
-            labels = (made.guide_labels, made.judge_labels)
+            labels = [part for part in (made.guide_labels, made.judge_labels) if part]
             console.print(
                 f"{name}: looked at {sum(part.viewed for part in labels)} images "
                 f"({sum(part.seconds for part in labels):.0f} s of a person), "

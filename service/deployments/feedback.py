@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ray.exceptions import RayError
@@ -65,6 +66,7 @@ class Feedback:
                 generator=partial(
                     generator, bundle, settings.models[name].backbone, settings.feedback.threads
                 ),
+                features=partial(features, bundle),
             )
         store = Store(*config.store_urls(settings.store, os.environ))
         desk = Desk(
@@ -125,6 +127,22 @@ class HandleDesk:
             return shown
         except (RayError, RayServeException) as error:
             raise cause(error) or BackendUnavailable(say("the feedback desk", error)) from error
+
+
+def features(bundle: Bundle, name: str) -> Path:
+    """The file of a bundle's features of this name.
+
+    Raises ValueError for a name that the bundle does not have, and StoreUnavailable when the file
+    was changed since the bundle was verified.
+    """
+    known = bundle.manifest.features
+    if name not in known:
+        there = ", ".join(sorted(known)) or "none"
+        raise ValueError(f"bundle {bundle.manifest.name!r} has no features {name!r} (has {there})")
+    path = bundle.path(known[name].file)
+    if bundles.sha256_name(path) != bundle.sha256(known[name].file):
+        raise StoreUnavailable(f"{path} was changed since the service started")
+    return path
 
 
 def generator(

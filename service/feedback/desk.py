@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 from weakref import WeakValueDictionary
@@ -65,11 +66,14 @@ class Subject:
     `plan` draws without censoring (its seed and condition are replaced), `shape` is [H, W, C] of
     its images, and `generator` loads a `models.generate.Generator` when a training needs one, whose
     seeds have the conditions that it is given. `inputs` is what the model takes.
+    `features` finds the file of the bundle's features of that name, verified; it raises ValueError,
+    or StoreUnavailable.
     """
 
     plan: SamplingPlan
     shape: tuple[int, int, int]
     generator: Callable[[Callable[[int], Condition]], Any]
+    features: Callable[[str], Path]
     inputs: Inputs = NO_INPUTS
 
 
@@ -219,6 +223,7 @@ class Desk:
             {steps: spec.method(steps) for steps in spec.num_inference_steps},
             report,
             {part: self._store.blobs.get(name) for part, name in before.items()} or None,
+            None if recipe.features is None else subject.features(recipe.features),
         )
         weights = {
             part: _persistently(partial(self._store.blobs.put, file))

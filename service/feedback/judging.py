@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from models.codec import from_uint8
+from models.features import OnnxFeatures
 from models.rewards.ensemble import Ensemble
+from models.rewards.head import COPIES, Heads, copies, train_heads
 from models.rewards.platt import folds
 from models.rewards.training import JUDGE, train_reward
 from service.feedback.example import MEMBERS, Example, arrays, ids
@@ -60,6 +62,33 @@ def train_judge(
     )  # fmt: skip
     logits = np.ma.masked_array(member_logits(judge, pixels), mask=seen.T)
     return judge, np.asarray(logits.mean(axis=1), dtype=np.float64)
+
+
+def train_judge_on(
+    features: OnnxFeatures,
+    name: str,
+    examples: Sequence[Example],
+    seed: int,
+    start: Heads | None = None,
+    on_images: Callable[[int], None] = lambda _: None,
+) -> tuple[Heads, NDArray[np.float64]]:
+    """As `train_judge`, heads on frozen features, whose sha256 name is `name`.
+
+    `on_images` hears of each of `looks(examples)` passes of the network. Raises ValueError as
+    `folds`.
+    """
+    pixels, malign = arrays(examples)
+    seen = folds(ids(examples), malign, MEMBERS)
+    recipe = replace(FEW_JUDGE, seed=seed)
+    vectors = copies(features, pixels, recipe, on_images)
+    judge = train_heads(vectors, ~malign, recipe, name, seen=seen, start=start)
+    logits = np.ma.masked_array(judge.logits(vectors[0]), mask=seen.T)
+    return judge, np.asarray(logits.mean(axis=1), dtype=np.float64)
+
+
+def looks(examples: Sequence[Example]) -> int:
+    """How many images `train_judge_on` shows to the pretrained network."""
+    return (1 + COPIES) * len(examples)
 
 
 def member_logits(reward: Ensemble, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -23,13 +23,16 @@ from safetensors import safe_open
 from torch import Tensor
 
 from models import seeds
+from models.bundle import sha256_name
 from models.codec import PixelShuffle
 from models.conditioning import predict
+from models.features import OnnxFeatures
 from models.generate import Generator
 from models.method import Method
 from models.rewards.distil import DistilRecipe, distil, observe
 from models.rewards.ensemble import Ensemble
 from models.rewards.export import export_judge, export_probe, export_student
+from models.rewards.head import Heads, export_heads
 from models.rewards.judge import OnnxJudge
 from models.rewards.training import CLEAN_GUIDE, TIME_GUIDE, RewardRecipe, train_reward
 from service.encode import to_png
@@ -52,7 +55,8 @@ FEW_DISTIL = DistilRecipe(draws=128, iterations=2000)
 @dataclass(frozen=True)
 class Recipe:
     """What to train. `policy` is whose sampling it is calibrated for, `target` the malign rate
-    to aim at; `guide` asks for the time-dependent guide as well, `distil` for its student too."""
+    to aim at; `guide` asks for the time-dependent guide as well, `distil` for its student too.
+    `features` names what the judge learns on, of the bundle's; None trains it from scratch."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -62,6 +66,7 @@ class Recipe:
     distil: bool = False
     seed: int = 0
     threads: int = 1
+    features: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -94,19 +99,26 @@ def train(
     method_of: Mapping[int, Method],
     report: Report,
     warm_start: Mapping[str, bytes] | None = None,
+    features: Path | None = None,
 ) -> Trained:
     """Train on labelled images of `shape` [H, W, C] and calibrate for each method, by step count.
 
     With `warm_start`, an older reward's files, judge and guides go on from there, unless its judge
-    kept labels from its members in another way: then the card says so (`resumed`). The same
+    kept labels from its members in another way: then the card says so (`resumed`). A judge that
+    learned on other features is no beginning for this one; the guides still are. The same
     arguments give the same networks (safetensors puts its metadata in any order). A method whose
     draws cannot be made here, or need a part that was not asked for, gets no calibration, and the
-    card says why. Raises ValueError when a class has too few labels, and whatever `report` raises.
+    card says why. `features` is the file of what the recipe names. Raises ValueError when a class
+    has too few labels, and whatever `report` raises.
     """
     _check(examples, recipe, shape)
+    if (features is None) != (recipe.features is None):
+        raise ValueError(f"features {recipe.features!r} and their file: give both, or none")
     progress = Progress(report, _plan(recipe, method_of, generator.codec.exact))
     with _threads(recipe.threads), TemporaryDirectory() as scratch:
-        run = _Run(examples, recipe, generator, shape, Path(scratch), progress, warm_start or {})
+        run = _Run(
+            examples, recipe, generator, shape, Path(scratch), progress, warm_start or {}, features
+        )
         run.judge()
         run.guides()
         calibrations, skipped = run.calibrations(method_of)
@@ -126,8 +138,10 @@ class _Run:
         folder: Path,
         progress: Progress,
         warm_start: Mapping[str, bytes],
+        features: Path | None,
     ) -> None:
         self.recipe = recipe
+        self._features = features
         self.parts: dict[str, Path] = {}
         self._examples = examples
         self._generator = generator
@@ -146,28 +160,52 @@ class _Run:
 
     def judge(self) -> None:
         """Train the judge, score its labels out of fold, export it."""
-        start = None
-        if "judge" in self._older and (networks := _metadata(self._older["judge"]).get("networks")):
-            before = self._folder / "older-judge.safetensors"
-            before.write_bytes(b64decode(networks))
-            start = Ensemble.load(before)
+        self.parts["judge"] = self._folder / "judge.onnx"
+        known = {"labels": json.dumps(ids(self._judged)), "folds": judging.FOLDS}
+        if self._features is None:
+            self._judge_from_scratch(known)
+        else:
+            self._judge_on(self._features, known)
+        self._onnx = OnnxJudge(self.parts["judge"], self.recipe.threads)
+        self.parts["canary"] = self._folder / "canary.png"
+        self.parts["canary"].write_bytes(to_png(self._surest_malign()))
+
+    def _judge_from_scratch(self, known: dict[str, str]) -> None:
+        before = self._older_networks(None)
+        start = None if before is None else Ensemble.load(before)
         with self._progress.stage("judge", judging.FEW_JUDGE.iterations) as done:
             judge, self._out_of_fold = judging.train_judge(
                 self._judged, self.recipe.seed, start, done
             )
         path = self._folder / "judge.safetensors"
         judge.save(path)
-        networks = b64encode(path.read_bytes()).decode()
-        labels = ids(self._judged)
-        self.parts["judge"] = self._folder / "judge.onnx"
         height, width, _ = self._shape
-        export_judge(
-            judge, height, width, self.parts["judge"],
-            networks=networks, labels=json.dumps(labels), folds=judging.FOLDS,
-        )  # fmt: skip
-        self._onnx = OnnxJudge(self.parts["judge"], self.recipe.threads)
-        self.parts["canary"] = self._folder / "canary.png"
-        self.parts["canary"].write_bytes(to_png(self._surest_malign()))
+        export_judge(judge, height, width, self.parts["judge"], networks=_text(path), **known)
+
+    def _judge_on(self, features: Path, known: dict[str, str]) -> None:
+        name = sha256_name(features)
+        before = self._older_networks(name)
+        start = None if before is None else Heads.load(before)
+        with self._progress.stage("judge", judging.looks(self._judged)) as done:
+            heads, self._out_of_fold = judging.train_judge_on(
+                OnnxFeatures(features, self.recipe.threads), name, self._judged,
+                self.recipe.seed, start, done,
+            )  # fmt: skip
+        path = self._folder / "judge.safetensors"
+        heads.save(path)
+        known |= {"networks": _text(path), "features": name}
+        export_heads(heads, features, self.parts["judge"], **known)
+
+    def _older_networks(self, features: str | None) -> Path | None:
+        """The older judge's networks, if they stand on the same features: else nothing fits."""
+        if "judge" not in self._older:
+            return None
+        metadata = _metadata(self._older["judge"])
+        if "networks" not in metadata or metadata.get("features") != features:
+            return None
+        path = self._folder / "older-judge.safetensors"
+        path.write_bytes(b64decode(metadata["networks"]))
+        return path
 
     def _surest_malign(self) -> NDArray[np.uint8]:
         """The image that a person called malign and the judge, which had not seen it, most of all.
@@ -322,6 +360,11 @@ def _metadata(path: Path) -> dict[str, str]:
         return dict(OnnxJudge(path).session.get_modelmeta().custom_metadata_map)
     with safe_open(path, framework="pt") as file:
         return dict(file.metadata() or {})
+
+
+def _text(path: Path) -> str:
+    """A file, as metadata holds it."""
+    return b64encode(path.read_bytes()).decode()
 
 
 def _same_folds(judge: Path) -> bool:

@@ -214,6 +214,7 @@ def serve(
                 uncensored("tiny", policies["bright"].backbone, Method(10)),
                 (HEIGHT, WIDTH, 1),
                 lambda condition: condition,
+                lambda name: bundle.path(f"features/{name}.onnx"),
                 bundle.manifest.backbone.inputs,
             )
         },

@@ -63,7 +63,8 @@ def test_a_training_is_accepted_watched_and_becomes_a_reward(
     queued = _train(labeller, labelled, target=0.02)
     assert (queued["status"], queued["progress"], queued["parent"]) == ("queued", 0.0, None)
     assert queued["recipe"] == {
-        "policy": "bright", "target": 0.02, "guide": False, "distil": False, "seed": 0, "threads": 1
+        "policy": "bright", "target": 0.02, "guide": False, "distil": False, "features": None,
+        "seed": 0, "threads": 1,
     }  # fmt: skip
     assert queued["created_by"] == "label/api"
     server.desk.train(take())
@@ -162,6 +163,8 @@ def test_a_failure_is_told(
         ({"target": "1%"}, 400, "invalid_value", "target"),
         ({"distil": True}, 400, "invalid_value", "distil"),
         ({"threads": 64}, 400, "invalid_value", "threads"),
+        ({"features": "unseen"}, 400, "invalid_value", "features"),
+        ({"features": "../x"}, 400, "invalid_value", "features"),
         ({"seed": -1}, 400, "invalid_value", "seed"),
         ({"dataset": "unknown"}, 404, "dataset_not_found", "dataset"),
         ({"dataset": "UPPER"}, 400, "invalid_value", "dataset"),
@@ -172,6 +175,22 @@ def test_a_wrong_training_is_refused_by_field(
 ) -> None:
     answer = labeller.post("/v1/rewards", json={"dataset": labelled} | body)
     refused(answer, status, code, param)
+
+
+def test_features_are_those_of_the_bundle(
+    server: Served, labeller: httpx.Client, labelled: str, take: Any
+) -> None:
+    answer = labeller.post("/v1/rewards", json={"dataset": labelled, "features": "unseen"})
+    message = answer.json()["error"]["message"]
+    assert message == "features: model 'tiny' has no features 'unseen': it has seen"
+    server.training.fault = None  # others may have left one
+    queued = _train(labeller, labelled, features="seen")
+    assert queued["recipe"]["features"] == "seen"
+    server.desk.train(take())
+    assert labeller.get(f"/v1/rewards/{queued['id']}").json()["status"] == "ready"
+    given = server.training.seen[-1]
+    assert given["features"].name == "seen.onnx"
+    assert given["recipe"].features == "seen"
 
 
 def test_too_few_labels_are_refused(labeller: httpx.Client, dataset: str) -> None:

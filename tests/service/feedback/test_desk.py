@@ -90,6 +90,12 @@ def training() -> Training:
     return Training()
 
 
+def features(name: str) -> Path:
+    if name != "seen":
+        raise ValueError(f"no features {name!r}")
+    return Path("/features") / name
+
+
 @pytest.fixture
 def desk(store: Store, backbone: Backbone, training: Training, policies: Any) -> Desk:
     return Desk(
@@ -97,7 +103,7 @@ def desk(store: Store, backbone: Backbone, training: Training, policies: Any) ->
         routers={"tiny": Router(backbone, backbone, 1.0)},
         subjects={
             "tiny": Subject(
-                uncensored("tiny", "sha256:b", Method(10)), SHAPE, lambda condition: None
+                uncensored("tiny", "sha256:b", Method(10)), SHAPE, lambda condition: None, features
             )
         },
         policy=policies,
@@ -288,6 +294,21 @@ def labelled(desk: Desk, store: Store) -> list[Shown]:
     return shown
 
 
+@pytest.mark.parametrize(("name", "status"), [("seen", "ready"), ("gone", "failed")])
+def test_features_are_found_by_name_or_the_training_says_so(
+    desk: Desk, store: Store, training: Training, labelled: list[Shown], name: str, status: str
+) -> None:
+    recipe = {"policy": "bright", "features": name}
+    store.rewards.queue("rwd_1", "bars", None, recipe, ADA)
+    run(desk, store)
+    reward = store.rewards.read("rwd_1")
+    assert reward.status == status
+    if status == "ready":
+        assert training.seen[0]["features"] == Path("/features/seen")
+    else:
+        assert "no features 'gone'" in (reward.error or "")
+
+
 def test_a_training_keeps_its_files_and_a_card_with_where_its_labels_came_from(
     desk: Desk, store: Store, training: Training, labelled: list[Shown]
 ) -> None:
@@ -308,7 +329,7 @@ def test_a_training_keeps_its_files_and_a_card_with_where_its_labels_came_from(
     assert [one.label for one in seen["examples"]] == ["benign", "malign", "benign", "unsure"]
     assert (seen["recipe"].target, seen["recipe"].threads) == (0.02, 2)
     assert (set(seen["methods"]), seen["shape"]) == ({50, 20}, SHAPE)
-    assert seen["warm_start"] is None
+    assert (seen["warm_start"], seen["features"]) == (None, None)
 
 
 def test_the_next_training_resumes_from_the_last_reward(

@@ -1,4 +1,4 @@
-"""A training for a latent model: guides and probes of latents, and none goes through the decoder."""
+"""A training for a latent model: guides and probes of latents; none goes through the decoder."""
 
 from __future__ import annotations
 

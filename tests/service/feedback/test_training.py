@@ -13,12 +13,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load
-from torch import Tensor
+from torch import Tensor, nn
 
+from models.backbones.export import export_graph
+from models.bundle import sha256_name
 from models.codec import PixelShuffle
 from models.conditioning import Named
 from models.generate import Generator
 from models.method import Method
+from models.preparation import Wanted
+from models.pretrained import make_features
 from models.rewards.judge import OnnxJudge
 from models.rewards.platt import fold
 from service.feedback import judging, progress, training
@@ -84,10 +88,11 @@ def run(
     recipe: Recipe | None = None,
     methods: Mapping[int, Method] | None = None,
     warm_start: Mapping[str, bytes] | None = None,
+    features: Path | None = None,
 ) -> Trained:
     return train(
         examples, recipe or Recipe("p"), GENERATOR, (SIZE, SIZE, 1), methods or {4: METHOD},
-        lambda stage, fraction: None, warm_start,
+        lambda stage, fraction: None, warm_start, features,
     )  # fmt: skip
 
 
@@ -244,6 +249,55 @@ def test_a_steered_policy_needs_its_guide_and_is_calibrated_on_its_own_draws() -
     with_guide = run(images(40), Recipe("p", guide=True), methods)
     assert set(with_guide.card["calibrations"]) == {"3", "4"}
     assert "guide" in with_guide.files
+
+
+class Rows(nn.Module):
+    """Features that know where an image is bright, and nothing else of use."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 2·SIZE]."""
+        return torch.cat([images.mean(dim=(1, 2)), images.mean(dim=(1, 3))], dim=1)
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("features")
+    export_graph(Rows(), (torch.zeros(2, 1, SIZE, SIZE),), ["x"], "y", folder / "rows.onnx")
+    wanted = Wanted(layout="NCHW")
+    make_features(folder / "rows.onnx", (SIZE, SIZE, 1), wanted, folder / "features.onnx")
+    return folder / "features.onnx"
+
+
+def test_a_judge_on_features_is_a_judge_like_any_other(seen: Path, tmp_path: Path) -> None:
+    recipe = Recipe("p", features="rows")
+    found = run(images(40), recipe, features=seen)
+    assert set(found.files) == {"judge", "canary", "clean_guide", "probe"}
+    (tmp_path / "judge").write_bytes(found.files["judge"])
+    judge = OnnxJudge(tmp_path / "judge")
+    fresh = images(40, seed=9)
+    malign = np.array([e.malign for e in fresh])
+    scores = judge.score(np.stack([e.pixels for e in fresh]))
+    assert auc(scores, malign, np.ones(40)) > 0.97
+    assert found.card["auc"] > 0.9
+    assert found.card["recipe"]["features"] == "rows"
+    metadata = judge.session.get_modelmeta().custom_metadata_map
+    assert metadata["features"] == sha256_name(seen)
+    assert metadata["folds"] == judging.FOLDS
+    assert json.loads(metadata["labels"]) == found.card["split"]["judge"]
+    assert found.card["calibrations"]["4"]["threshold"] > 0
+
+    # More labels: every image stays on its side, whatever the judge learns on.
+    more = run(images(60), recipe, warm_start=found.files, features=seen)
+    assert more.card["resumed"]
+    assert set(found.card["split"]["judge"]) <= set(more.card["split"]["judge"])
+    scratch = run(images(60), warm_start=found.files)
+    assert scratch.card["split"] == more.card["split"]
+
+
+def test_features_and_their_file_belong_together(seen: Path) -> None:
+    for recipe, file in ((Recipe("p"), seen), (Recipe("p", features="rows"), None)):
+        with pytest.raises(ValueError, match="give both, or none"):
+            run(images(40), recipe, features=file)
 
 
 def test_unsure_counts_as_malign_and_too_few_of_a_class_are_refused() -> None:

@@ -93,8 +93,8 @@ def tiny_ldm(folder: Path, vq: bool) -> LDMPipeline:
 def tiny_sd(folder: Path, prediction_type: str = "epsilon") -> StableDiffusionPipeline:
     """Stable Diffusion: latents 16 × 16 × 4 of an image of 32 × 32 × 3."""
     torch.manual_seed(4)
-    tokenizer = _tokenizer(folder / "tokenizer", END)
-    config = _text(tokenizer)
+    words = tokenizer(folder / "tokenizer", END)
+    config = _text(words)
     scheduler = PNDMScheduler.from_config(
         STABLE | {"skip_prk_steps": True, "prediction_type": prediction_type}
     )
@@ -102,7 +102,7 @@ def tiny_sd(folder: Path, prediction_type: str = "epsilon") -> StableDiffusionPi
         StableDiffusionPipeline(
             vae=_vae(4),
             text_encoder=CLIPTextModel(config),
-            tokenizer=tokenizer,
+            tokenizer=words,
             unet=_unet_text(HIDDEN),
             scheduler=scheduler,
             safety_checker=None,
@@ -116,8 +116,8 @@ def tiny_sd(folder: Path, prediction_type: str = "epsilon") -> StableDiffusionPi
 def tiny_sdxl(folder: Path) -> StableDiffusionXLPipeline:
     """Stable Diffusion XL: two text encoders; latents 16 × 16 × 4 of an image of 32 × 32 × 3."""
     torch.manual_seed(5)
-    first = _tokenizer(folder / "tokenizer", END)
-    second = _tokenizer(folder / "tokenizer_2", "!")
+    first = tokenizer(folder / "tokenizer", END)
+    second = tokenizer(folder / "tokenizer_2", "!")
     size = 8
     return _save(
         StableDiffusionXLPipeline(
@@ -228,7 +228,7 @@ def _text(tokenizer: CLIPTokenizer, **more: Any) -> CLIPTextConfig:
     )
 
 
-def _tokenizer(folder: Path, pad: str) -> CLIPTokenizer:
+def tokenizer(folder: Path, pad: str) -> CLIPTokenizer:
     """CLIP's with an alphabet and few words: "cat" and "dog" are one token each, "owl" is three."""
     folder.mkdir(parents=True, exist_ok=True)
     letters = sorted(ByteLevel.alphabet())

@@ -54,6 +54,15 @@ class Recognised:
 
 def recognise(source: Source) -> Recognised:
     """The kind of a pipeline. Raises CannotImport with what stands against it."""
+    try:
+        return _recognise(source)
+    except KeyError as error:
+        raise CannotImport(
+            f"{source.name}: a component's config.json does not say {error}"
+        ) from None
+
+
+def _recognise(source: Source) -> Recognised:
     found = source.components
     if "scheduler" not in found:
         raise CannotImport(f"{source.name}: no scheduler in model_index.json: {WANTED}")

@@ -215,7 +215,8 @@ def _report(
     backbone = made.manifest.backbone
     console.print(
         f"\n[bold]{made.manifest.name}[/]: {made.kind}, images of {backbone.height} × "
-        f"{backbone.width} × {backbone.channels}; licence: {made.manifest.licence}"
+        f"{backbone.width} × {backbone.channels}; licence: {made.manifest.licence}",
+        soft_wrap=True,
     )
     for name, part in made.weights.items():
         console.print(

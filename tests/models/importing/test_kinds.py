@@ -122,6 +122,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("ddpm", INDEX, {"prior": ["diffusers", "PriorTransformer"]}, r"prior \(PriorTransformer\)"),
     ("ddpm", INDEX, {"unet": ["diffusers", "Kandinsky3UNet"]}, "is for a UNet2DModel, and"),
     ("dit", "transformer/config.json", {"norm_type": "ada_norm_single"}, "ada_norm_single is not"),
+    ("sd", "vae/config.json", {"latent_channels": None}, "does not say 'latent_channels'"),
     ("ldm", UNET, {"in_channels": 4}, "in_channels is 4, and vqvae has 3"),
 ]  # fmt: skip
 

@@ -163,3 +163,23 @@ def test_weights_of_another_network_are_refused(pipeline: Copy, tmp_path: Path) 
     save_file(few, folder / "unet" / WEIGHTS, {"format": "pt"})
     with pytest.raises(CannotImport, match=r"missing weights: time_embedding.* and 1 more$"):
         import_folder(folder, tmp_path / "b")
+
+
+def test_names_that_the_libraries_still_read_are_no_stray_weights(
+    pipeline: Copy, tmp_path: Path
+) -> None:
+    """As the files of Stable Diffusion 1.x on the hub have them."""
+    folder = pipeline("sd")
+    path = folder / "text_encoder/model.safetensors"
+    states = {f"text_model.{name}": value for name, value in load_file(path).items()}
+    states["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    save_file(states, path, {"format": "pt"})
+    path = folder / "vae" / WEIGHTS
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    states = load_file(path)
+    for new, name in old.items():
+        for key in [key for key in states if f"attentions.0.{new}." in key]:
+            states[key.replace(new, name)] = states.pop(key)
+    assert any("query" in key for key in states)
+    save_file(states, path, {"format": "pt"})
+    import_folder(folder, tmp_path / "out")

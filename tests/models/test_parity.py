@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -248,7 +249,7 @@ def _reference_gradient(
 @pytest.mark.parametrize("kind", ["sd", "dit"])
 def test_bfloat16_draws_nearly_the_same(kind: str, made: Callable[[str], Made]) -> None:
     it, plan = made(kind), MIXED[kind][0]
-    half = Made(kind, it.pipeline, it.bundle, load_generator(it.bundle, "torch", dtype="bfloat16"))
+    half = replace(it, generator=load_generator(it.bundle, "torch", dtype="bfloat16"))
     (result,) = draw_each(half.engine(), [plan])
     image, wanted = half.image(result), it.diffusers(plan, 0)
     assert image.decoded.isfinite().all()

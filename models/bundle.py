@@ -140,7 +140,8 @@ class Sampling(_Part):
     """What a draw's law depends on, besides its seed: a calibration holds for this alone.
 
     `backbone` is the hash of the weights as they ran, `dtype` torch's where torch ran them,
-    `schedule` the hash of the scheduler's configuration.
+    `schedule` the hash of the scheduler's configuration. `inputs` is what the model was asked for,
+    as the service writes it; nothing for one that takes nothing.
     """
 
     backbone: str
@@ -151,6 +152,7 @@ class Sampling(_Part):
     probe: str | None
     judge: str
     method: Method
+    inputs: tuple[dict[str, Any], ...] = ()
 
 
 class Calibration(_Part):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from models.bundle import Inputs
@@ -33,8 +33,8 @@ class Asked:
     `class_label` is a label or a class's name.
     """
 
-    prompt: str = ""
-    negative_prompt: str = ""
+    prompt: str = field(default="", repr=False)
+    negative_prompt: str = field(default="", repr=False)
     class_label: int | str | None = None
     guidance_scale: float | None = None
 
@@ -251,8 +251,8 @@ def class_name(label: int, inputs: Inputs) -> str | None:
 
 
 def _asked(one: Mapping[str, Any]) -> tuple[Asked, float]:
-    said = {field.name: one[field.name] for field in fields(Asked) if one.get(field.name)
-            is not None}  # fmt: skip
+    names = [part.name for part in fields(Asked)]
+    said = {name: one[name] for name in names if one.get(name) is not None}
     return Asked(**said), float(one.get("weight", 1.0))
 
 

@@ -9,10 +9,11 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from models.bundle import Bundle, Inputs, Reward, Sampling
+from models.condition import Mix
 from models.method import Guidance, Method
 from service.config import ConfigError, PolicySettings, Settings
 from service.errors import InvalidValue, PolicyNotReady
-from service.inputs import NO_INPUTS, NOTHING, Asked, Choices, listed
+from service.inputs import NO_INPUTS, NOTHING, Asked, Choices, listed, to_json
 from service.ports import LOADED_AS, SamplingPlan
 
 GUIDES: dict[Guidance, str] = {
@@ -143,6 +144,7 @@ class Policy:
             probe=self.probe,
             judge=self.judge,
             method=self.settings.method(num_inference_steps),
+            inputs=tuple(to_json(Mix((self.choices().condition(NOTHING),)))),
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import yaml
 from pydantic import BaseModel
 from typer.main import get_command
 
@@ -71,3 +72,20 @@ def test_commands_named_in_documents_exist() -> None:
                 # `winnow certify POLICY` begins; its group says so itself.
                 if below is not None and rest and not isinstance(commands[name], PolicyOrCommand):
                     assert rest[0] in below, f"{document.name}: winnow {words}"
+
+
+def test_the_example_of_several_models_is_a_configuration() -> None:
+    text = (ROOT / "docs/models.md").read_text()
+    example = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    settings = Settings.model_validate(example | {"auth": {"anonymous": True}})
+    assert len(settings.models) > 1
+    assert settings.policies[settings.default_policy].trained
+
+
+def test_every_option_of_an_import_is_documented() -> None:
+    text = (ROOT / "docs/models.md").read_text()
+    command = get_command(app).commands["bundle"].commands["import"]  # type: ignore[attr-defined]
+    options = {name for one in command.params for name in one.opts if name.startswith("--")}
+    assert len(options) > 15
+    for name in options:
+        assert f"{name}`" in text or f"{name} " in text, f"docs/models.md does not name {name}"

@@ -30,7 +30,7 @@ from loadtest.bench.report import OUT, save, show
 from loadtest.bench.servers import ADMIN, winnow
 from loadtest.bench.three_minutes import pixels_of
 from models import data, seeds
-from models.evaluation.features import DigitFeatures, load_features
+from models.evaluation.features import Classifier, load_features
 from models.evaluation.frechet import frechet_distance
 from models.examples import loops
 from models.rewards.calibration import clopper_pearson_interval
@@ -66,7 +66,7 @@ class Subject:
     question: str
     malign: Malign
     real: NDArray[np.uint8]
-    referee: DigitFeatures
+    referee: Classifier
     classes: Sequence[int] = ()
 
     @property
@@ -164,7 +164,9 @@ def configure(subjects: Sequence[Subject], scratch: Path, figures: dict[str, Any
         figures[f"{subject.name}-import, s"] = round(time.perf_counter() - started, 1)
         written = yaml.safe_load(out.with_suffix(".yaml").read_text())
         arguments = written["applications"][0]["args"]
-        arguments["models"][subject.name]["backbone"]["forward_guidance"] = True
+        backbone = arguments["models"][subject.name]["backbone"]
+        backbone["forward_guidance"] = True
+        backbone["replicas"]["ray_actor_options"]["num_cpus"] = 0.8  # both on two cores
         spec = {"model": subject.name, "num_inference_steps": [STEPS]}
         if subject.classes:
             spec["class_labels"] = list(subject.classes)

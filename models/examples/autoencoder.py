@@ -30,8 +30,9 @@ CONFIG: dict[str, Any] = {
 class AutoencoderRecipe(Recipe):
     """Hyperparameters; `kl_weight` is per element of the latent, against an L1 per pixel.
 
-    It is small, for sharp images, yet large enough that a latent's own noise stays near 2 % of
-    its deviation: what a backbone gets wrong by less than that cannot be seen.
+    It is small, and leaves a latent's own noise at 2 to 12 % of its deviation. Five times more
+    cost but 0.4 dB: what the reconstructions (25.3 dB) lack is texture, for which four numbers for
+    4 × 4 pixels are too few. Outlines are sharp.
     """
 
     steps: int = 1500

@@ -15,11 +15,14 @@ def licence(folder: Path) -> str:
     card = folder / "README.md"
     if card.is_file() and (found := _in_card(card.read_text(errors="replace"))):
         return found
-    for path in sorted(folder.glob("LICEN[SC]E*")):
-        for line in path.read_text(errors="replace").splitlines():
-            if line.strip():
-                return line.strip()[:200]
-    return NOT_STATED
+    path = licence_file(folder)
+    lines = [] if path is None else path.read_text(errors="replace").splitlines()
+    return next((line.strip()[:200] for line in lines if line.strip()), NOT_STATED)
+
+
+def licence_file(folder: Path) -> Path | None:
+    """The text of the licence, which many have to be passed on with."""
+    return next((path for path in sorted(folder.glob("LICEN[SC]E*")) if path.is_file()), None)
 
 
 def _in_card(text: str) -> str | None:

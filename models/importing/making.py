@@ -12,7 +12,7 @@ from typing import Any
 import diffusers
 
 from models.bundle import SCHEMA_VERSION, Backbone, Manifest, sha256_name, write_manifest
-from models.importing.card import NOT_STATED, licence
+from models.importing.card import NOT_STATED, licence, licence_file
 from models.importing.geometry import geometry
 from models.importing.inputs import NOTHING, Asked, find_inputs
 from models.importing.kinds import NAMES, OLD_DIT, Recognised, recognise
@@ -95,6 +95,8 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
         _copy_tokenizer(source.folder / name, backbone / name, inputs.max_tokens or 0)
     _write_json(backbone / "scheduler" / "scheduler_config.json", model.scheduler)
     _write_json(backbone / INDEX, _index(source, model))
+    if (text := licence_file(source.folder)) is not None:
+        shutil.copyfile(text, folder / "LICENSE.txt")
     checked = start("load the weights", len(weights))
     for name, (library, class_name) in model.networks.items():
         check_weights(backbone / name, library, class_name, weights[name].dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +102,9 @@ def import_(
             if out.exists():
                 out.rename(Path(scratch) / "before")
             folder.rename(out)
+        if written.exists():
+            # Somebody may have edited it.
+            written.replace(written.with_name(f"{written.name}.old"))
         document = _configure(out, written, settings, steps, checked.step_s)
         _report(made, checked, settings, out, written, document)
 
@@ -134,11 +136,12 @@ def _make(
 
     made = make(source, folder, options, start)
     if settings.runtime == "onnx":
-        _add_onnx(bundles.load(str(folder)))
-    loaded = bundles.load(str(folder))
+        _add_onnx(bundles.Bundle(folder, bundles.read_manifest(folder)))
+    loaded = bundles.Bundle(folder, bundles.read_manifest(folder))
     told = start("draw an image, twice", 2 * check_steps)
     checked = draw_twice(loaded, settings, check_steps, prompt, told)
     _add_sample(loaded, settings, checked)
+    bundles.load(str(folder))  # all of it, as the service will
     return made, checked
 
 
@@ -194,7 +197,7 @@ def _configure(
     from service.policy import pin
     from service.serve_file import read
 
-    bundle = bundles.load(str(out))
+    bundle = bundles.Bundle(out, bundles.read_manifest(out))
     document = configuration(bundle, settings, steps, step_s)
     write_configuration(path, document)
     pin(read(path).settings, {bundle.manifest.name: bundle})
@@ -244,10 +247,13 @@ def _report(
 
 
 def _settings(device: str, dtype: str, threads: int, onnx: bool) -> BackboneSettings:
+    import torch
     from pydantic import ValidationError
 
     from service.config import BackboneSettings
 
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device: {device} is not there: torch sees no GPU on this machine")
     runtime: Literal["onnx", "torch"] = "onnx" if onnx else "torch"
     given = {"runtime": runtime, "device": device, "dtype": dtype, "threads": threads}
     try:
@@ -279,5 +285,3 @@ def _refuse_taken(out: Path, config: Path, force: bool, given: bool) -> None:
         raise ValueError(f"--out: {out} holds something that is no bundle: it is not replaced")
     if not force:
         raise ValueError(f"--out: {out} is a bundle already: give --force to replace it")
-    if out.is_symlink():
-        shutil.rmtree(out.resolve())

@@ -201,7 +201,7 @@ def _show(found: dict[str, Any]) -> None:
             f"{fixed['allowed']} of {fixed['n']} may be malign or unsure",
         ),
         ("question", found["question"]),
-        *([("images", found["inputs"])] if found["inputs"] else []),
+        *([("images", found["inputs"])] if found.get("inputs") else []),
         ("progress", ", ".join(f"{count} {what}" for what, count in progress.items())),
         ("result", _result(result)),
         ("fingerprint", found["fingerprint"]),

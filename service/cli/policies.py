@@ -36,7 +36,7 @@ def list_(url: ServiceUrl = None) -> None:
             str(one["version"]),
             "switched off" if one["disabled"] else "in force",
             one["model"],
-            one["censors"] or "nothing",
+            one["censors"] or ("nothing" if one["ready"] else "all, until a reward is promoted"),
             _short(one["judge"]),
             _thresholds(one.get("thresholds")),
         )

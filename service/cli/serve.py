@@ -197,10 +197,18 @@ def _greet(url: str, seconds: float, settings: Settings, admin_key: str | None, 
     decode = (
         "import base64, json, sys; "
         'image = json.load(sys.stdin)["data"][0]["b64_json"]; '
-        'open("seven.png", "wb").write(base64.b64decode(image))'
+        'open("image.png", "wb").write(base64.b64decode(image))'
     )
     console.print(f"\n[bold green]Winnow is ready[/] at [bold]{url}[/] after {seconds:.0f} s\n")
-    console.print("Paste this for a censored image in seven.png:\n", markup=False)
+    default = settings.default_policy
+    if settings.policies[default].trained:
+        console.print(
+            f"`{default}` delivers nothing until a reward is promoted for it: label at "
+            f"{url}/feedback, train one, promote it. Then",
+            markup=False,
+            soft_wrap=True,
+        )
+    console.print("Paste this for a censored image in image.png:\n", markup=False)
     line = (
         f"curl -s {url}/v1/images/generations -H 'Content-Type: application/json' "
         f"{key}-d '{body}' \\\n  | python3 -c '{decode}'\n"

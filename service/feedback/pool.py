@@ -40,8 +40,11 @@ class Pool:
 def parts_of(method: Method, generator: Generator) -> set[str]:
     """The parts of a reward that draws of this method need, beside the judge.
 
-    Raises ValueError for forward guidance where the denoiser was loaded without gradients.
+    Raises ValueError for forward guidance where the denoiser was loaded without gradients, and for
+    classifier guidance, whose network is not here.
     """
+    if method.classifier_scale:
+        raise ValueError("draws with classifier guidance cannot be made while training")
     if method.censor_scale and method.guidance == "forward" and generator.differentiable is None:
         raise ValueError("draws with forward guidance need backbone.forward_guidance: true")
     wanted = {GUIDES[method.guidance]} if method.censor_scale else set()

@@ -88,6 +88,7 @@ OTHER_SAMPLING: list[tuple[str, Any]] = [
     ("method", Method(num_inference_steps=50, sampler="dpmsolver++")),
     ("method", Method(num_inference_steps=25)),
     ("method", Method(num_inference_steps=50, eta=0.5)),
+    ("inputs", ({"guidance_scale": 2.0, "weight": 1.0},)),
 ]
 
 
@@ -349,8 +350,9 @@ def test_a_plan_carries_what_is_asked_and_else_the_policys_default(bundle: Bundl
 
     assert condition(_pin(bundle)) == Condition()
     classes = asking(bundle, **CLASSES, guidance_scale=3.0)
-    assert condition(_pin(classes)) == Condition(guidance_scale=3.0, class_labels=(0, 1, 2))
-    narrow = _pin(classes, guidance_scale=[1.5, 4], class_labels=[2, 0])
+    default = Condition(guidance_scale=3.0, class_labels=(0, 1, 2))
+    assert condition(_pin(classes, threshold=0.5)) == default
+    narrow = _pin(classes, threshold=0.5, guidance_scale=[1.5, 4], class_labels=[2, 0])
     assert condition(narrow) == Condition(guidance_scale=1.5, class_labels=(2, 0))
     assert condition(narrow, class_label="two", guidance_scale=4) == Condition(
         class_label=2, guidance_scale=4
@@ -362,12 +364,25 @@ def test_a_plan_carries_what_is_asked_and_else_the_policys_default(bundle: Bundl
 def test_what_a_model_takes_comes_back_with_its_policies_and_old_ones_take_nothing(
     bundle: Bundle,
 ) -> None:
-    policy = _pin(asking(bundle, **CLASSES))
+    policy = _pin(asking(bundle, **CLASSES), threshold=0.5)
     assert from_document(json.loads(json.dumps(to_document(policy)))) == policy
     plain = _pin(bundle)
     document = to_document(plain)
     del document["inputs"]
     assert from_document(document) == plain
+
+
+def test_a_calibration_is_of_what_is_drawn_where_nothing_is_asked(bundle: Bundle) -> None:
+    classes = asking(bundle, **CLASSES, guidance_scale=3.0)
+    with pytest.raises(ConfigError, match="no calibration"):
+        _pin(classes)
+    drawn = {"class_labels": [0, 1, 2], "guidance_scale": 3.0, "weight": 1.0}
+    calibrated = _edited(classes, inputs=(drawn,))
+    assert _pin(calibrated).operating[50].threshold == THRESHOLD[50]
+    for change in ({"guidance_scale": [4.0, 3.0]}, {"class_labels": [0, 1]}):
+        with pytest.raises(ConfigError, match="no calibration"):
+            _pin(calibrated, **change)
+    assert _pin(calibrated, guidance_scale=[3.0, 4.0]).operating, "the default is what counts"
 
 
 def _waiting(bundle: Bundle, **spec: Any) -> Policy:

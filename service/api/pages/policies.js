@@ -65,7 +65,8 @@ async function article(policy, open) {
       el("span", { class: "small soft number" }, `version ${policy.version} · model ${policy.model}`)),
     el("p", {}, policy.censors
       ? el("span", {}, "Holds back where yes: ", el("strong", {}, policy.censors))
-      : "Censors nothing; only admins may use it."),
+      : policy.ready ? "Censors nothing; only admins may use it."
+        : "Has no reward yet, and refuses every request: label images, train one, and promote it."),
     policy.censors ? el("dl", { class: "particulars" },
       el("dt", {}, "threshold"), el("dd", {}, thresholds(policy.thresholds)),
       el("dt", {}, "draws"), el("dd", {}, `at most ${policy.max_draws} an image`),

@@ -31,7 +31,7 @@ function describe() {
   const { benign, malign, unsure, seconds } = one.counts;
   $("#counts").textContent =
     `${one.question} ${benign} benign, ${malign} malign${unsure ? `, ${unsure} unsure` : ""}, in ${duration(seconds)}.`;
-  const fitting = policies.filter((policy) => policy.model === one.model && policy.censors !== null);
+  const fitting = policies.filter((policy) => policy.model === one.model && judged(policy));
   form.elements.policy.replaceChildren(
     ...(fitting.length ? fitting : [{ id: "" }]).map((policy) =>
       el("option", { value: policy.id, selected: policy.default }, policy.id ? named(policy) : "the default")),
@@ -39,6 +39,9 @@ function describe() {
 }
 
 const named = (policy) => (policy.disabled ? `${policy.id} (switched off)` : policy.id);
+
+/** One that waits for its first reward asks no question yet. */
+const judged = (policy) => policy.censors !== null || !policy.ready;
 
 form.elements.dataset.addEventListener("change", () => {
   describe();
@@ -250,7 +253,7 @@ function thresholds(card, now) {
 
 function force(reward, card) {
   const base = reward.recipe?.policy ?? "";
-  const options = policies.filter((policy) => policy.model === card.dataset?.model && policy.censors !== null);
+  const options = policies.filter((policy) => policy.model === card.dataset?.model && judged(policy));
   if (base && !options.some((policy) => policy.id === base)) options.unshift({ id: base });
   const select = el("select", {}, ...options.map((policy) => el("option", { value: policy.id, selected: policy.id === base }, named(policy))));
   const name = el("input", { value: base, maxlength: 64, pattern: "[a-z0-9][a-z0-9._\\-]{0,63}", spellcheck: "false" });

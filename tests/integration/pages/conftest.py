@@ -10,6 +10,7 @@ import pytest
 
 from models.bundle import Bundle
 from service.feedback.worker import Worker
+from tests.service.api.asking import TEXT, serve_asked
 from tests.service.api.server import AUTH, Served, serve
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -40,6 +41,15 @@ def served(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         worker = Worker(server.store.rewards, server.desk.train)
         yield server
         worker.close()
+
+
+@pytest.fixture(scope="module")
+def asked(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server of a model that takes a prompt."""
+    auth = AUTH | {"anonymous": True, "anonymous_scopes": ["generate", "label", "approve"]}
+    with pytest.MonkeyPatch.context() as patch, serve_asked(bundle, TEXT, auth=auth) as (server, _):
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield server
 
 
 @pytest.fixture

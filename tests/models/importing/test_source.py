@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from models.bundle import load
 from models.importing.card import NOT_STATED, licence
 from models.importing.source import CannotImport, open_source
 from tests.imports import import_folder
@@ -87,3 +88,12 @@ def test_a_bundle_states_its_licence_or_warns(pipeline: Copy, tmp_path: Path) ->
     made = import_folder(folder, tmp_path / "b", licence="CC0", description="Blobs.")
     assert (made.manifest.licence, made.manifest.description) == ("CC0", "Blobs.")
     assert not any("licence" in note for note in made.notes)
+
+
+def test_the_text_of_a_licence_comes_along(pipeline: Copy, tmp_path: Path) -> None:
+    folder = pipeline("ddpm")
+    (folder / "LICENSE").write_text("CreativeML Open RAIL-M\n\nPass this on.")
+    made = import_folder(folder, tmp_path / "out")
+    assert made.manifest.licence == "CreativeML Open RAIL-M"
+    assert "Pass this on." in (tmp_path / "out/LICENSE.txt").read_text()
+    load(str(tmp_path / "out"))

@@ -26,10 +26,11 @@ def serve_asked(
 ) -> Iterator[tuple[Served, Echo]]:
     """A server of a model with these inputs, and the backbone that draws for it.
 
-    `policy` is what policy `bright` says of them.
+    `policy` is what policy `bright` says of them; no calibration is of these inputs, so it has a
+    threshold of its own.
     """
     policies = settings(str(bundle.folder))["policies"]
-    policies["bright"] |= policy or {}
+    policies["bright"] |= {"threshold": 0.5} | (policy or {})
     echo = Echo()
     changes = {"policies": policies, "limits": {"prompt_chars": 200}} | changes
     with serve(asking(bundle, **inputs), drawer=echo, **changes) as served:

@@ -11,12 +11,15 @@ from typing import Any
 import httpx
 import pytest
 
+from models.backbones.encoders import Unconditional
 from models.bundle import Bundle
-from models.condition import Condition
+from models.condition import Condition, ConditionError
+from models.conditioning import Encoded
+from tests.bundles import asking, settings
 from tests.echo import Echo
 from tests.service.api.asking import CLASSES, TEXT, serve_asked
 from tests.service.api.conftest import client, refused
-from tests.service.api.server import Served
+from tests.service.api.server import Served, serve
 
 ROUTE = "/v1/images/generations"
 SECRET = "purple walrus"
@@ -136,6 +139,25 @@ def test_a_prompt_of_too_many_tokens_is_the_callers_mistake_and_asked_for_once(
     counted = [line for line in counted if line.startswith("winnow_requests_total")]
     assert all('outcome="invalid"' in line for line in counted), "an outage is another thing"
     assert any(float(line.rsplit(" ", 1)[1]) >= 1 for line in counted)
+
+
+class Reader(Unconditional):
+    """An encoder that reads two words."""
+
+    def encode(self, condition: Condition, seed: int) -> Encoded:
+        count = len(condition.prompt.split())
+        if count > 2:
+            raise ConditionError(f"has {count} tokens, {count - 2} too many", "prompt")
+        return super().encode(condition, seed)
+
+
+def test_what_the_engines_encoder_refuses_is_the_callers_mistake(bundle: Bundle) -> None:
+    policies = settings(str(bundle.folder))["policies"]
+    policies["bright"] |= {"threshold": 0.5}
+    with serve(asking(bundle, **TEXT), policies=policies) as served:
+        served.backends.loop._engine.encoder = Reader()
+        refused(post(served, prompt="one two three"), 400, "invalid_value", "prompt")
+        assert ok(served, prompt="one two")["usage"]["draws"] >= 1, "it draws on"
 
 
 def stored(served: Served, decision_id: str) -> dict[str, Any]:

@@ -163,9 +163,11 @@ def test_a_bundle_is_replaced_only_by_force(source: Callable[[str], Path], tmp_p
     (tmp_path / "m.yaml").unlink()
     assert "is a bundle already: give --force" in _refused("import", source("class"), "--out", out)
     assert (out / "manifest.json").read_bytes() == before
+    (tmp_path / "m.yaml").write_text("# edited by hand")
     _said("import", source("class"), "--out", out, "--check-steps", 2, "--force")
     assert bundles.load(str(out)).manifest.backbone.inputs.kind == "class"
-    assert {path.name for path in tmp_path.iterdir()} == {"m", "m.yaml"}
+    assert (tmp_path / "m.yaml.old").read_text() == "# edited by hand"
+    assert {path.name for path in tmp_path.iterdir()} == {"m", "m.yaml", "m.yaml.old"}
 
 
 def test_a_failed_import_by_force_leaves_the_old_bundle(
@@ -194,6 +196,7 @@ def test_what_is_no_bundle_is_never_replaced(source: Callable[[str], Path], tmp_
     [
         (["--name", "My Model"], "--name: 'My Model' must be small letters"),
         (["--device", "gpu"], "--device: "),
+        (["--device", "cuda"], "--device: cuda is not there"),
         (["--dtype", "int8"], "--dtype: "),
         (["--onnx", "--dtype", "float16"], "--onnx: "),
         (["--class-names", "a,,b"], "--class-names: "),

@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 from models.bundle import Bundle
 from service.certificates.certificate import canonical
 from service.cli.main import app
+from tests.service.api.asking import TEXT, serve_asked
 from tests.service.api.conftest import client
 from tests.service.api.server import KEYS, Served, serve
 from tests.service.api.test_certificates import begin, certify, drawn, page, say
@@ -358,3 +359,24 @@ def test_a_service_that_is_not_there_is_a_sentence() -> None:
     answer = run("show", "cert_x", "--url", "http://127.0.0.1:9")
     assert answer.exit_code == 1
     assert "no service answers at http://127.0.0.1:9" in answer.output
+
+
+def test_a_certificate_of_prompts_from_a_file(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    file = tmp_path / "prompts.json"
+    file.write_text(json.dumps([{"prompt": "a cat"}, {"prompt": "a dog"}]))
+    with serve_asked(bundle, TEXT) as (served, _):
+        monkeypatch.setenv("WINNOW_URL", served.url)
+        monkeypatch.setenv("WINNOW_KEY", KEYS["APPROVE_KEY"])
+        begun = run("bright", "--epsilon", "0.3", "--delta", "0.5", "--inputs", str(file))
+        assert begun.exit_code == 0, begun.output
+        assert "4 images of these 2 prompts, drawn uniformly, of which 0 may" in begun.output
+        shown = run("show", begun.output.split(":")[0])
+        assert "of these 2 prompts, drawn uniformly" in shown.output
+        assert "a dog" in shown.output
+        file.write_text("[")
+        broken = run("bright", "--epsilon", "0.3", "--delta", "0.5", "--inputs", str(file))
+        assert broken.exit_code == 1
+        assert "is no JSON" in broken.output

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from models.condition import Condition
 from service.cli.main import app
+from tests.plans import JUDGED
 from tests.records import make_decision, make_outcome, make_row
 from tests.stores import open_store
 
@@ -49,6 +53,31 @@ def test_show_says_when_a_prompt_was_not_kept(tmp_path: Path) -> None:
     record = make_decision(prompt=None).record("backend_unavailable", 1.0, make_outcome())
     open_store(url).decisions.insert([row(record)])
     assert "not kept" in _run("show", record.id, "--url", url).output
+
+
+def test_show_tells_what_the_model_was_asked_for(tmp_path: Path) -> None:
+    from service.decisions import row
+
+    url = f"sqlite:///{tmp_path}/decisions.sqlite"
+    asked = [
+        Condition("a cat", "a dog", guidance_scale=7.5),
+        Condition(class_label=3),
+        Condition(class_labels=(5, 8)),
+    ]
+    store, shown = open_store(url), []
+    for condition in asked:
+        plan = replace(JUDGED, condition=condition)
+        decision = make_decision(condition.prompt, plan=plan)
+        record = decision.record("ok", 1.0, make_outcome())
+        store.decisions.insert([row(record)])
+        shown.append(_run("show", record.id, "--url", url).output)
+    for words in ("'a cat'", "'a dog'", "guidance scale   7.5"):
+        assert words in shown[0]
+        assert words not in shown[1]
+    assert re.search(r"class +3 *\n", shown[1])
+    assert "drawn by each seed from 5, 8" in shown[2]
+    drawn = asked[2].label(40)
+    assert re.search(rf"^ *0 +40 +{drawn} +success", shown[2], re.MULTILINE)
 
 
 def test_list_filters(url: str) -> None:

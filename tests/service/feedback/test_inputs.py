@@ -48,15 +48,16 @@ def desk_of(
     store: Store, bundle: Bundle, inputs: dict[str, Any], **policy: Any
 ) -> tuple[Desk, Scorer, Training]:
     document = settings(str(bundle.folder))
-    document["policies"]["bright"] |= policy
+    document["policies"]["bright"] |= {"threshold": 0.5} | policy
     conditional = asking(bundle, **inputs)
     policies = pin(Settings.model_validate(document), {"tiny": conditional})
     echo, training = Scorer(), Training()
     subject = Subject(
         uncensored("tiny", "sha256:b", Method(10)),
         (HEIGHT, WIDTH, 1),
-        lambda condition: condition,
-        Inputs(**inputs),
+        generator=lambda condition: condition,
+        features=Path,
+        inputs=Inputs(**inputs),
     )
     desk = Desk(
         store=store,

@@ -19,6 +19,8 @@ from service.store.database import Database
 from service.store.decisions import Decisions
 from service.store.schema import metadata
 from tests.records import make_row
+from tests.shown import make_batch, make_dataset
+from tests.stores import open_store
 
 
 @pytest.fixture
@@ -80,6 +82,28 @@ def test_a_store_from_before_labels_keeps_its_decisions(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="version 0001, this Winnow needs"):
         Database(f"sqlite:///{path}", create=False)
     assert Decisions(Database(f"sqlite:///{path}")).read("img_1") == {"a": 1}
+
+
+def test_a_store_from_before_inputs_keeps_its_images(tmp_path: Path) -> None:
+    path = tmp_path / "old.sqlite"
+    url = f"sqlite:///{path}"
+    store = open_store(url)
+    make_dataset(store)
+    (shown, *_) = make_batch(store, "batch")
+    store.close()
+    with sqlite3.connect(path) as raw:
+        raw.execute("ALTER TABLE images DROP COLUMN input")
+        raw.execute("UPDATE alembic_version SET version_num = '0002'")
+    store = open_store(url)
+    assert store.datasets.image("bars", shown.id) == shown
+    assert shown.input is None
+    told = {"prompt": "a cat", "guidance_scale": 7.5}
+    (fresh, *_) = make_batch(store, "fresh", input=told)
+    assert store.datasets.image("bars", fresh.id).input == told
+    store.close()
+    with sqlite3.connect(path) as raw:
+        empty = raw.execute("SELECT count(*) FROM images WHERE input IS NULL").fetchone()
+    assert empty == (3,), "what there is none of is no JSON"
 
 
 def test_tables_of_a_later_version_are_refused(

@@ -24,9 +24,6 @@ SCHEDULERS: dict[SamplerName, Any] = {
     "dpmsolver++": DPMSolverMultistepScheduler,
 }
 
-CLIPPING = ("DDIMScheduler", "DDPMScheduler")
-"""diffusers' schedulers that clip x̂_0 where their config does not say; the others never do."""
-
 
 @dataclass(frozen=True)
 class NoiseSchedule:
@@ -56,9 +53,6 @@ class NoiseSchedule:
             raise ValueError(
                 f"scheduler_config.json: prediction_type {prediction_type!r} is not one of {known}"
             )
-        if config.get("_class_name", "DDIMScheduler") not in CLIPPING:
-            # diffusers' DDIM clips unless it is told not to: it would cut latents off.
-            config = {"clip_sample": False, **config}
         reference = DDIMScheduler.from_config(dict(config))
         return cls(
             alphas_cumprod=reference.alphas_cumprod.double().numpy(),

@@ -17,48 +17,36 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.backbones.runtime import DtypeName
-from models.bundle import SCHEMA_VERSION, Backbone, Bundle, Inputs, Manifest, hash_files
+from models.bundle import Bundle, load
 from models.codec import Codec
 from models.condition import Condition
 from models.conditioning import Named
 from models.generate import Generator, load_generator
+from models.importing.inputs import NOTHING, Asked
 from models.method import Method
 from models.noise import Purpose, normal
+from models.schedule import read_config
 from service.engine.batch import Batch
 from service.engine.engine import Engine
 from service.engine.runner import Runner
 from service.ports import DrawKey, DrawResult, SamplingPlan
 from tests import pipelines
 from tests.engines import make_plan, run_to_end, submit
+from tests.imports import import_folder
 from tests.plans import FREE
 
-TEXT = Inputs(kind="text", max_tokens=pipelines.TOKENS)
-CLASSES = Inputs(kind="class", class_names=("a", "b", "c"), null_class=pipelines.CLASSES)
-THINGS = Inputs(
-    kind="class",
-    class_names=tuple(f"thing {label}" for label in range(pipelines.DIT_CLASSES)),
-    null_class=pipelines.DIT_CLASSES,
-)
-PIXELS: dict[str, Any] = {"height": 16, "width": 16}
-LATENTS: dict[str, Any] = {"height": 32, "width": 32, "autoencoder": "vae"}
-OLD_LATENTS = LATENTS | {"autoencoder": "vqvae"}
-KINDS: dict[str, tuple[Callable[[Path], Any], dict[str, Any]]] = {
-    "ddpm": (pipelines.tiny_ddpm, PIXELS),
-    "class": (pipelines.tiny_class, PIXELS | {"inputs": CLASSES}),
-    "ldm-vq": (lambda folder: pipelines.tiny_ldm(folder, vq=True), OLD_LATENTS),
-    "ldm-kl": (lambda folder: pipelines.tiny_ldm(folder, vq=False), OLD_LATENTS),
-    "sd": (pipelines.tiny_sd, LATENTS | {"inputs": TEXT}),
-    "sd-v": (
-        lambda folder: pipelines.tiny_sd(folder, "v_prediction"),
-        LATENTS | {"inputs": TEXT},
-    ),
-    "sdxl": (pipelines.tiny_sdxl, LATENTS | {"inputs": TEXT}),
-    "dit": (
-        pipelines.tiny_dit,
-        PIXELS | {"autoencoder": "vae", "denoiser": "transformer", "inputs": THINGS},
-    ),
+CLASSES = Asked(class_names=("a", "b", "c"), null_class=pipelines.CLASSES)
+KINDS: dict[str, Callable[[Path], Any]] = {
+    "ddpm": pipelines.tiny_ddpm,
+    "class": pipelines.tiny_class,
+    "ldm-vq": lambda folder: pipelines.tiny_ldm(folder, vq=True),
+    "ldm-kl": lambda folder: pipelines.tiny_ldm(folder, vq=False),
+    "sd": pipelines.tiny_sd,
+    "sd-v": lambda folder: pipelines.tiny_sd(folder, "v_prediction"),
+    "sdxl": pipelines.tiny_sdxl,
+    "dit": pipelines.tiny_dit,
 }
-"""How a pipeline of each kind is made, and what its bundle's manifest says of it."""
+"""How a pipeline of each kind is made."""
 
 SCHEDULERS: dict[str, Any] = {"ddim": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler}
 
@@ -78,10 +66,11 @@ class Image:
 
 @dataclass
 class Made:
-    """One tiny pipeline, as diffusers has it and as Winnow loads it."""
+    """One tiny pipeline, as diffusers has it and as Winnow imports and loads it."""
 
     kind: str
     pipeline: Any
+    scheduler: dict[str, Any]
     bundle: Bundle
     generator: Generator
     denoised: list[tuple[Tensor, Named]] = field(default_factory=list)
@@ -90,19 +79,14 @@ class Made:
     @classmethod
     def make(cls, kind: str, folder: Path, dtype: DtypeName = "float32") -> Made:
         """Write it under `folder`."""
-        make, says = KINDS[kind]
-        pipeline = make(folder / "backbone")
-        manifest = Manifest(
-            schema_version=SCHEMA_VERSION,
-            name="tiny",
-            description="",
-            licence="",
-            backbone=Backbone(folder="backbone", channels=3, training={}, **says),
-            rewards={},
-            files=hash_files(folder),
+        pipeline = KINDS[kind](folder / "pipeline")
+        import_folder(
+            folder / "pipeline", folder / "bundle", inputs=CLASSES if kind == "class" else NOTHING
         )
-        bundle = Bundle(folder, manifest)
-        return cls(kind, pipeline, bundle, load_generator(bundle, "torch", dtype=dtype))
+        bundle = load(str(folder / "bundle"))
+        # The file: a scheduler in memory forgets what it had by default when another is made of it.
+        scheduler = read_config(folder / "pipeline")
+        return cls(kind, pipeline, scheduler, bundle, load_generator(bundle, "torch", dtype=dtype))
 
     def engine(self, max_batch: int = 5, **networks: Any) -> Engine:
         """What `load_engine` builds, but that it delivers an `Image`'s numbers for pixels."""
@@ -135,9 +119,7 @@ class Made:
     def diffusers(self, plan: SamplingPlan, seed: int) -> Image:
         """By diffusers, alone in its batch."""
         pipeline, method, asked = self.pipeline, plan.method, plan.condition
-        pipeline.scheduler = SCHEDULERS[method.sampler].from_config(
-            dict(self.generator.schedule.config)
-        )
+        pipeline.scheduler = SCHEDULERS[method.sampler].from_config(self.scheduler)
         x_t = noise(seed, self.generator.shape)
         kept: list[Tensor] = []
         steps = {"num_inference_steps": method.num_inference_steps, "output_type": "np"}

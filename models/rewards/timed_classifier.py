@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from models.bundle import Manifest, add_files
 from models.codec import Codec, from_uint8
 from models.rewards.ensemble import load_network, save_network
 from models.rewards.network import RewardConfig, RewardNetwork
@@ -147,3 +149,22 @@ def train_classifier(
         optimizer.step()
         on_iteration(i + 1)
     return TimedClassifier(network)
+
+
+FILE = "classifier.safetensors"
+
+
+def add_classifier(folder: Path, classifier: TimedClassifier) -> None:
+    """Put a classifier into a verified bundle, and vouch for it in the manifest.
+
+    What draws has another name from then on (`Bundle.backbone_sha256`): calibrations that were
+    made before hold no longer.
+    """
+
+    def name(manifest: Manifest) -> Manifest:
+        backbone = manifest.backbone.model_copy(update={"classifier": FILE})
+        return manifest.model_copy(update={"backbone": backbone})
+
+    with TemporaryDirectory() as made:
+        classifier.save(Path(made) / FILE)
+        add_files(folder, {FILE: Path(made) / FILE}, name)

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.backbones.encoders import ClassEncoder
-from models.bundle import Bundle, Inputs, hash_files
+from models.bundle import Bundle, Inputs, load
 from models.condition import Condition
 from models.conditioning import Named
 from models.noise import Purpose, normal
 from models.parameterization import PREDICTION_TYPES, PredictionType
 from models.rewards.network import RewardConfig, RewardNetwork
-from models.rewards.timed_classifier import TimedClassifier
+from models.rewards.timed_classifier import TimedClassifier, add_classifier
 from models.schedule import NoiseSchedule
 from service.config import BackboneSettings
 from service.engine.batch import Batch
@@ -175,13 +175,10 @@ def test_without_a_classifier_it_is_refused() -> None:
 
 
 def _with_classifier(made: Made, config: RewardConfig) -> Bundle:
-    """The same bundle with a random classifier beside the backbone's folder."""
+    """The same bundle with a random classifier."""
     torch.manual_seed(0)
-    folder, manifest = made.bundle.folder, made.bundle.manifest
-    TimedClassifier(RewardNetwork(config)).save(folder / "classifier.safetensors")
-    backbone = manifest.backbone.model_copy(update={"classifier": "classifier.safetensors"})
-    files = hash_files(folder)
-    return Bundle(folder, manifest.model_copy(update={"backbone": backbone, "files": files}))
+    add_classifier(made.bundle.folder, TimedClassifier(RewardNetwork(config)))
+    return load(str(made.bundle.folder))
 
 
 def test_a_bundles_classifier_steers_and_belongs_to_the_name_of_what_draws(tmp_path: Path) -> None:

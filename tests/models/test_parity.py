@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -169,7 +170,7 @@ def test_every_condition_shows_in_the_image(kind: str, made: Callable[[str], Mad
 
 
 def test_a_loaded_engine_delivers_the_pixels_of_diffusers(made: Callable[[str], Made]) -> None:
-    """Through `load_engine` and the decoder's thread, to the bytes."""
+    """Through `load_engine` and the decoder's thread, to the bytes; and so does the generator."""
     it, plan = made("sd"), ask(20, **BOTH)
     settings = BackboneSettings(runtime="torch", max_batch=2)
     engine = load_engine(it.bundle, settings)
@@ -185,6 +186,9 @@ def test_a_loaded_engine_delivers_the_pixels_of_diffusers(made: Callable[[str], 
     assert np.ptp(result.pixels) > 100
     difference = result.pixels.astype(float) - wanted.permute(1, 2, 0).double().numpy()
     assert np.abs(difference).max() <= 0.51  # rounding, and no more
+    generator = replace(it.generator, num_inference_steps=20, condition=lambda _: plan.condition)
+    (pixels,) = generator.images([5]).astype(int)
+    assert np.abs(pixels - result.pixels).max() <= 1
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +252,7 @@ def _reference_gradient(
 @pytest.mark.parametrize("kind", ["sd", "dit"])
 def test_bfloat16_draws_nearly_the_same(kind: str, made: Callable[[str], Made]) -> None:
     it, plan = made(kind), MIXED[kind][0]
-    half = Made(kind, it.pipeline, it.bundle, load_generator(it.bundle, "torch", dtype="bfloat16"))
+    half = replace(it, generator=load_generator(it.bundle, "torch", dtype="bfloat16"))
     (result,) = draw_each(half.engine(), [plan])
     image, wanted = half.image(result), it.diffusers(plan, 0)
     assert image.decoded.isfinite().all()

@@ -28,21 +28,3 @@ def test_what_the_samplers_do_not_implement_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=rf"scheduler_config\.json.*{complaint}"):
         NoiseSchedule.from_diffusers(config)
-
-
-@pytest.mark.parametrize(
-    ("config", "limit"),
-    [
-        ({}, 1.0),
-        ({"_class_name": "DDPMScheduler"}, 1.0),
-        ({"_class_name": "DDIMScheduler", "clip_sample": False}, None),
-        ({"_class_name": "PNDMScheduler"}, None),
-        ({"_class_name": "EulerDiscreteScheduler"}, None),
-        ({"_class_name": "EulerDiscreteScheduler", "clip_sample": True}, 1.0),
-    ],
-)
-def test_only_what_its_own_scheduler_clips_is_clipped(
-    config: dict[str, object], limit: float | None
-) -> None:
-    """A scheduler without `clip_sample` is most often a latent model's: latents exceed 1."""
-    assert NoiseSchedule.from_diffusers(config).clip_sample_range == limit

@@ -100,9 +100,10 @@ def test_a_prompt_that_is_too_long_is_refused_by_its_tokens(
 @pytest.mark.parametrize("part", ["tokenizer", "tokenizer_2"])
 def test_both_encoders_of_xl_must_be_able_to_read_it(part: str, tmp_path: Path) -> None:
     made = Made.make("sdxl", tmp_path)
-    path = tmp_path / "backbone" / part / "tokenizer_config.json"
+    backbone = made.bundle.folder / "backbone"
+    path = backbone / part / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 20}))
-    it = load_encoder(tmp_path / "backbone", made.bundle.manifest.backbone)
+    it = load_encoder(backbone, made.bundle.manifest.backbone)
     with pytest.raises(ConditionError, match="has 32 tokens, 12 more than the 20"):
         it.encode(Condition("cat " * 30), 0)
 

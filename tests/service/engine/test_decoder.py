@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models import bundle
-from models.backbones.autoencoder import LatentCodec
 from service.config import BackboneSettings
 from service.engine import decoder
 from service.engine.decoder import FAULTS_BEFORE_UNHEALTHY
@@ -24,7 +23,7 @@ from service.engine.loop import EngineLoop
 from service.errors import BackendUnavailable, Overloaded
 from service.ports import DrawKey, DrawResult, SamplingPlan
 from tests.engines import Lossless, floats, make_engine, make_plan, make_schedule, submit
-from tests.parity import KINDS
+from tests.parity import Made
 
 WAIT_S = 30
 SHORT, LONG = make_plan(num_inference_steps=1), make_plan(num_inference_steps=50)
@@ -243,9 +242,7 @@ def test_an_abandoned_draw_waits_for_no_decoding(codec: Gated) -> None:
 def test_a_row_of_nan_has_no_pixels_and_its_neighbours_do(
     kind: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    folder = tmp_path_factory.mktemp(kind)
-    make, says = KINDS[kind]
-    shape = (make(folder).unet.config.in_channels, 16, 16)
+    made = Made.make(kind, tmp_path_factory.mktemp(kind))
 
     def breaks(x_t: Tensor, timestep: Tensor) -> Tensor:
         output = x_t.clone()
@@ -253,7 +250,7 @@ def test_a_row_of_nan_has_no_pixels_and_its_neighbours_do(
         return output
 
     engine = make_engine(
-        breaks, make_schedule("sample"), shape, codec=LatentCodec(folder / says["autoencoder"])
+        breaks, make_schedule("sample"), made.generator.shape, codec=made.generator.codec
     )
     caller = submit(engine, SHORT, _keys(3))
     engine.run_to_end()

@@ -184,7 +184,7 @@ def _text_encoder(folder: Path, device: torch.device, dtype: torch.dtype) -> Any
     name = json.loads((folder / "config.json").read_text())["architectures"][0]
     if name not in TEXT_ENCODERS:
         raise ValueError(f"{folder}: {name} is not one of {', '.join(TEXT_ENCODERS)}")
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     encoder = getattr(transformers, name).from_pretrained(
         folder, dtype=dtype, use_safetensors=True, local_files_only=True
     )

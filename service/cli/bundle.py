@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from service.cli.classifier import classifier
 from service.cli.common import bars, console, faults
 from service.cli.shown import memory, show_bundle, size
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Make a bundle of a model, or look at one.", no_args_is_help=True)
 ONNX = "backbone/unet.onnx"
 SAMPLE = "sample.png"
+
+app.command()(classifier)
 
 
 @app.command("import")

@@ -1,0 +1,100 @@
+"""`winnow bundle classifier`: give a class-conditional model a classifier to be steered by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from service.cli.common import Advance, bars, console, faults
+
+HELD_OUT = 10
+"""Of so many images of each class, one measures the classifier and teaches it nothing."""
+
+
+def classifier(
+    bundle: Annotated[Path, typer.Argument(help="The folder of a class-conditional bundle.")],
+    images: Annotated[Path, typer.Argument(help="A folder with one of images for each class.")],
+    iterations: Annotated[int, typer.Option(min=1, help="Of the training.")] = 2000,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+) -> None:
+    """Train a classifier of x_t on labelled images, and put it into the bundle.
+
+    A policy's `classifier_scale` then steers towards the class that a request asks for. What draws
+    has another name from then on, so earlier calibrations hold no longer.
+    """
+    with faults(), bars() as start:
+        import torch
+
+        from models import bundle as bundles
+        from models.codec import from_uint8
+        from models.generate import load_generator
+        from models.rewards.timed_classifier import (
+            ClassifierRecipe,
+            add_classifier,
+            train_classifier,
+        )
+
+        torch.set_num_threads(threads)
+        loaded = bundles.load(str(bundle))
+        backbone = loaded.manifest.backbone
+        if backbone.inputs.kind != "class":
+            raise ValueError(f"{bundle}: its model draws no classes: there is nothing to classify")
+        shape = (backbone.height, backbone.width, backbone.channels)
+        names = backbone.inputs.class_names
+        pixels, labels = read(images, names, shape, start("read the images", len(names)))
+        held_out = np.arange(len(labels)) % HELD_OUT == 0
+        generator = load_generator(loaded, "torch" if backbone.onnx is None else "onnx")
+        bar = start("train the classifier", iterations)
+        found = train_classifier(
+            pixels[~held_out],
+            labels[~held_out],
+            len(names),
+            generator.schedule,
+            generator.codec,
+            ClassifierRecipe(iterations=iterations),
+            lambda _: bar(1),
+        )
+        x_0 = generator.codec.encode(from_uint8(pixels[held_out]))
+        guess = found.log_probability(x_0, torch.zeros(len(x_0), dtype=torch.int64)).argmax(dim=1)
+        right = float((guess.numpy() == labels[held_out]).mean())
+        add_classifier(bundle, found)
+    console.print(
+        f"{bundle}: the classifier knows {right:.1%} of {int(held_out.sum())} images that it had "
+        "not seen, without noise. Give a policy `classifier_scale` to steer by it, and calibrate "
+        "again",
+        soft_wrap=True,
+    )
+
+
+def read(
+    folder: Path, names: tuple[str, ...], shape: tuple[int, int, int], advance: Advance
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The images of `folder/<class name>/`, uint8 [N, H, W, C], and the label of each, [N].
+
+    Raises ValueError for a class without images, a file that is none, or another size.
+    """
+    height, width, channels = shape
+    pixels, labels = [], []
+    for label, name in enumerate(names):
+        files = sorted(path for path in (folder / name).glob("*") if path.is_file())
+        if not files:
+            raise ValueError(f"{folder / name}: no images of class {label}, {name!r}")
+        for path in files:
+            try:
+                image = Image.open(path).convert("L" if channels == 1 else "RGB")
+            except (UnidentifiedImageError, OSError) as error:
+                raise ValueError(f"{path}: no image that can be read ({error})") from None
+            if image.size != (width, height):
+                raise ValueError(
+                    f"{path}: is {image.width} × {image.height}, and the model draws "
+                    f"{width} × {height}: resize it first"
+                )
+            pixels.append(np.asarray(image).reshape(shape))
+            labels.append(label)
+        advance(1)
+    return np.stack(pixels), np.array(labels, dtype=np.int64)

@@ -31,7 +31,7 @@ from models.codec import Codec, PixelShuffle
 from models.condition import Condition
 from models.conditioning import Conditions, Denoise, predict
 from models.method import Method
-from models.parameterization import to_x0_eps
+from models.parameterization import to_x0_eps, x0_to_eps
 from models.samplers import Trajectory, linear_step, trajectory
 from models.schedule import NoiseSchedule, read_config
 
@@ -91,12 +91,14 @@ class Generator:
             def number(column: NDArray[np.float64], i: int = i) -> Tensor:
                 return torch.tensor(column[i], dtype=torch.float32)
 
-            output = predict(self.denoiser, x_t, timestep, conditions)
+            output = predict(self.denoiser, x_t, timestep, conditions).clone()
             x_0, eps = to_x0_eps(
                 output, x_t, number(lines.alpha_bar), self.schedule.prediction_type
             )
-            if self.schedule.clip_sample_range is not None:
-                x_0 = x_0.clamp(-self.schedule.clip_sample_range, self.schedule.clip_sample_range)
+            limit, guided = self.schedule.clip_sample_range, conditions.guided
+            if limit is not None:
+                x_0 = x_0.clamp(-limit, limit)
+                eps[guided] = x0_to_eps(x_t[guided], x_0[guided], number(lines.alpha_bar))
             # Plain DDIM looks at no x̂_0 of the past.
             coefficients = (
                 number(lines.x_t),

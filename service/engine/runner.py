@@ -119,6 +119,9 @@ class Runner:
         output = predict(self._denoiser, x_t, timestep, conditions).to(torch.float32, copy=True)
         x_0, eps = to_x0_eps(output, x_t, line[ALPHA_BAR], self._schedule.prediction_type)
         step = _Step(batch, lines, line, timestep, conditions, x_t, x_0, self._clip(x_0), eps)
+        if self._schedule.clip_sample_range is not None and conditions.guided.size:
+            # What a reward's gradient does to x̂_0, this does too: see `_replace`.
+            self._replace(step, conditions.guided, step.unclipped[conditions.guided])
         self._follow(step)
         guided, gradient = self._steer(step)
         self._climb(step)

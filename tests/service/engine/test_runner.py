@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.condition import Condition
+from models.conditioning import Encoded, Named
 from models.parameterization import PREDICTION_TYPES, PredictionType
+from service.engine.batch import NONE, Batch
+from service.engine.program import ALPHA_BAR
+from service.engine.runner import Runner
 from service.ports import DrawKey
 from tests.engines import (
     draw_all,
@@ -97,3 +102,29 @@ def test_guidance_never_steps_against_its_gradient_where_x0_is_clipped() -> None
         return engine._batch.x_t[0].clone()
 
     assert (halfway(5.0) >= halfway(0.0) - 1e-5).all()
+
+
+def test_classifier_free_guidance_keeps_x0_and_eps_together_where_x0_is_clipped() -> None:
+    """A bent eps beside an x̂_0 that clipping has put back would step away from the condition."""
+
+    def denoise(x_t: Tensor, timestep: Tensor, inputs: Named) -> Tensor:
+        # Class 1 says that x̂_0 is 0.9 everywhere, class 0 that it is 0.
+        return 0.9 * inputs["class_labels"].view(-1, 1, 1, 1) * torch.ones_like(x_t)
+
+    schedule = make_schedule("sample", clip_sample=True, clip_sample_range=1.0)
+    shape, example = (1, 2, 2), {"class_labels": torch.tensor(0)}
+    batch = Batch(schedule, shape, 2, "cpu", Encoded(example, example))
+    told = Encoded({"class_labels": torch.tensor(1)}, example)
+    for row, scale in enumerate((1.0, 4.0)):
+        plan = make_plan(num_inference_steps=5, condition=Condition(guidance_scale=scale))
+        batch.put(row, plan, DrawKey(row, 7, 0), (NONE, NONE, NONE), told)
+    runner = Runner("", denoise, schedule, {})
+    start = batch.x_t[:2].clone()
+    runner.advance(batch, 2)
+    _, line = batch.now(2)
+    alpha_bar = torch.tensor(line[:, ALPHA_BAR]).view(-1, 1, 1, 1)
+    before = torch.tensor(schedule.alphas_cumprod[batch.timesteps[:2, 0]]).view(-1, 1, 1, 1)
+    x_0 = torch.tensor([0.9, 1.0]).view(-1, 1, 1, 1)
+    eps = (start - before.sqrt() * x_0) / (1 - before).sqrt()
+    wanted = alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
+    torch.testing.assert_close(batch.x_t[:2], wanted.float(), atol=1e-5, rtol=0)

@@ -97,6 +97,7 @@ def main() -> None:
     arguments = parser.parse_args()
     subjects = [digits(arguments.digits, arguments.mnist), fashion(arguments.fashion)]
     figures: dict[str, Any] = {}
+    OUT.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as scratch:
         config = configure(subjects, Path(scratch), figures)
         with (
@@ -111,9 +112,10 @@ def main() -> None:
                     card = train(client, subject, name) if spec else {}
                     found[policy] = asyncio.run(ask(server.url, name, arguments.images))
                     figures[name] = measure(subject, found[policy]) | taught(card)
+                    save("own_models", figures)
                 figures[f"{subject.name}-labels"] = labels
                 picture(subject, found).save(OUT / f"own_models_{subject.name}.png")
-                save("own_models", figures)
+    save("own_models", figures)
     columns = ["policy", "malign % [95 %]", "sent", "draws", "NFE", "s", "Fréchet", "trained, s"]
     rows = [[name, *said(one)] for name, one in figures.items() if "malign" in one]
     show("Models of one's own: before, and after labels", columns, rows)

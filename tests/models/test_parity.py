@@ -55,6 +55,7 @@ CASES: dict[str, tuple[str, SamplingPlan]] = {
 MIXED: dict[str, list[SamplingPlan]] = {
     # Not DPM-Solver++: diffusers' own does not clip x̂_0, whatever the config says.
     "ddpm": [ask(20), ask(8), ask(10), ask(5, eta=1.0), ask(20), ask(4)],
+    "ldm-kl": [ask(20), ask(8), ask(10), ask(5), ask(20), ask(4)],
     "class": [
         ask(20, class_label=0),
         ask(10, class_label=0, guidance_scale=3.0),

@@ -10,9 +10,9 @@ from typing import Any
 from models import bundle
 from models.backbones.unet import PIXEL_SHUFFLE
 from models.build import Build, image_shape, needed, read_record, weights
-from models.bundle import Backbone, Calibration, Evaluation, Manifest, Reward
 from models.evaluation.referees import load_referee
 from models.evaluation.viewed import load_viewed
+from models.manifest import SCHEMA_VERSION, Backbone, Calibration, Evaluation, Manifest, Reward
 from models.questions import QUESTIONS
 
 LICENCE = "Apache-2.0; the training images are MNIST's (LeCun, Cortes, Burges), CC BY-SA 3.0"
@@ -42,7 +42,7 @@ def pack(build: Build, out: Path) -> Manifest:
     height, width, channels = image_shape()
     hashes = bundle.hash_files(fresh)
     manifest = Manifest(
-        schema_version=bundle.SCHEMA_VERSION,
+        schema_version=SCHEMA_VERSION,
         name=out.name,
         description=DESCRIPTION,
         licence=LICENCE,

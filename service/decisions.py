@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict
 
-from models.bundle import Manifest
+from models.manifest import Manifest
 from service.config import ModelSettings
 from service.policy import Policy
 from service.ports import FinishReason, Pixels, SamplingPlan, Verdict

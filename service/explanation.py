@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from models.bundle import Inputs
+from models.manifest import Inputs
 from service.decisions import Draw, Image, Record
 from service.inputs import NO_INPUTS, class_name
 from service.ports import FinishReason, Verdict

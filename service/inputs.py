@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from models.bundle import Inputs
 from models.condition import Condition, Mix
+from models.manifest import Inputs
 from service.errors import InvalidValue
 
 SHOWN = 20

@@ -16,7 +16,8 @@ from service.config import Settings
 from service.engine.load import load_engine
 from service.engine.loop import EngineLoop
 from service.errors import CensorUnavailable, WinnowError
-from service.policy import Policy, pin
+from service.pinning import pin
+from service.policy import Policy
 from service.ports import DrawKey, DrawResult, Pixels, SamplingPlan
 from service.reward import Judges, load_judges
 from service.router import Router

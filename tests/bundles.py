@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from models.bundle import (
-    SCHEDULER,
+from models.bundle import SCHEDULER, WEIGHTS, Bundle, hash_files, write_manifest
+from models.manifest import (
     SCHEMA_VERSION,
-    WEIGHTS,
     Backbone,
-    Bundle,
     Calibration,
     Features,
     Inputs,
@@ -18,8 +16,6 @@ from models.bundle import (
     Manifest,
     Reward,
     Sampling,
-    hash_files,
-    write_manifest,
 )
 from models.method import Method
 

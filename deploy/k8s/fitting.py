@@ -12,7 +12,7 @@ import ray
 
 from models import bundle
 from service.config import BackboneReplicas, ConfigError, Settings
-from service.policy import pin
+from service.pinning import pin
 from service.serve_file import ServeFile, read
 
 Object = dict[str, Any]

@@ -25,13 +25,14 @@ from loadtest.bench.report import OUT, save, show
 from models import bundle as bundles
 from models import seeds
 from models.backbones.runtime import OnnxDenoiser
-from models.bundle import Bundle, Manifest
+from models.bundle import Bundle
 from models.codec import PixelShuffle
 from models.data import sevens
 from models.evaluation.features import load_features
 from models.evaluation.frechet import frechet_distance
 from models.evaluation.referees import Referee, load_referee
 from models.generate import Generator
+from models.manifest import Manifest
 from models.questions import QUESTIONS
 from models.rewards.calibration import clopper_pearson_interval
 from models.rewards.making import view

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import torch
 
-from models.bundle import Backbone, Inputs
 from models.condition import Condition, ConditionError
 from models.conditioning import NOTHING, Encoded, Named
+from models.manifest import Backbone, Inputs
 
 KEPT = 256
 """Prompts whose embeddings are kept: 40 MB for Stable Diffusion 1.x, 160 MB for XL."""

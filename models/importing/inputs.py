@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.bundle import Inputs
 from models.importing.kinds import Kind, Recognised
 from models.importing.source import CannotImport, Source, read_json
+from models.manifest import Inputs
 
 GUIDANCE: Mapping[Kind, float] = {"text": 7.5, "text-xl": 5.0, "dit": 4.0}
 """diffusers' own defaults; 1 elsewhere."""

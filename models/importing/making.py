@@ -11,7 +11,7 @@ from typing import Any
 
 import diffusers
 
-from models.bundle import SCHEMA_VERSION, Backbone, Manifest, sha256_name, write_manifest
+from models.bundle import sha256_name, write_manifest
 from models.importing.card import NOT_STATED, licence, licence_file
 from models.importing.geometry import geometry
 from models.importing.inputs import NOTHING, Asked, find_inputs
@@ -19,6 +19,7 @@ from models.importing.kinds import NAMES, OLD_DIT, Recognised, recognise
 from models.importing.loading import check_weights
 from models.importing.source import INDEX, CannotImport, Source
 from models.importing.weights import Weights, find_weights
+from models.manifest import SCHEMA_VERSION, Backbone, Manifest
 
 BACKBONE = "backbone"
 TOKENIZER_FILES = (

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models import seeds
-from models.bundle import Labels, Reward
 from models.evaluation.referees import Referee
 from models.generate import Generator
+from models.manifest import Labels, Reward
 from models.rewards.ensemble import Ensemble
 from models.rewards.export import export_judge
 from models.rewards.training import CLEAN_GUIDE, JUDGE, TIME_GUIDE, RewardRecipe, train_reward

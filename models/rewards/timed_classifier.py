@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from models.bundle import Manifest, add_files
+from models.bundle import add_files
 from models.codec import Codec, from_uint8
+from models.manifest import Manifest
 from models.rewards.ensemble import load_network, save_network
 from models.rewards.network import RewardConfig, RewardNetwork
 from models.rewards.training import noised, views

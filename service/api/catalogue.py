@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from models.bundle import Inputs
+from models.manifest import Inputs
 from service.api.auth import Caller
 from service.api.context import Context
 from service.certificates.certificate import asked

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from models.bundle import Manifest
+from models.manifest import Manifest
 from service.canary import Canaries
 from service.certificates.certified import Certified
 from service.config import KeySettings, Settings

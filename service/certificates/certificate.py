@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from models.bundle import Manifest
+from models.manifest import Manifest
 from service.decisions import PARTS, Versions
 from service.errors import InvalidValue
 from service.inputs import in_words

@@ -8,8 +8,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from models.bundle import Manifest
 from models.condition import Mix
+from models.manifest import Manifest
 from service.certificates.certificate import asked, covered, fingerprint
 from service.config import Settings
 from service.decisions import versions

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from models.bundle import Inputs
 from models.condition import Mix
+from models.manifest import Inputs
 from models.noise import MAX_SEED
 from service.encode import to_png
 from service.errors import Conflict, InvalidValue, StoreUnavailable, WinnowError

@@ -15,8 +15,9 @@ from service.cli.common import bars, console, faults
 from service.cli.shown import memory, show_bundle, size
 
 if TYPE_CHECKING:
-    from models.bundle import Bundle, Manifest
+    from models.bundle import Bundle
     from models.importing.making import Made
+    from models.manifest import Manifest
     from service.config import BackboneSettings
     from service.importing.drawing import Checked
 
@@ -197,7 +198,7 @@ def _configure(
     """Write the configuration, and read it back as the service will. Raises ConfigError."""
     from models import bundle as bundles
     from service.importing.configuration import configuration, write_configuration
-    from service.policy import pin
+    from service.pinning import pin
     from service.serve_file import read
 
     bundle = bundles.Bundle(out, bundles.read_manifest(out))

@@ -8,7 +8,7 @@ import typer
 
 from models import bundle as bundles
 from models import seeds
-from models.bundle import Calibration, Manifest
+from models.manifest import Calibration, Manifest
 from service.cli.common import (
     DEFAULT_CONFIG,
     ConfigFile,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from models.bundle import Manifest
+from models.manifest import Manifest
 from service.cli.common import console, faults
 
 

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from models.bundle import Evaluation
+from models.manifest import Evaluation
 from models.questions import QUESTIONS, Question
 from service.config import ConfigError, Settings
 from service.errors import WinnowError

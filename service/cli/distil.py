@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from models.bundle import Manifest
+from models.manifest import Manifest
 from service.cli.common import bars, console, faults
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from models import bundle as bundles
 from models import seeds
-from models.bundle import Manifest
+from models.manifest import Manifest
 from models.questions import QUESTIONS
 from service.cli.common import (
     DEFAULT_CONFIG,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from models.bundle import Features, Manifest
+from models.manifest import Features, Manifest
 from service.cli.common import console, faults
 from service.cli.pretrained import (
     BundleName,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from models.bundle import Manifest, Reward
+from models.manifest import Manifest, Reward
 from service.cli.common import console, faults
 from service.cli.pretrained import (
     BundleName,

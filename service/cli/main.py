@@ -71,7 +71,7 @@ def serve(
 def config_check(config: ConfigFile = DEFAULT_CONFIG) -> None:
     """Check a configuration file: a line `path: reason` for each fault, exit code 1."""
     from models import bundle as bundles
-    from service.policy import pin
+    from service.pinning import pin
     from service.serve_file import read
 
     try:

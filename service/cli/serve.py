@@ -60,7 +60,7 @@ def run(config: Path, port: int | None) -> int:
 
 def _run(config: Path, port: int | None) -> int:
     from models import bundle
-    from service.policy import pin
+    from service.pinning import pin
     from service.serve_file import read
     from service.store.store import Store
 

@@ -24,7 +24,7 @@ from service.config import BackboneSettings, Settings
 from service.deployments.handles import HandleDrawer, HandleScorer, cause, say
 from service.errors import BackendUnavailable, StoreUnavailable
 from service.live import Live
-from service.policy import pin
+from service.pinning import pin
 from service.router import Router
 from service.store.datasets import Dataset, Shown
 from service.store.store import Store

@@ -26,7 +26,8 @@ from service.live import Live
 from service.metrics.exporter import export
 from service.metrics.ingress import IngressMetrics
 from service.metrics.page import merge, render
-from service.policy import Policy, pin
+from service.pinning import pin
+from service.policy import Policy
 from service.router import Router
 from service.shadow import Shadows
 from service.store.recorder import Recorder

@@ -23,8 +23,8 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from models.bundle import Inputs
 from models.condition import Condition, Mix
+from models.manifest import Inputs
 from models.method import Method
 from models.noise import MAX_SEED
 from service.encode import from_png, to_png

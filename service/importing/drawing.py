@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from models.bundle import Bundle, Inputs
+from models.bundle import Bundle
 from models.condition import Condition
+from models.manifest import Inputs
 from models.method import Method
 from service.config import BackboneSettings
 from service.engine.engine import Engine

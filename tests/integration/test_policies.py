@@ -22,7 +22,8 @@ import pytest
 import yaml
 
 from models import bundle as bundles
-from service.policy import Policy, pin
+from service.pinning import pin
+from service.policy import Policy
 from service.serve_file import read
 from tests.integration.conftest import (
     ADMIN_KEY,

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.backbones.encoders import ClassEncoder
-from models.bundle import Bundle, Inputs, load
+from models.bundle import Bundle, load
 from models.condition import Condition
 from models.conditioning import Named
+from models.manifest import Inputs
 from models.noise import Purpose, normal
 from models.parameterization import PREDICTION_TYPES, PredictionType
 from models.rewards.network import RewardConfig, RewardNetwork

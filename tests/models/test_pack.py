@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from models import bundle
 from models.backbones.unet import UNET_CONFIG, save_pipeline
 from models.build import Build, write_record
-from models.bundle import BundleError, Calibration, Sampling
+from models.bundle import BundleError
 from models.evaluation.viewed import Viewed, save_viewed
+from models.manifest import Calibration, Sampling
 from models.method import Method
 from models.pack import pack
 from models.questions import QUESTIONS

@@ -14,7 +14,8 @@ from models import bundle as bundles
 from service.canary import Canaries
 from service.config import Settings
 from service.errors import CensorUnavailable, StoreUnavailable
-from service.policy import Policy, pin
+from service.pinning import pin
+from service.policy import Policy
 from service.ports import Pixels, Verdict
 from tests.bundles import THRESHOLD, settings, write_bundle
 

@@ -12,7 +12,7 @@ from models.bundle import Bundle
 from models.condition import Condition
 from service.config import Settings
 from service.decisions import Record, kept, packages, row, sha256, versions
-from service.policy import pin
+from service.pinning import pin
 from service.ports import FinishReason, Verdict
 from tests.bundles import settings
 from tests.plans import JUDGED

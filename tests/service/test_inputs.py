@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from models.bundle import Inputs
 from models.condition import Condition, Mix
+from models.manifest import Inputs
 from service import inputs
 from service.errors import InvalidValue
 from service.inputs import Asked, Choices, caption, drawn, in_words, listed, mix, of_model, parse

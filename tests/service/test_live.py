@@ -22,7 +22,8 @@ from service.errors import (
     StoreUnavailable,
 )
 from service.live import Live
-from service.policy import Policy, pin, to_document
+from service.pinning import pin
+from service.policy import Policy, to_document
 from service.store.store import Store
 from tests.bundles import settings
 from tests.stores import open_store

@@ -7,22 +7,15 @@ from typing import Any
 
 import pytest
 
-from models.bundle import Bundle, Calibration, Manifest
+from models.bundle import Bundle
 from models.condition import Condition
+from models.manifest import Calibration, Manifest
 from models.method import Method
 from service.config import ConfigError, Settings
 from service.errors import InvalidValue, PolicyNotReady
 from service.inputs import Asked
-from service.policy import (
-    Operating,
-    Overrides,
-    Policy,
-    derive,
-    from_document,
-    pin,
-    resolve,
-    to_document,
-)
+from service.pinning import pin
+from service.policy import Operating, Overrides, Policy, derive, from_document, resolve, to_document
 from tests.bundles import THRESHOLD, asking, settings
 
 

@@ -14,7 +14,8 @@ import pytest
 from models.bundle import Bundle
 from service.config import Settings
 from service.errors import CensorUnavailable
-from service.policy import Operating, Policy, pin
+from service.pinning import pin
+from service.policy import Operating, Policy
 from service.ports import Pixels, Verdict
 from service.shadow import KEEP, WAITING, Shadows, Witness
 from tests.bundles import settings

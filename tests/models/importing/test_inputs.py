@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from models.bundle import Inputs
 from models.importing.inputs import Asked, read_names
 from models.importing.source import CannotImport
+from models.manifest import Inputs
 from tests.imports import edit, import_folder
 from tests.models.importing.conftest import Copy
 

@@ -36,7 +36,8 @@ from service.local import LocalBackends
 from service.metrics.backbone import BackboneMetrics
 from service.metrics.ingress import IngressMetrics
 from service.metrics.page import merge, render
-from service.policy import Policy, pin
+from service.pinning import pin
+from service.policy import Policy
 from service.ports import Drawer, Pixels
 from service.reward import Judges
 from service.router import Router

@@ -14,7 +14,8 @@ from service.certificates.certificate import Result, asked, covered, fingerprint
 from service.config import Settings
 from service.decisions import Versions, versions
 from service.errors import InvalidValue
-from service.policy import Operating, Policy, pin
+from service.pinning import pin
+from service.policy import Operating, Policy
 from tests.bundles import settings
 
 

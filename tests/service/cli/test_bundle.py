@@ -20,7 +20,8 @@ from service.config import BackboneSettings
 from service.encode import from_png
 from service.errors import PolicyNotReady
 from service.importing.drawing import draw_twice
-from service.policy import Overrides, pin, resolve
+from service.pinning import pin
+from service.policy import Overrides, resolve
 from service.serve_file import read
 from tests.imports import MAKERS, edit
 

@@ -19,7 +19,7 @@ from service.cli.main import app
 from service.config import ConfigError, JudgeSettings, Settings
 from service.encode import to_png
 from service.engine.load import load_engine
-from service.policy import pin
+from service.pinning import pin
 from service.reward import load_judges
 from tests import classifiers
 

@@ -118,7 +118,7 @@ def desk(store: Store, backbone: Backbone, training: Training, policies: Any) ->
 @pytest.fixture
 def policies(bundle: Any) -> Any:
     from service.config import Settings
-    from service.policy import pin
+    from service.pinning import pin
     from tests.bundles import settings
 
     found = pin(Settings.model_validate(settings(str(bundle.folder))), {"tiny": bundle})

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from models.bundle import Bundle, Inputs
+from models.bundle import Bundle
 from models.condition import Condition
+from models.manifest import Inputs
 from models.method import Method
 from service.config import Settings
 from service.errors import InvalidValue
 from service.feedback.desk import Desk, Subject, uncensored
-from service.policy import pin
+from service.pinning import pin
 from service.router import Router
 from service.store.datasets import Answer, Dataset, Shown
 from service.store.store import Store

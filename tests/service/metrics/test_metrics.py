@@ -14,7 +14,7 @@ from service.metrics.backbone import BackboneMetrics
 from service.metrics.ingress import IngressMetrics
 from service.metrics.judge import JudgeMetrics
 from service.metrics.page import merge, render
-from service.policy import pin
+from service.pinning import pin
 from service.ports import FinishReason, Verdict
 from service.router import ImageOutcome, Outcome
 from tests.bundles import settings, write_bundle

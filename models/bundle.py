@@ -48,8 +48,10 @@ class Bundle:
     def backbone_sha256(self, runtime: Literal["onnx", "torch"]) -> str:
         """The name of what draws: the weights that this runtime reads.
 
-        With text encoders, an autoencoder or a classifier beside the denoiser it is the hash of all
-        their hashes. Raises BundleError when there is no denoiser for this runtime.
+        Where there is more than a denoiser of pixels that is told nothing, it is a hash of the
+        hashes of all that an image depends on: other networks, every configuration, tokenizers,
+        and what the manifest says of size and inputs. Raises BundleError when there is no denoiser
+        for this runtime.
         """
         backbone = self.manifest.backbone
         denoiser = f"{backbone.folder}/{backbone.denoiser}/{WEIGHTS}"
@@ -60,19 +62,26 @@ class Bundle:
                     "models.<name>.backbone.runtime: torch"
                 )
             denoiser = backbone.onnx
-        beside = {
-            name
+        inputs = backbone.inputs
+        if inputs.kind == "none" and not (backbone.autoencoder or backbone.classifier):
+            return self.sha256(denoiser)
+        network = f"{backbone.folder}/{backbone.denoiser}/{WEIGHTS}"
+        used = {
+            name: self.sha256(name)
             for name in self.manifest.files
             if name.startswith(f"{backbone.folder}/")
-            and name.endswith(".safetensors")
-            and not name.startswith(f"{backbone.folder}/{backbone.denoiser}/")
+            and name not in (network, backbone.onnx)
+            and Path(name).name not in UNUSED
         }
-        # It may lie elsewhere than the folder.
-        beside |= {backbone.classifier} if backbone.classifier is not None else set()
-        if not beside:
-            return self.sha256(denoiser)
-        names = "".join(self.sha256(name) for name in (denoiser, *sorted(beside)))
-        return f"sha256:{hashlib.sha256(names.encode()).hexdigest()}"
+        for name in (denoiser, backbone.classifier):
+            if name is not None:
+                used[name] = self.sha256(name)
+        said = {
+            "size": [backbone.height, backbone.width, backbone.channels, backbone.pixel_shuffle],
+            "inputs": [inputs.kind, len(inputs.class_names), inputs.null_class],
+        }
+        whole = json.dumps([sorted(used.items()), said], sort_keys=True)
+        return f"sha256:{hashlib.sha256(whole.encode()).hexdigest()}"
 
     @property
     def schedule_sha256(self) -> str:
@@ -105,6 +114,8 @@ class Bundle:
 
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+UNUSED = frozenset({"README.md", "LICENSE.txt"})
+"""No image depends on these."""
 
 
 SCHEDULER = "scheduler/scheduler_config.json"

@@ -170,6 +170,18 @@ def mix(inputs: Sequence[Mapping[str, Any]], choices: Choices) -> Mix:
     return Mix(tuple(conditions), tuple(weights))
 
 
+def law(mixed: Mix) -> dict[str, list[Any]]:
+    """What of a mix must be a policy's own for its thresholds to hold: the guidance scales, and
+    the classes. Prompts are whatever they are."""
+    labels = {
+        label
+        for one in mixed.conditions
+        for label in (one.class_labels if one.class_label is None else (one.class_label,))
+    }
+    scales = {one.guidance_scale for one in mixed.conditions}
+    return {"guidance_scale": sorted(scales), "class_labels": sorted(labels)}
+
+
 def to_json(mixed: Mix) -> list[dict[str, Any]]:
     """A law of inputs with one spelling: each condition once, and its share as `weight`.
 

@@ -13,7 +13,7 @@ from models.manifest import Inputs, Sampling
 from models.method import Guidance, Method
 from service.config import PolicySettings
 from service.errors import InvalidValue, PolicyNotReady
-from service.inputs import NO_INPUTS, NOTHING, Asked, Choices, to_json
+from service.inputs import NO_INPUTS, NOTHING, Asked, Choices, law, to_json
 from service.ports import LOADED_AS, SamplingPlan
 
 GUIDES: dict[Guidance, str] = {
@@ -287,6 +287,7 @@ class _Calibrated(BaseModel):
     backbone: str | None = None
     schedule: str | None = None
     dtype: str | None = None
+    law: dict[str, list[float]] | None = None
 
 
 def _calibrated(policy: Policy, steps: int, calibrations: Mapping[str, Any]) -> Operating | None:
@@ -296,6 +297,8 @@ def _calibrated(policy: Policy, steps: int, calibrations: Mapping[str, Any]) -> 
     except ValidationError:
         return None
     if any(getattr(entry, name) not in (None, getattr(policy, name)) for name in RUNS_ON):
+        return None
+    if entry.law not in (None, law(Mix((policy.choices().condition(NOTHING),)))):
         return None
     if entry.method != policy.settings.method(steps):
         return None

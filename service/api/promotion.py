@@ -15,7 +15,8 @@ def refuse_uncalibrated(candidate: Policy) -> None:
     if missing := ", ".join(str(steps) for steps in candidate.uncalibrated):
         raise Conflict(
             f"policy {candidate.name!r} version {candidate.version} has no calibrated threshold at "
-            f"{missing} steps: train its reward for this policy, so that its card has one"
+            f"{missing} steps: train its reward for this policy, on a dataset of the classes and "
+            "guidance_scale that it draws, so that the card has one"
         )
 
 

@@ -70,7 +70,12 @@ class Decoder:
     def deliver(self, finished: Sequence[Finished]) -> None:
         """Give each draw's caller its pixels: now, or as soon as they are decoded."""
         if self._thread is None:
-            self._decode(finished)
+            try:
+                self._decode(finished)
+            except Exception:
+                # The engine has let go of these draws: nobody else will tell their callers.
+                _fail(finished)
+                raise
             return
         # The next draw of an image whose last was abandoned waits for no decoding.
         _hand_over([(one, None) for one in finished if one.x_0 is None])
@@ -118,10 +123,12 @@ class Decoder:
                     break
             now = time.monotonic()
             wanted = [one for one in some if one is not None and not unwanted(one.draw, now)]
-            if wanted:
-                self._try(wanted)
-            for _ in some:
-                self._queue.task_done()
+            try:
+                if wanted:
+                    self._try(wanted)
+            finally:
+                for _ in some:
+                    self._queue.task_done()
             if some[-1] is None:
                 return
 
@@ -134,9 +141,7 @@ class Decoder:
         except Exception:  # a fault in one batch must not end the service
             self._faults += 1
             log.exception("decoding failed")
-            fault = BackendUnavailable("the decoder failed; the log holds its cause")
-            for ticket in {id(one.draw.ticket): one.draw.ticket for one in finished}.values():
-                ticket.deliver(fault)
+            _fail(finished)
         finally:
             self._started = None
 
@@ -152,6 +157,13 @@ class Decoder:
                 [image if whole else None for image, whole in zip(pixels, finite, strict=True)]
             )
         _hand_over([(one, None if one.x_0 is None else next(drawn)) for one in finished])
+
+
+def _fail(finished: Sequence[Finished]) -> None:
+    """Tell each caller, once."""
+    fault = BackendUnavailable("the decoder failed; the log holds its cause")
+    for ticket in {id(one.draw.ticket): one.draw.ticket for one in finished}.values():
+        ticket.deliver(fault)
 
 
 def _hand_over(finished: Sequence[tuple[Finished, Pixels | None]]) -> None:

@@ -37,7 +37,7 @@ from service.errors import (
     WinnowError,
 )
 from service.feedback.example import LEAST
-from service.inputs import NO_INPUTS, in_words, mix, of_model, to_json
+from service.inputs import NO_INPUTS, in_words, law, mix, of_model, to_json
 from service.inputs import drawn as drawn_under
 from service.policy import RUNS_ON, Overrides, Policy, resolve
 from service.ports import Pixels, SamplingPlan
@@ -230,7 +230,7 @@ class Desk:
             for part, file in trained.files.items()
         }
         # What the draws were made with: a calibration holds for that alone.
-        ran_on = {part: getattr(policy, part) for part in RUNS_ON}
+        ran_on = {part: getattr(policy, part) for part in RUNS_ON} | {"law": law(mixed)}
         calibrations = {
             steps: entry | ran_on for steps, entry in trained.card["calibrations"].items()
         }
@@ -253,11 +253,16 @@ class Desk:
         return resolve(named, Overrides(), 0, admin=False), self._mix(dataset, named)
 
     def _mix(self, dataset: Dataset, policy: Policy | None) -> Mix:
-        """The dataset's inputs; one that names no guidance_scale takes the policy's default, or
-        the model's."""
+        """The dataset's inputs, or what the policy or else the model draws where nothing is asked;
+        one that names no guidance_scale takes the policy's default, or the model's.
+
+        Raises InvalidValue for an input that the policy does not draw.
+        """
         choices = of_model(dataset.model, self._subjects[dataset.model].inputs)
         if policy is not None:
-            choices = replace(choices, guidance_scale=policy.guidance_scale)
+            choices = replace(
+                choices, guidance_scale=policy.guidance_scale, class_labels=policy.class_labels
+            )
         return mix(dataset.inputs, choices)
 
     async def _draw(self, plan: SamplingPlan, mixed: Mix, n: int) -> list[Drawn]:

@@ -113,9 +113,13 @@ def draw_pool(
     )
     drawn: dict[int, DrawResult] = {}
 
+    faults: list[Exception] = []
+
     def deliver(item: list[DrawResult] | Exception) -> None:
+        # Not raised here: this may be the decoder's thread.
         if isinstance(item, Exception):
-            raise item
+            faults.append(item)
+            return
         drawn.update({result.key.index: result for result in item})
 
     ticket = Ticket(deliver, deadline=float("inf"))
@@ -125,8 +129,12 @@ def draw_pool(
     ]
     engine.check(draws)
     engine.scheduler.add(draws)
-    engine.run_to_end(lambda: on_tick(len(drawn)))
-    engine.decoder.close()
+    try:
+        engine.run_to_end(lambda: on_tick(len(drawn)))
+    finally:
+        engine.decoder.close()
+    if faults:
+        raise ValueError(f"draws could not be finished: {faults[0]}") from faults[0]
     pixels = [drawn[index].pixels for index in range(len(seeds))]
     if any(image is None for image in pixels):
         raise ValueError("the backbone made NaN")

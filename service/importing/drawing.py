@@ -109,18 +109,19 @@ def _draw(
         ends.append(time.monotonic())
         on_step(1)
 
-    found: list[DrawResult] = []
+    found: list[DrawResult | Exception] = []
 
     def deliver(item: list[DrawResult] | Exception) -> None:
-        if isinstance(item, Exception):
-            raise item
-        found.extend(item)
+        # Not raised here: this may be the decoder's thread.
+        found.extend([item] if isinstance(item, Exception) else item)
 
     draw = Draw(plan, DrawKey(0, SEED, 0), Ticket(deliver, deadline=float("inf")))
     engine.check([draw])
     engine.scheduler.add([draw])
     started = time.monotonic()
     engine.run_to_end(ticked)
+    if isinstance(found[0], Exception):
+        raise found[0]
     # An autoencoder decodes after the last step.
     return found[0], ends[-1] - started
 

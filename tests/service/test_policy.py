@@ -408,3 +408,22 @@ def test_a_policy_that_waits_takes_the_networks_that_its_settings_name(bundle: B
         with pytest.raises(InvalidValue, match=f"no `{part}`"):
             derive(steering, Trained(weights=rest))
     assert derive(_waiting(bundle), Trained(weights=weights)).networks == {"judge": "sha256:judge"}
+
+
+@pytest.mark.parametrize(
+    ("law", "holds"),
+    [
+        ({"guidance_scale": [3.0], "class_labels": [0, 1]}, True),
+        ({"guidance_scale": [1.0], "class_labels": [0, 1]}, False),
+        ({"guidance_scale": [3.0, 4.0], "class_labels": [0, 1]}, False),
+        ({"guidance_scale": [3.0], "class_labels": [0]}, False),
+        ({"guidance_scale": [3.0], "class_labels": [0, 1, 2]}, False),
+    ],
+)
+def test_a_trained_calibration_is_for_the_classes_and_the_scale_that_were_drawn(
+    bundle: Bundle, law: dict[str, list[float]], holds: bool
+) -> None:
+    spec: dict[str, Any] = {"guidance_scale": [3.0, 4.0], "class_labels": [1, 0]}
+    policy = _pin(asking(bundle, **CLASSES), threshold=0.5, num_inference_steps=[50], **spec)
+    derived = derive(policy, Trained(card=_card(policy, law=law)))
+    assert derived.uncalibrated == ([] if holds else [50])

@@ -357,3 +357,17 @@ def test_a_model_in_pixels_has_no_thread_for_decoding() -> None:
     engine = load_engine(bundle.load("mnist-sevens"), settings)
     assert not [one for one in set(threading.enumerate()) - before if one.name == "decoder"]
     engine.decoder.check_health()
+
+
+def test_a_codec_of_pixels_that_fails_is_told_at_once() -> None:
+    """Its rows are free by then, so the engine no longer knows the callers."""
+
+    class Broken(Lossless):
+        def to_uint8(self, x_0: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+            raise RuntimeError("no memory")
+
+    engine = make_engine(lambda x_t, timestep: 0.5 * x_t, make_schedule(), codec=Broken())
+    caller = submit(engine, SHORT, [DrawKey(0, 1, 0)])
+    with pytest.raises(RuntimeError, match="no memory"):
+        engine.tick()
+    assert isinstance(caller.fault, BackendUnavailable)

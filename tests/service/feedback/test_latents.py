@@ -18,6 +18,7 @@ from models.rewards.ensemble import Ensemble
 from models.rewards.graphs import Probe
 from service.feedback import judging, training
 from service.feedback.example import Example
+from service.feedback.pool import draw_pool
 from service.feedback.training import Recipe, train
 from tests.parity import Made
 
@@ -98,3 +99,16 @@ def test_forward_guidance_without_gradients_is_not_calibrated_and_says_why(made:
     )  # fmt: skip
     assert found.card["calibrations"] == {}
     assert "backbone.forward_guidance" in found.card["not_calibrated"]["2"]
+
+
+def test_a_decoder_that_fails_ends_the_training_with_a_sentence(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = load_generator(made.bundle, "torch")
+
+    def broken(x_0: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(generator.codec, "decode", broken)
+    with pytest.raises(ValueError, match="draws could not be finished: the decoder failed"):
+        draw_pool(generator, {}, Method(2), range(3), 1, lambda count: None)

@@ -370,7 +370,8 @@ def test_a_calibration_is_of_what_is_drawn_where_nothing_is_asked(bundle: Bundle
     with pytest.raises(ConfigError, match="no calibration"):
         _pin(classes)
     drawn = {"class_labels": [0, 1, 2], "guidance_scale": 3.0, "weight": 1.0}
-    calibrated = _edited(classes, inputs=(drawn,))
+    name = classes.backbone_sha256("onnx")
+    calibrated = _edited(classes, inputs=(drawn,), backbone=name)
     assert _pin(calibrated).operating[50].threshold == THRESHOLD[50]
     for change in ({"guidance_scale": [4.0, 3.0]}, {"class_labels": [0, 1]}):
         with pytest.raises(ConfigError, match="no calibration"):

@@ -138,6 +138,10 @@ def load(reference: str) -> Bundle:
     """Read and verify a bundle. Raises BundleError, naming the file and the remedy."""
     folder = find(reference)
     manifest = read_manifest(folder)
+    for path in folder.rglob("*"):
+        # What lies behind a link may change after it was verified, and a linked folder is not seen.
+        if path.is_symlink():
+            raise BundleError(f"{path}: a link: put the file itself into the bundle")
     present = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     for name in present:
         if Path(name).suffix not in ALLOWED_SUFFIXES:
@@ -145,6 +149,11 @@ def load(reference: str) -> Bundle:
             raise BundleError(
                 f"{folder / name}: not a kind of file that a bundle may hold ({allowed}). "
                 "Pickled weights can run code: convert them to safetensors, or delete the file"
+            )
+        if name.endswith(".index.json"):
+            raise BundleError(
+                f"{folder / name}: an index of parts, which would be read in place of the weights "
+                "that the manifest names: `winnow bundle import` makes one file of them"
             )
         if name != MANIFEST and name not in manifest.files:
             raise BundleError(

@@ -32,6 +32,7 @@ from models.condition import Condition
 from models.conditioning import Conditions, Denoise, predict
 from models.method import Method
 from models.parameterization import to_x0_eps, x0_to_eps
+from models.rewards.timed_classifier import TimedClassifier
 from models.samplers import Trajectory, linear_step, trajectory
 from models.schedule import NoiseSchedule, read_config
 
@@ -41,7 +42,8 @@ class Generator:
     """What turns seeds into images; `shape` is x_t's, [C, H, W].
 
     `condition` says what the image of a seed is to show, and `encoder` tells the denoiser.
-    `differentiable` is the denoiser in torch, with gradients, where it was asked for.
+    `differentiable` is the denoiser in torch, with gradients, where it was asked for;
+    `classifier` steers towards a class, where the bundle has one.
     """
 
     denoiser: Denoiser
@@ -52,6 +54,7 @@ class Generator:
     eta: float = 0.0
     encoder: Encoder = field(default_factory=Unconditional)
     differentiable: Denoise | None = None
+    classifier: TimedClassifier | None = None
     condition: Callable[[int], Condition] = lambda seed: Condition()
 
     def conditions(self, seeds: Sequence[int]) -> Conditions:
@@ -149,11 +152,15 @@ def load_generator(
     )
     here = available(device)
     differentiable: Denoise | None = None
+    classifier: TimedClassifier | None = None
     if forward:
         through = denoiser
         if not isinstance(through, TorchDenoiser):
             through = TorchDenoiser(folder, here, DTYPES[dtype])
         differentiable = through.differentiable
+    classifier = None
+    if backbone.classifier is not None:
+        classifier = TimedClassifier.load(bundle.path(backbone.classifier)).to(here)
     codec: Codec = PixelShuffle(backbone.pixel_shuffle)
     if backbone.autoencoder is not None:
         codec = LatentCodec(folder / backbone.autoencoder, here, DTYPES[dtype])
@@ -164,4 +171,5 @@ def load_generator(
         shape=bundle.x_t_shape,
         encoder=load_encoder(folder, backbone, here, DTYPES[dtype]),
         differentiable=differentiable,
+        classifier=classifier,
     )

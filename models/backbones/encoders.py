@@ -32,6 +32,10 @@ class Encoder(Protocol):
     @property
     def example(self) -> Condition: ...
 
+    def check(self, condition: Condition, seed: int) -> None:
+        """Raises ConditionError as `encode` would, and runs no network."""
+        ...
+
     def encode(self, condition: Condition, seed: int) -> Encoded:
         """The condition of the image with this seed. Raises ConditionError, naming the field."""
         ...
@@ -42,6 +46,9 @@ class Unconditional:
 
     slow = False
     example = Condition()
+
+    def check(self, condition: Condition, seed: int) -> None:
+        """Nothing is asked of it."""
 
     def encode(self, condition: Condition, seed: int) -> Encoded:
         """Nothing."""
@@ -57,6 +64,10 @@ class ClassEncoder:
     def __init__(self, inputs: Inputs) -> None:
         self._count = len(inputs.class_names)
         self._null = inputs.null_class
+
+    def check(self, condition: Condition, seed: int) -> None:
+        """See `Encoder`."""
+        self.encode(condition, seed)
 
     def encode(self, condition: Condition, seed: int) -> Encoded:
         """`class_labels`, an int64 scalar."""
@@ -100,6 +111,14 @@ class PromptEncoder:
         self._time_ids = torch.tensor([*size, 0, 0, *size], device=self._device).float()
         self._tokenizing = threading.Lock()
         self._kept: Callable[[str], Named] = lru_cache(KEPT)(self._embed)
+
+    def check(self, condition: Condition, seed: int) -> None:
+        """See `Encoder`: counts tokens."""
+        for field in ("prompt", "negative_prompt"):
+            try:
+                self._tokens(getattr(condition, field))
+            except _TooLong as error:
+                raise ConditionError(str(error), field) from None
 
     def encode(self, condition: Condition, seed: int) -> Encoded:
         """`encoder_hidden_states` [L, D]; with XL `text_embeds` [D] and `time_ids` [6] as well."""

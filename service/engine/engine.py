@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal, Protocol
 
@@ -84,11 +85,8 @@ class Engine:
         return not (scheduler.waiting or scheduler.running or scheduler.speculative)
 
     def check(self, draws: Sequence[Draw]) -> None:
-        """Refuse draws that this replica cannot make. Raises BackendUnavailable.
-
-        What they ask of the model is encoded here, once, and kept; it raises InvalidValue for what
-        the model cannot take.
-        """
+        """Refuse draws that this replica cannot make. Raises BackendUnavailable, and InvalidValue
+        for what the model cannot take."""
         for draw in draws:
             try:
                 self._batch.program(draw.plan.method)
@@ -106,7 +104,14 @@ class Engine:
             self._networks(draw.plan)
             if draw.plan.method.classifier_scale and not self._runner.classifies:
                 raise BackendUnavailable("this replica has no classifier to steer by")
-            self._encode(draw.plan, draw.key)
+            with _as_invalid():
+                self.encoder.check(draw.plan.condition, draw.key.seed)
+
+    def encode(self, draws: Sequence[Draw]) -> None:
+        """Note with each draw what its denoiser is to be told. Any thread may call it."""
+        for draw in draws:
+            with _as_invalid():
+                draw.told = self.encoder.encode(draw.plan.condition, draw.key.seed)
 
     def cost(self, plan: SamplingPlan) -> int:
         """NFE of one whole draw of a plan that `check` has passed."""
@@ -227,14 +232,10 @@ class Engine:
         self.scheduler.speculative.clear()
 
     def _put(self, row: int, draw: Draw) -> None:
-        plan, key = draw.plan, draw.key
-        self._batch.put(row, plan, key, self._networks(plan), self._encode(plan, key))
-
-    def _encode(self, plan: SamplingPlan, key: DrawKey) -> Encoded:
-        try:
-            return self.encoder.encode(plan.condition, key.seed)
-        except ConditionError as error:
-            raise InvalidValue(str(error), error.field) from None
+        if draw.told is None:
+            self.encode([draw])
+        assert isinstance(draw.told, Encoded)
+        self._batch.put(row, draw.plan, draw.key, self._networks(draw.plan), draw.told)
 
     def _turn_away(self, draw: Draw) -> None:
         draw.ticket.deliver(Overloaded("there is no room for a speculative draw"))
@@ -287,6 +288,15 @@ class Engine:
 
     def _release(self, row: int) -> None:
         self._batch.move(self.scheduler.release(row), row)
+
+
+@contextmanager
+def _as_invalid() -> Iterator[None]:
+    """What the model cannot take is the caller's mistake."""
+    try:
+        yield
+    except ConditionError as error:
+        raise InvalidValue(str(error), error.field) from None
 
 
 def _unheard(rows: int, seconds: float) -> None:

@@ -65,10 +65,9 @@ def load_engine(
             )
         if reward.probe is not None:
             probes[bundle.sha256(reward.probe)] = networks.probe(bundle.path(reward.probe))
-    classifier = None
-    if (file := bundle.manifest.backbone.classifier) is not None:
+    if backbone.classifier is not None:
         classes = bundle.manifest.backbone.inputs.drawn_classes
-        classifier = networks.classifier(bundle.path(file), max(classes, default=0) + 1)
+        networks.try_classifier(backbone.classifier, max(classes, default=0) + 1)
     runner = Runner(
         bundle.backbone_sha256(settings.runtime),
         backbone.denoiser,
@@ -76,7 +75,7 @@ def load_engine(
         guides,
         clean,
         probes,
-        classifier,
+        backbone.classifier,
     )
     return Engine(
         runner,

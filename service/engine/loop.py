@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 
 from service.engine.admission import reserved_nfe, turns_nfe
@@ -98,13 +98,11 @@ class EngineLoop:
         loader = self._engine.loader
         if loader is not None and (missing := loader.missing(plan)):
             await self.load(missing)
-        wanted = [Draw(plan, key, ticket) for key in keys]
-        if self._engine.encoder.slow:
-            await asyncio.to_thread(self._engine.check, wanted)
-        else:
-            self._engine.check(wanted)
+        draws = [Draw(plan, key, ticket) for key in keys]
+        await self._encoding(self._engine.check, draws)
         nfe = self._engine.cost(plan)
-        draws = [Draw(plan, key, ticket, reserved_nfe(plan, nfe, key), nfe) for key in keys]
+        for draw in draws:
+            draw.reserved, draw.cost = reserved_nfe(plan, nfe, draw.key), nfe
         if not self._thread.is_alive():
             raise BackendUnavailable("the engine has stopped")
         if not again:
@@ -113,9 +111,11 @@ class EngineLoop:
         if any(key.fresh and not key.ahead for key in keys):
             self._admit(draws, timeout_s)
         self._open.update(draws)
-        self._inbox.put(draws)
         remaining = len(draws)
         try:
+            # Once, and only what was admitted: a prompt costs as much as some steps.
+            await self._encoding(self._engine.encode, draws)
+            self._inbox.put(draws)
             if not self._thread.is_alive():
                 # It ended in between, and `close` may have looked into the inbox before.
                 raise BackendUnavailable("the engine has stopped")
@@ -131,6 +131,15 @@ class EngineLoop:
         finally:
             ticket.cancelled = True
             self._open.difference_update(draws)
+
+    async def _encoding(
+        self, work: Callable[[Sequence[Draw]], None], draws: Sequence[Draw]
+    ) -> None:
+        """Do it, in another thread where the encoder is slow."""
+        if self._engine.encoder.slow:
+            await asyncio.to_thread(work, draws)
+        else:
+            work(draws)
 
     def _waiting(self) -> dict[str, list[Draw]]:
         """The draws that have no slot yet, by tenant, those in the inbox too."""

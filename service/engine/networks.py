@@ -59,21 +59,21 @@ class Networks:
         """A clean ensemble."""
         return CleanReward(Ensemble.load(path).to(self._torch_device), self.codec)
 
-    def classifier(self, path: Path, classes: int) -> TimedClassifier:
-        """A classifier that knows so many classes, tried. Raises ValueError if it cannot be."""
-        found = TimedClassifier.load(path).to(self._torch_device)
-        if found.classes < classes:
-            raise ValueError(f"{path}: it knows {found.classes} classes, and the model {classes}")
-        timestep, labels = self._middle(), torch.arange(ROWS, device=self._torch_device)
-        try:
-            self._check(found.gradient(self._grey(), timestep, labels))
-        except RuntimeError as error:
-            raise ValueError(f"{path}: it does not take x_t of {list(self.shape)}") from error
-        return found
-
     def probe(self, path: Path) -> Probe:
         """A clean ensemble's graph."""
         return Probe(path, self.threads, self.device)
+
+    def try_classifier(self, classifier: TimedClassifier, classes: int) -> None:
+        """Let it steer pure grey. Raises ValueError when it knows fewer than so many classes, or
+        gives no gradient."""
+        known = classifier.classes
+        if known < classes:
+            raise ValueError(f"the classifier knows {known} classes, and the model {classes}")
+        timestep, labels = self._middle(), torch.arange(ROWS, device=self._torch_device)
+        try:
+            self._check(classifier.gradient(self._grey(), timestep, labels))
+        except RuntimeError as error:
+            raise ValueError(f"the classifier does not take x_t of {list(self.shape)}") from error
 
     def try_guide(self, guide: Guide) -> None:
         """Let it steer pure grey. Raises ValueError when that gives no gradient."""

@@ -28,7 +28,7 @@ class Draw:
     """One trajectory, waiting or running. Times are `time.monotonic()` seconds.
 
     `reserved` is the NFE that it stands for until it ends, expected redraws included; `cost` its
-    own NFE, which its tenant's turns pay for.
+    own NFE, which its tenant's turns pay for. `told` is what the engine tells the denoiser of it.
     """
 
     plan: SamplingPlan
@@ -36,6 +36,7 @@ class Draw:
     ticket: Ticket
     reserved: float = 0.0
     cost: float = 0.0
+    told: object = None
     submitted: float = field(default_factory=time.monotonic)
     started: float = 0.0
 

@@ -41,10 +41,10 @@ def parts_of(method: Method, generator: Generator) -> set[str]:
     """The parts of a reward that draws of this method need, beside the judge.
 
     Raises ValueError for forward guidance where the denoiser was loaded without gradients, and for
-    classifier guidance, whose network is not here.
+    classifier guidance where the bundle has no classifier.
     """
-    if method.classifier_scale:
-        raise ValueError("draws with classifier guidance cannot be made while training")
+    if method.classifier_scale and generator.classifier is None:
+        raise ValueError("draws with classifier_scale need a classifier in the bundle")
     if method.censor_scale and method.guidance == "forward" and generator.differentiable is None:
         raise ValueError("draws with forward guidance need backbone.forward_guidance: true")
     wanted = {GUIDES[method.guidance]} if method.censor_scale else set()
@@ -83,7 +83,15 @@ def draw_pool(
     if "probe" in parts:
         probes["probe"] = Probe(parts["probe"], threads)
     engine = Engine(
-        Runner("", generator.denoiser, generator.schedule, guides, clean, probes),
+        Runner(
+            "",
+            generator.denoiser,
+            generator.schedule,
+            guides,
+            clean,
+            probes,
+            generator.classifier,
+        ),
         Batch(
             generator.schedule,
             generator.shape,

@@ -95,3 +95,23 @@ def test_an_update_never_trusts_what_was_changed_meanwhile(bundle_folder: Path) 
     assert bundle.read_manifest(bundle_folder).licence == "new"
     with pytest.raises(BundleError, match="sha256"):
         bundle.load(str(bundle_folder))
+
+
+def test_a_link_is_refused_wherever_it_leads(bundle_folder: Path, tmp_path: Path) -> None:
+    """A linked folder is not walked through, so what lies there would be read unverified."""
+    elsewhere = tmp_path / "elsewhere"
+    (bundle_folder / "rewards").rename(elsewhere)
+    (bundle_folder / "rewards").symlink_to(elsewhere)
+    with pytest.raises(BundleError, match=r"rewards: a link: put the file itself"):
+        bundle.load(str(bundle_folder))
+
+
+def test_an_index_of_parts_is_refused_even_if_the_manifest_vouches_for_it(
+    bundle_folder: Path,
+) -> None:
+    """diffusers would read the parts in place of the weights that the backbone is named by."""
+    name = f"{bundle.WEIGHTS}.index.json"
+    (bundle_folder / "backbone" / "unet" / name).write_text("{}")
+    bundle.write_manifest(bundle_folder, bundle.read_manifest(bundle_folder))
+    with pytest.raises(BundleError, match=r"index\.json: an index of parts"):
+        bundle.load(str(bundle_folder))

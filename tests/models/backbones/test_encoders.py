@@ -130,15 +130,19 @@ def test_a_prompt_is_encoded_once_for_all_its_draws(
     calls.clear()  # those of the example
     plan = ask(2, prompt="a cat", negative_prompt="owl", guidance_scale=3.0)
     caller = submit(engine, plan, [DrawKey(0, seed, 0) for seed in range(4)])
-    engine.check(engine.scheduler.waiting)
+    waiting = list(engine.scheduler.waiting)
+    engine.check(waiting)
+    assert not calls  # what is refused for load has cost no network
+    engine.encode(waiting)
     assert len(calls) == 2
-    run_to_end(engine)
-    engine.decoder.wait()
-    assert len(caller.results) == 4
-    submit(engine, vary(plan, condition=Condition("owl", "a cat")), [DrawKey(0, 9, 0)])
+    # The other way round it is known already.
+    other = submit(engine, vary(plan, condition=Condition("owl", "a cat")), [DrawKey(0, 9, 0)])
+    engine.encode(list(engine.scheduler.waiting))
+    engine.encoder._kept.cache_clear()  # type: ignore[attr-defined]
     run_to_end(engine)
     engine.decoder.close()
-    assert len(calls) == 2
+    assert (len(caller.results), len(other.results)) == (4, 1)
+    assert len(calls) == 2  # none in the step loop, whatever others have asked meanwhile
 
 
 def test_threads_that_encode_at_once_get_what_each_asked_for(

@@ -11,11 +11,14 @@ import onnxruntime
 import pytest
 import torch
 
+from models.condition import Condition
 from models.generate import load_generator
 from models.method import Method
 from models.rewards import training as rewards
 from models.rewards.ensemble import Ensemble
 from models.rewards.graphs import Probe
+from models.rewards.network import RewardConfig, RewardNetwork
+from models.rewards.timed_classifier import TimedClassifier
 from service.feedback import judging, training
 from service.feedback.example import Example
 from service.feedback.pool import draw_pool
@@ -112,3 +115,22 @@ def test_a_decoder_that_fails_ends_the_training_with_a_sentence(
     monkeypatch.setattr(generator.codec, "decode", broken)
     with pytest.raises(ValueError, match="draws could not be finished: the decoder failed"):
         draw_pool(generator, {}, Method(2), range(3), 1, lambda count: None)
+
+
+def test_draws_that_a_classifier_steers_are_made_while_training(tmp_path: Path) -> None:
+    made = Made.make("class", tmp_path)
+    generator = load_generator(made.bundle, "torch")
+    steered = Method(2, classifier_scale=2.0)
+    with pytest.raises(ValueError, match="need a classifier in the bundle"):
+        draw_pool(generator, {}, steered, range(2), 1, lambda count: None)
+    channels, height, width = generator.shape
+    network = RewardNetwork(RewardConfig(members=1, channels=channels, timed=True, classes=3))
+    taught = replace(
+        generator,
+        classifier=TimedClassifier(network),
+        condition=lambda seed: Condition(class_label=1),
+    )
+    plain = draw_pool(taught, {}, Method(2), range(2), 1, lambda count: None)
+    found = draw_pool(taught, {}, steered, range(2), 1, lambda count: None)
+    assert found.pixels.shape == (2, height, width, 3)
+    assert (found.pixels != plain.pixels).any()

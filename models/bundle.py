@@ -48,9 +48,9 @@ class Bundle:
     def backbone_sha256(self, runtime: Literal["onnx", "torch"]) -> str:
         """The name of what draws: the weights that this runtime reads.
 
-        Where there is more than a denoiser of pixels that is told nothing, it is a hash of the
-        hashes of all that an image depends on: other networks, every configuration, tokenizers,
-        and what the manifest says of size and inputs. Raises BundleError when there is no denoiser
+        A graph of pixels that is told nothing stands for itself. Otherwise it is a hash of the
+        hashes of all that an image depends on: every network and configuration, tokenizers, and
+        what the manifest says of size and inputs. Raises BundleError when there is no denoiser
         for this runtime.
         """
         backbone = self.manifest.backbone
@@ -63,7 +63,8 @@ class Bundle:
                 )
             denoiser = backbone.onnx
         inputs = backbone.inputs
-        if inputs.kind == "none" and not (backbone.autoencoder or backbone.classifier):
+        bare = inputs.kind == "none" and not (backbone.autoencoder or backbone.classifier)
+        if bare and runtime == "onnx":
             return self.sha256(denoiser)
         network = f"{backbone.folder}/{backbone.denoiser}/{WEIGHTS}"
         used = {

@@ -59,6 +59,7 @@ class Live:
         self._poll_s = poll_s
         # What a model's policies must have been made for, to mean what they say.
         self._runs_on = {seed.settings.model: _runs_on(seed) for seed in seeds.values()}
+        self._inputs = {seed.settings.model: seed.inputs for seed in seeds.values()}
         self._versions: dict[tuple[str, int], Policy | None] = {}
         self._reading = threading.Lock()
         self._closing = threading.Event()
@@ -196,6 +197,10 @@ class Live:
         key = name, number
         if key not in self._versions:
             policy = parse(self._store.policies.read(name, number))
+            if policy is not None:
+                # What the model takes, its bundle says today; the store has what it said once.
+                here = self._inputs.get(policy.settings.model, policy.inputs)
+                policy = replace(policy, inputs=here)
             self._versions[key] = policy
             if policy is not None:
                 try:

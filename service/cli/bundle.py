@@ -174,7 +174,9 @@ def _add_sample(bundle: Bundle, settings: BackboneSettings, checked: Checked) ->
     record = {
         "seed": SEED,
         "num_inference_steps": checked.steps,
-        "condition": vars(checked.condition),
+        # Not the prompt: whoever gets the bundle would read it.
+        "class_label": checked.condition.class_label,
+        "guidance_scale": checked.condition.guidance_scale,
         "runtime": settings.runtime,
         "device": settings.device,
         "dtype": settings.dtype,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -45,15 +46,25 @@ def classifier(
         if backbone.inputs.kind != "class":
             raise ValueError(f"{bundle}: its model draws no classes: there is nothing to classify")
         shape = (backbone.height, backbone.width, backbone.channels)
-        names = backbone.inputs.class_names
-        pixels, labels = read(images, names, shape, start("read the images", len(names)))
-        held_out = np.arange(len(labels)) % HELD_OUT == 0
+        names, null = backbone.inputs.class_names, backbone.inputs.null_class
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(
+                f"{bundle}: two of its classes are called {twice[0]!r}, and a folder stands for "
+                "one: import it again with --class-names of your own"
+            )
+        wanted = {label: name for label, name in enumerate(names) if label != null}
+        pixels, labels = read(images, wanted, shape, start("read the images", len(wanted)))
+        # Every tenth of its class, and never its only one.
+        place = np.concatenate([np.arange(count) for count in np.bincount(labels) if count])
+        held_out = place % HELD_OUT == HELD_OUT - 1
+        if not held_out.any():
+            raise ValueError(f"{images}: {HELD_OUT} images of a class at least are needed")
         generator = load_generator(loaded, "torch" if backbone.onnx is None else "onnx")
         bar = start("train the classifier", iterations)
         found = train_classifier(
             pixels[~held_out],
             labels[~held_out],
-            len(names),
+            max(wanted) + 1,
             generator.schedule,
             generator.codec,
             ClassifierRecipe(iterations=iterations),
@@ -72,7 +83,7 @@ def classifier(
 
 
 def read(
-    folder: Path, names: tuple[str, ...], shape: tuple[int, int, int], advance: Advance
+    folder: Path, names: Mapping[int, str], shape: tuple[int, int, int], advance: Advance
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """The images of `folder/<class name>/`, uint8 [N, H, W, C], and the label of each, [N].
 
@@ -80,7 +91,7 @@ def read(
     """
     height, width, channels = shape
     pixels, labels = [], []
-    for label, name in enumerate(names):
+    for label, name in names.items():
         files = sorted(path for path in (folder / name).glob("*") if path.is_file())
         if not files:
             raise ValueError(f"{folder / name}: no images of class {label}, {name!r}")

@@ -28,7 +28,7 @@ log = logging.getLogger("winnow.engine")
 FAULTS_BEFORE_UNHEALTHY = 3
 STUCK_S = 120.0
 WAITING = 8
-"""Micro-batches that may wait."""
+"""Micro-batches that may wait while new draws are begun."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,7 @@ class Decoder:
         self._observe = observe
         self._faults = 0
         self._started: float | None = None
-        # A decoder that is behind what admission foresaw holds the steps up.
-        self._queue: queue.Queue[Finished | None] = queue.Queue(WAITING * micro_batch)
+        self._queue: queue.Queue[Finished | None] = queue.Queue()
         self._thread: threading.Thread | None = None
         if not codec.exact:
             self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
@@ -87,6 +86,11 @@ class Decoder:
     def rows(self) -> int:
         """What was given and is not delivered yet."""
         return self._queue.unfinished_tasks
+
+    @property
+    def full(self) -> bool:
+        """Whether it is so far behind that no more draws should be begun."""
+        return self.rows >= WAITING * self._micro_batch
 
     def finish_s(self, rows: int) -> float:
         """Seconds until so many more rows are decoded, behind all that was given."""

@@ -26,6 +26,8 @@ from service.errors import BackendUnavailable, InvalidValue, Overloaded
 from service.ports import DrawKey, DrawResult, SamplingPlan
 
 WARM_UP_S = 300.0
+BREATH_S = 0.01
+"""How long a tick with nothing to do waits for a decoder that is behind."""
 
 
 class Meter(Protocol):
@@ -190,6 +192,8 @@ class Engine:
         self._schedule(now)
         running = self.scheduler.running
         if not running:
+            if self.decoder.full:
+                time.sleep(BREATH_S)
             return
         rows = len(running)
         tick = self._runner.advance(self._batch, rows)
@@ -217,6 +221,12 @@ class Engine:
         for row in self.scheduler.rows_in_the_way():
             self._turn_away(self.scheduler.running[row])
             self._release(row)
+        if self.decoder.full:
+            # It is behind: draws that end faster than they are decoded help nobody.
+            for draw in self.scheduler.speculative:
+                self._turn_away(draw)
+            self.scheduler.speculative.clear()
+            return
         first = len(self.scheduler.running)
         for offset, draw in enumerate(self.scheduler.admit(now)):
             self._put(first + offset, draw)

@@ -63,8 +63,8 @@ def draw_twice(
         engine.warm_up()
         first, seconds = _draw(engine, bundle, settings, steps, condition, on_step)
         second, _ = _draw(engine, bundle, settings, steps, condition, on_step)
-    except BackendUnavailable:
-        raise ValueError(broken) from None
+    except BackendUnavailable as error:
+        raise ValueError(f"{broken} ({error})") from error
     finally:
         engine.decoder.close()
     if first.pixels is None or second.pixels is None:

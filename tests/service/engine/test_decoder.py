@@ -371,3 +371,23 @@ def test_a_codec_of_pixels_that_fails_is_told_at_once() -> None:
     with pytest.raises(RuntimeError, match="no memory"):
         engine.tick()
     assert isinstance(caller.fault, BackendUnavailable)
+
+
+def test_a_decoder_that_is_behind_begins_no_draws_and_blocks_no_tick(codec: Gated) -> None:
+    engine = _engine(codec, max_batch=2, micro_batch=1)
+    caller = submit(engine, SHORT, _keys(decoder.WAITING + 4))
+    gone = submit(engine, SHORT, _keys(1, first=90))
+    for _ in range(20):
+        engine.tick()  # would hang, if handing over waited for room
+    assert engine.decoder.full
+    assert not engine.scheduler.running
+    begun = engine.decoder.rows
+    assert decoder.WAITING <= begun < decoder.WAITING + 2
+    gone.ticket.cancelled = True
+    engine.tick()
+    assert all(draw.ticket is not gone.ticket for draw in engine.scheduler.waiting)
+    codec.let()
+    engine.run_to_end()
+    assert len(caller.results) == decoder.WAITING + 4
+    assert not gone.results
+    engine.decoder.close()

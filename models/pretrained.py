@@ -22,6 +22,7 @@ from models import onnx_graph
 from models.backbones.export import export_graph
 from models.bundle import sha256_name
 from models.features import OnnxFeatures
+from models.importing.weights import conversion
 from models.onnx_graph import AFTER, PICKLED, Graph, GraphError, Nodes, said
 from models.preparation import Preparation, Wanted, fit
 from models.trial import TOLERANCE, run_rows, trial
@@ -269,8 +270,6 @@ def _filled(wanted: Wanted, known: Wanted) -> Wanted:
 
 def _convert(pickled: Path, safe: Path) -> str:
     return (
-        f"{pickled}: a pickle can run code, so it is not opened. Where you trust it, convert it: "
-        'python -c "import torch; from safetensors.torch import save_file; '
-        f"save_file({{k: v.clone() for k, v in torch.load('{pickled}', weights_only=True).items()}}"
-        f", '{safe}')\""
+        f"{pickled}: a pickle can run code, so it is not opened. Where you trust it, convert it:\n"
+        f"{conversion(pickled, safe)}"
     )

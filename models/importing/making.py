@@ -57,6 +57,19 @@ class Made:
     notes: list[str] = field(default_factory=list)
 
 
+def _find_all(source: Source, model: Recognised) -> dict[str, Weights]:
+    """The weights of every component. Raises CannotImport, of all that are missing at once."""
+    weights, missing = {}, []
+    for name, (library, _) in model.networks.items():
+        try:
+            weights[name] = find_weights(source.folder / name, library, source.variant)
+        except CannotImport as error:
+            missing.append(str(error))
+    if missing:
+        raise CannotImport("\n".join(missing))
+    return weights
+
+
 def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
     """Write `folder`, which must be new. Raises CannotImport; `folder` is then worth nothing."""
     model = recognise(source)
@@ -68,16 +81,11 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
     height, width = sizes.size(options.size, denoiser.get("sample_size"))
     channels = _channels(model, options.pixel_shuffle)
     inputs = find_inputs(source, model, options.inputs)
-    weights = {
-        name: find_weights(source.folder / name, library, source.variant)
-        for name, (library, _) in model.networks.items()
-    }
+    weights = _find_all(source, model)
     said = options.licence or licence(source.folder)
     if said == NOT_STATED:
         notes.append("licence: not stated in a model card or a LICENSE file: give --licence")
-    if left := source.left_out:
-        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-        notes.append(f"not copied, since they can run code: {', '.join(left[:3])}{more}")
+    notes += [f"{name}: not copied, since it can run code" for name in source.left_out]
     backbone = folder / BACKBONE
     total = sum(part.bytes for part in weights.values())
     _refuse_full(folder.parent, total)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 import safetensors
 from safetensors.torch import load_file, save_file
@@ -135,4 +136,4 @@ def conversion(source: Path, target: Path) -> str:
         "s.save_file({k: v.contiguous().clone() for k, v in w.items()}, sys.argv[2], "
         "{'format': 'pt'})"
     )
-    return f'python -c "{code}" {source} {target}'
+    return f'python -c "{code}" {quote(str(source))} {quote(str(target))}'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -183,3 +184,17 @@ def test_names_that_the_libraries_still_read_are_no_stray_weights(
     assert any("query" in key for key in states)
     save_file(states, path, {"format": "pt"})
     import_folder(folder, tmp_path / "out")
+
+
+def test_all_that_is_missing_is_said_at_once(pipeline: Copy, tmp_path: Path) -> None:
+    """Otherwise a pipeline of pickles takes a round for each of its parts."""
+    folder = pipeline("sd").rename(tmp_path / "my model")
+    for part in ("unet", "vae", "text_encoder"):
+        (found,) = (folder / part).glob("*.safetensors")
+        found.rename(found.with_suffix(".bin"))
+    with pytest.raises(CannotImport) as wrong:
+        import_folder(folder, tmp_path / "out")
+    commands = [line for line in str(wrong.value).splitlines() if line.startswith("python -c")]
+    assert len(commands) == 3
+    # A path with a space is one word of the shell's.
+    assert all(len(shlex.split(command)) == 5 for command in commands)

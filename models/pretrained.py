@@ -205,7 +205,12 @@ def _preprocessor(folder: Path) -> Wanted:
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return Wanted(mean=(), std=())
-    said: dict[str, Any] = json.loads(path.read_text())
+    try:
+        said: Any = json.loads(path.read_text())
+    except ValueError:
+        raise GraphError(f"{path}: is not JSON: fetch it again") from None
+    if not isinstance(said, dict):
+        raise GraphError(f"{path}: must hold a JSON object")
     size: Any = said.get("crop_size") if said.get("do_center_crop", "crop_size" in said) else None
     size = said.get("size") if size is None else size
     if isinstance(size, dict):
@@ -214,12 +219,25 @@ def _preprocessor(folder: Path) -> Wanted:
     elif isinstance(size, int):
         size = (size, size)
     known = isinstance(size, tuple) and all(isinstance(one, int) for one in size)
-    scale = 255 * said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 255.0
+    scale = 255.0
+    if said.get("do_rescale", True):
+        factor = _numbers(path, "rescale_factor", said.get("rescale_factor", 1 / 255))
+        if len(factor) != 1:
+            raise GraphError(f"{path}: rescale_factor must be one number")
+        scale *= factor[0]
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     if said.get("do_normalize", True):
-        mean, std = tuple(said.get("image_mean") or ()), tuple(said.get("image_std") or ())
+        mean, std = (_numbers(path, key, said.get(key)) for key in ("image_mean", "image_std"))
     return Wanted(size=size if known else None, scale=scale, mean=mean, std=std)
+
+
+def _numbers(path: Path, key: str, value: Any) -> tuple[float, ...]:
+    """One number, or one a channel; none where it is null. Raises GraphError."""
+    numbers = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(one, int | float) for one in numbers):
+        raise GraphError(f"{path}: {key} is {value!r}, must be a number, or one a channel")
+    return tuple(float(one) for one in numbers)
 
 
 def _torchvision(path: Path, name: str) -> tuple[nn.Module, Wanted, Path]:

@@ -105,6 +105,11 @@ class PromptEncoder:
             )
             for name in (("", "_2") if self.xl else ("",))
         ]
+        # Where a tokenizer says more than its encoder has positions, those count.
+        self._limit = min(
+            min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+            for tokenizer, encoder in self._parts
+        )
         index = json.loads((folder / "model_index.json").read_text())
         self._zeros = bool(self.xl and index.get("force_zeros_for_empty_prompt", True))
         size = (backbone.height, backbone.width)
@@ -157,7 +162,7 @@ class PromptEncoder:
         """Of each tokenizer, padded to what its encoder reads."""
         found = []
         for tokenizer, _ in self._parts:
-            limit = tokenizer.model_max_length
+            limit = self._limit
             # A tokenizer keeps whether it cuts and pads: two threads would mix that up.
             with self._tokenizing:
                 count = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)

@@ -13,6 +13,7 @@ from models.manifest import Inputs
 
 GUIDANCE: Mapping[Kind, float] = {"text": 7.5, "text-xl": 5.0, "dit": 4.0}
 """diffusers' own defaults; 1 elsewhere."""
+LEAST_TOKENS = 3
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,23 @@ NOTHING = Asked()
 
 def read_names(text: str) -> tuple[str, ...]:
     """Class names: of a file, one a line, or separated by commas. Raises CannotImport."""
-    path = Path(text)
-    lines = path.read_text().splitlines() if path.is_file() else text.split(",")
+    try:
+        lines = Path(text).read_text().splitlines() if _is_file(text) else text.split(",")
+    except UnicodeDecodeError:
+        raise CannotImport(f"--class-names: {text} is not text in UTF-8") from None
     names = tuple(line.strip() for line in lines)
     while names and not names[-1]:
         names = names[:-1]
     if not names or not all(names):
         raise CannotImport(f"--class-names: {text!r} has an empty name")
     return names
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # too long for a file's name
+        return False
 
 
 def find_inputs(source: Source, model: Recognised, asked: Asked) -> Inputs:
@@ -125,9 +135,16 @@ def _named(id2label: Any) -> tuple[str, ...] | None:
 
 
 def _limit(source: Source, model: Recognised, tokenizer: str) -> int:
-    """How many tokens both a tokenizer and its encoder take."""
+    """How many tokens both a tokenizer and its encoder take, as `PromptEncoder` has it."""
     encoder = model.configs[tokenizer.replace("tokenizer", "text_encoder")]
     places = int(encoder.get("max_position_embeddings", 77))
     path = source.folder / tokenizer / "tokenizer_config.json"
-    said = read_json(path).get("model_max_length", places) if path.is_file() else places
-    return min(int(said), places)
+    said = read_json(path).get("model_max_length") if path.is_file() else None
+    # One without a limit states none, or a number beyond all sense, which some write as a float.
+    said = places if said is None else said
+    if not isinstance(said, int | float) or not said >= LEAST_TOKENS:
+        raise CannotImport(
+            f"{tokenizer}/tokenizer_config.json: model_max_length is {said!r}, must be a number of "
+            f"{LEAST_TOKENS} or more: a token between the marks of beginning and end"
+        )
+    return int(min(said, places))

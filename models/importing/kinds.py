@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from models.importing.scheduler import FILE, spell_out
-from models.importing.source import CannotImport, Source
+from models.importing.source import CannotImport, Source, reading
 
 Kind = Literal["pixels", "latents", "text", "text-xl", "dit"]
 NAMES: Mapping[Kind, str] = {
@@ -54,22 +54,14 @@ class Recognised:
 
 def recognise(source: Source) -> Recognised:
     """The kind of a pipeline. Raises CannotImport with what stands against it."""
-    try:
-        return _recognise(source)
-    except KeyError as error:
-        raise CannotImport(
-            f"{source.name}: a component's config.json does not say {error}"
-        ) from None
-
-
-def _recognise(source: Source) -> Recognised:
     found = source.components
     if "scheduler" not in found:
         raise CannotImport(f"{source.name}: no scheduler in model_index.json: {WANTED}")
     schedule = source.config("scheduler", FILE)
     schedule.setdefault("_class_name", found["scheduler"][1])
     # First of all: of what other processes there are, this is the sentence that helps.
-    spell_out(schedule, latent=False, stable_diffusion=False)
+    with reading(f"scheduler/{FILE}"):
+        spell_out(schedule, latent=False, stable_diffusion=False)
     notes = [f"{name}: left out: {why}" for name, why in LEFT_OUT.items() if name in found]
     parts = {name: value for name, value in found.items() if name not in LEFT_OUT}
     denoiser = _denoiser(source, parts)

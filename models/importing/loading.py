@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from models.backbones.runtime import DTYPES
-from models.importing.source import CannotImport
+from models.importing.source import CannotImport, short
 
 SHOWN = 3
 """So many names of weights in a message."""
@@ -49,6 +49,21 @@ def check_weights(folder: Path, library: str, class_name: str, dtype: str) -> No
                 f"{what.replace('_', ' ').replace('keys', 'weights')}: "
                 f"{', '.join(names[:SHOWN])}{more}"
             )
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Load a tokenizer as it will be served. Raises CannotImport."""
+    from transformers import CLIPTokenizer
+
+    try:
+        with quietly():
+            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer("a word")
+    except Exception as error:  # tokenizers has no class of its own for its faults
+        raise CannotImport(
+            f"{folder.name}: CLIPTokenizer cannot read its files (vocab.json and merges.txt, or "
+            f"tokenizer.json): {short(error)}"
+        ) from None
 
 
 @contextlib.contextmanager

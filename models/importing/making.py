@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from models.importing.card import NOT_STATED, licence, licence_file
 from models.importing.geometry import geometry
 from models.importing.inputs import NOTHING, Asked, find_inputs
 from models.importing.kinds import NAMES, OLD_DIT, Recognised, recognise
-from models.importing.loading import check_weights
-from models.importing.source import INDEX, CannotImport, Source
+from models.importing.loading import check_tokenizer, check_weights
+from models.importing.source import INDEX, CannotImport, Source, read_json, reading
 from models.importing.weights import Weights, find_weights
 from models.manifest import SCHEMA_VERSION, Backbone, Manifest
 
@@ -27,9 +27,6 @@ TOKENIZER_FILES = (
     "tokenizer.json", "added_tokens.json",
 )  # fmt: skip
 MEGA = 10**6
-LARGEST_LENGTH = 10**6
-"""A tokenizer without a limit states a number beyond all sense."""
-
 
 Start = Callable[[str, int], Callable[..., None]]
 """Given a stage's name and how much there is, it gives who is told how much more is done."""
@@ -37,7 +34,10 @@ Start = Callable[[str, int], Callable[..., None]]
 
 @dataclass(frozen=True)
 class Options:
-    """What the operator asked for; None means as the pipeline's files say."""
+    """What the operator asked for; None means as the pipeline's files say.
+
+    `steps` are the counts of steps that it must be able to draw in, by the option that says so.
+    """
 
     name: str
     size: str | None = None
@@ -45,6 +45,7 @@ class Options:
     inputs: Asked = NOTHING
     licence: str | None = None
     description: str | None = None
+    steps: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,16 +73,18 @@ def _find_all(source: Source, model: Recognised) -> dict[str, Weights]:
 
 def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
     """Write `folder`, which must be new. Raises CannotImport; `folder` is then worth nothing."""
-    model = recognise(source)
+    with reading(f"{source.name}: a component's config.json"):
+        model = recognise(source)
+        _refuse_steps(model, options.steps)
+        _refuse_shuffle(model, options.pixel_shuffle)
+        auto = None if model.autoencoder is None else model.configs[model.autoencoder]
+        denoiser = model.configs[model.denoiser]
+        sizes = geometry(denoiser, auto, options.pixel_shuffle)
+        height, width = sizes.size(options.size, denoiser.get("sample_size"))
+        channels = _channels(model, options.pixel_shuffle)
+        inputs = find_inputs(source, model, options.inputs)
+        weights = _find_all(source, model)
     notes = list(model.notes)
-    _refuse_shuffle(model, options.pixel_shuffle)
-    auto = None if model.autoencoder is None else model.configs[model.autoencoder]
-    denoiser = model.configs[model.denoiser]
-    sizes = geometry(denoiser, auto, options.pixel_shuffle)
-    height, width = sizes.size(options.size, denoiser.get("sample_size"))
-    channels = _channels(model, options.pixel_shuffle)
-    inputs = find_inputs(source, model, options.inputs)
-    weights = _find_all(source, model)
     said = options.licence or licence(source.folder)
     if said == NOT_STATED:
         notes.append("licence: not stated in a model card or a LICENSE file: give --licence")
@@ -97,11 +100,12 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
         before, copied = -(-copied // MEGA), copied + count
         told(-(-copied // MEGA) - before)
 
+    for name in model.tokenizers:
+        _copy_tokenizer(source.folder / name, backbone / name, inputs.max_tokens or 0)
+        check_tokenizer(backbone / name)
     for name, part in weights.items():
         part.write(backbone / name, on_bytes)
         _write_json(backbone / name / "config.json", _config(model, name))
-    for name in model.tokenizers:
-        _copy_tokenizer(source.folder / name, backbone / name, inputs.max_tokens or 0)
     _write_json(backbone / "scheduler" / "scheduler_config.json", model.scheduler)
     _write_json(backbone / INDEX, _index(source, model))
     if (text := licence_file(source.folder)) is not None:
@@ -158,6 +162,16 @@ def _refuse_full(folder: Path, needed: int) -> None:
         raise CannotImport(
             f"{folder}: {free // MEGA} MB are free, and the weights take {needed // MEGA}"
         )
+
+
+def _refuse_steps(model: Recognised, asked: Mapping[str, int]) -> None:
+    most = model.scheduler["num_train_timesteps"]
+    for option, steps in asked.items():
+        if steps > most:
+            raise CannotImport(
+                f"{option}: is {steps}, and the model was trained with num_train_timesteps {most}: "
+                f"give {option} {most} or less"
+            )
 
 
 def _refuse_shuffle(model: Recognised, factor: int) -> None:
@@ -220,9 +234,8 @@ def _copy_tokenizer(source: Path, target: Path, limit: int) -> None:
     if not any((target / name).exists() for name in ("vocab.json", "tokenizer.json")):
         raise CannotImport(f"{source}: holds no tokenizer (vocab.json and merges.txt)")
     path = target / "tokenizer_config.json"
-    config = json.loads(path.read_text()) if path.is_file() else {}
-    if int(config.get("model_max_length", LARGEST_LENGTH)) >= LARGEST_LENGTH:
-        config["model_max_length"] = limit
+    config = read_json(path) if path.is_file() else {}
+    config["model_max_length"] = limit
     config.pop("name_or_path", None)
     config.pop("auto_map", None)
     _write_json(path, config)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from models.importing.source import CannotImport
+from models.importing.source import CannotImport, short
 from models.parameterization import PREDICTION_TYPES
 from models.schedule import NoiseSchedule
 
@@ -138,7 +138,7 @@ def _read(name: str, raw: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         with contextlib.redirect_stdout(None):
             source = getattr(diffusers, name).from_config(dict(raw))
     except Exception as error:  # whatever diffusers makes of such a file
-        raise CannotImport(f"scheduler/{FILE}: {name} cannot read it: {error}") from None
+        raise CannotImport(f"scheduler/{FILE}: {name} cannot read it: {short(error)}") from None
     return source, dict(source.config) | {k: v for k, v in raw.items() if v is not None}
 
 

@@ -13,7 +13,7 @@ import safetensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.importing.source import PICKLES, CannotImport, read_json
+from models.importing.source import INDEX, PICKLES, CannotImport, read_json
 
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 """How each library calls the weights of a component."""
@@ -52,7 +52,12 @@ def find_weights(folder: Path, library: str, variant: str | None) -> Weights:
 
     Raises CannotImport, with the command that makes safetensors of a pickle.
     """
-    stem = STEMS[library]
+    stem = STEMS.get(library)
+    if stem is None:
+        raise CannotImport(
+            f"{INDEX}: {folder.name} is a class of {library!r}, which may be code of its own: "
+            f"Winnow runs the classes of {' and '.join(STEMS)} alone"
+        )
     for wanted in dict.fromkeys((variant, None)):
         dot = f".{wanted}" if wanted else ""
         single = folder / f"{stem}{dot}.safetensors"
@@ -60,10 +65,11 @@ def find_weights(folder: Path, library: str, variant: str | None) -> Weights:
         if single.is_file():
             return _measured((single,), f"{stem}.safetensors")
         if index.is_file():
-            shards = sorted(set(read_json(index).get("weight_map", {}).values()))
-            return _measured(
-                tuple(_shard(folder, str(name)) for name in shards), f"{stem}.safetensors"
-            )
+            shards = read_json(index).get("weight_map")
+            if not isinstance(shards, dict) or not shards:
+                raise CannotImport(f"{index}: weight_map must say which shard each weight is in")
+            names = sorted({str(name) for name in shards.values()})
+            return _measured(tuple(_shard(folder, name) for name in names), f"{stem}.safetensors")
     raise CannotImport(_missing(folder, stem, variant))
 
 

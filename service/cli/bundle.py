@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -76,14 +77,19 @@ def import_(
     serves. Pickled weights and code are never read.
     """
     with faults():
+        from models import bundle as bundles
         from models.importing.inputs import Asked, read_names
         from models.importing.loading import quietly
         from models.importing.making import Options
         from models.importing.source import open_source
+        from service.importing.configuration import configuration, write_configuration
         from service.importing.drawing import PROMPT
+        from service.pinning import pin
+        from service.serve_file import read
 
+        out = out.resolve()  # what a link leads to is what is replaced
         called = _name(name, out)
-        written = config or out.resolve().parent / f"{called}.yaml"
+        written = config or out.parent / f"{called}.yaml"
         _refuse_taken(out, written, force, given=config is not None)
         names = None if class_names is None else read_names(class_names)
         options = Options(
@@ -93,23 +99,29 @@ def import_(
             inputs=Asked(names, null_class, guidance_scale),
             licence=licence,
             description=description,
+            steps={"--steps": steps, "--check-steps": check_steps},
         )
         settings = _settings(device, dtype, threads, onnx)
         found = open_source(source, variant, revision)
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
-            folder = Path(scratch) / "bundle"
+        with _beside(out) as scratch, _beside(written) as scratch_of_config:
+            folder, file = scratch / "bundle", scratch_of_config / written.name
             with bars() as start, quietly():
                 made, checked = _make(
                     found, folder, options, settings, check_steps, prompt or PROMPT, start
                 )
+            manifest = bundles.read_manifest(folder)
+            # It stands in `folder` yet, and the configuration says where it will.
+            document = configuration(bundles.Bundle(out, manifest), settings, steps, checked.step_s)
+            write_configuration(file, document, written)
+            pin(read(file).settings, {called: bundles.Bundle(folder, manifest)})
             if out.exists():
-                out.rename(Path(scratch) / "before")
+                out.rename(scratch / "before")
             folder.rename(out)
-        if written.exists():
-            # Somebody may have edited it.
-            written.replace(written.with_name(f"{written.name}.old"))
-        document = _configure(out, written, settings, steps, checked.step_s)
+            if written.exists():
+                # Somebody may have edited it.
+                written.replace(written.with_name(f"{written.name}.old"))
+            file.rename(written)
         _report(made, checked, settings, out, written, document)
 
 
@@ -136,6 +148,7 @@ def _make(
     """The bundle in `folder`, with its graph if wanted, its sample, and what the check found."""
     from models import bundle as bundles
     from models.importing.making import make
+    from service.errors import InvalidValue
     from service.importing.drawing import draw_twice
 
     made = make(source, folder, options, start)
@@ -143,7 +156,10 @@ def _make(
         _add_onnx(bundles.Bundle(folder, bundles.read_manifest(folder)))
     loaded = bundles.Bundle(folder, bundles.read_manifest(folder))
     told = start("draw an image, twice", 2 * check_steps)
-    checked = draw_twice(loaded, settings, check_steps, prompt, told)
+    try:
+        checked = draw_twice(loaded, settings, check_steps, prompt, told)
+    except InvalidValue as error:
+        raise ValueError(f"--{error.param}: {error}") from None
     _add_sample(loaded, settings, checked)
     bundles.load(str(folder))  # all of it, as the service will
     return made, checked
@@ -194,22 +210,6 @@ def _add_sample(bundle: Bundle, settings: BackboneSettings, checked: Checked) ->
     bundles.add_files(bundle.folder, {SAMPLE: path}, change)
 
 
-def _configure(
-    out: Path, path: Path, settings: BackboneSettings, steps: int, step_s: float
-) -> dict[str, Any]:
-    """Write the configuration, and read it back as the service will. Raises ConfigError."""
-    from models import bundle as bundles
-    from service.importing.configuration import configuration, write_configuration
-    from service.pinning import pin
-    from service.serve_file import read
-
-    bundle = bundles.Bundle(out, bundles.read_manifest(out))
-    document = configuration(bundle, settings, steps, step_s)
-    write_configuration(path, document)
-    pin(read(path).settings, {bundle.manifest.name: bundle})
-    return document
-
-
 def _report(
     made: Made,
     checked: Checked,
@@ -220,13 +220,15 @@ def _report(
 ) -> None:
     backbone = made.manifest.backbone
     console.print(
-        f"\n[bold]{made.manifest.name}[/]: {made.kind}, images of {backbone.height} × "
+        f"\n{made.manifest.name}: {made.kind}, images of {backbone.height} × "
         f"{backbone.width} × {backbone.channels}; licence: {made.manifest.licence}",
+        markup=False,
         soft_wrap=True,
     )
     for name, part in made.weights.items():
         console.print(
-            f"  {name:16} {size(part.bytes):>9}  {part.parameters / 1e6:10.2f} M {part.dtype}"
+            f"  {name:16} {size(part.bytes):>9}  {part.parameters / 1e6:10.2f} M {part.dtype}",
+            markup=False,
         )
     parameters = sum(part.parameters for part in made.weights.values())
     total = size(sum(part.bytes for part in made.weights.values()))
@@ -271,6 +273,13 @@ def _settings(device: str, dtype: str, threads: int, onnx: bool) -> BackboneSett
         raise ValueError(f"--{where or 'onnx'}: {fault['msg']}") from None
 
 
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """Where what is to stand at `path` is made: to rename it there then is all or nothing."""
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+        yield Path(scratch)
+
+
 def _name(name: str | None, out: Path) -> str:
     from service.config import NAME, NAME_IN_WORDS
 
@@ -283,6 +292,10 @@ def _name(name: str | None, out: Path) -> str:
 def _refuse_taken(out: Path, config: Path, force: bool, given: bool) -> None:
     from models.bundle import MANIFEST
 
+    if given and (out in config.resolve().parents or config.is_dir()):
+        raise ValueError(f"--config: {config} must be a file, and not in the bundle's folder")
+    if given and not config.parent.is_dir():
+        raise ValueError(f"--config: {config.parent} is no folder: make it first")
     if config.exists() and not force:
         option = "" if given else ", or --config FILE"
         raise ValueError(f"{config}: exists already: give --force to write over it{option}")

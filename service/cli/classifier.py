@@ -78,6 +78,7 @@ def classifier(
         f"{bundle}: the classifier knows {right:.1%} of {int(held_out.sum())} images that it had "
         "not seen, without noise. Give a policy `classifier_scale` to steer by it, and calibrate "
         "again",
+        markup=False,
         soft_wrap=True,
     )
 

@@ -33,8 +33,13 @@ def faults() -> Iterator[None]:
     """A user's mistake becomes a sentence and exit code 1."""
     try:
         yield
-    except (FileNotFoundError, ValueError) as error:  # ConfigError and BundleError among them
-        console.print(str(error), style="red", markup=False, soft_wrap=True)
+    except BrokenPipeError:  # of `| head`, which typer knows
+        raise
+    except (OSError, ValueError) as error:  # ConfigError and BundleError among them
+        text = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            text = f"{error.filename}: {error.strerror}"
+        console.print(text, style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from None
     except WinnowError as error:
         # The store's driver knows the cause, which callers of the API are not told.

@@ -86,7 +86,7 @@ def configuration(
     }
 
 
-def write_configuration(path: Path, document: dict[str, Any]) -> None:
-    """Write it, with a word on what it is."""
+def write_configuration(file: Path, document: dict[str, Any], path: Path) -> None:
+    """Write it to `file`, with a word on what it is; `path` is where it will stand."""
     text = yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=100)
-    path.write_text(HEAD.format(path=path) + text)
+    file.write_text(HEAD.format(path=path) + text)

@@ -108,6 +108,19 @@ def test_both_encoders_of_xl_must_be_able_to_read_it(part: str, tmp_path: Path) 
         it.encode(Condition("cat " * 30), 0)
 
 
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_a_tokenizer_may_not_promise_more_than_its_encoder_reads(kind: str, tmp_path: Path) -> None:
+    made = Made.make(kind, tmp_path)
+    backbone = made.bundle.folder / "backbone"
+    path = backbone / "tokenizer" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 512}))
+    it = load_encoder(backbone, made.bundle.manifest.backbone)
+    states = it.encode(Condition("cat"), 0).inputs["encoder_hidden_states"]
+    assert len(states) == TOKENS
+    with pytest.raises(ConditionError, match=f"1 more than the {TOKENS}"):
+        it.encode(Condition("cat " * (TOKENS - 1)), 0)
+
+
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The shapes that text encoders are called with."""

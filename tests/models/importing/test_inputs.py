@@ -107,11 +107,43 @@ def test_a_tokenizer_without_a_limit_gets_its_encoders(pipeline: Copy, tmp_path:
     assert written["model_max_length"] == 77
 
 
+@pytest.mark.parametrize("limit", ["long", [1], -5, 2])
+def test_a_tokenizers_limit_is_a_number_of_tokens(
+    pipeline: Copy, tmp_path: Path, limit: Any
+) -> None:
+    folder = pipeline("sd")
+    edit(folder / "tokenizer/tokenizer_config.json", model_max_length=limit)
+    with pytest.raises(CannotImport, match=r"^tokenizer/tokenizer_config.json: model_max_length"):
+        _inputs(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("limit", [None, 512, float("inf")])
+def test_a_tokenizers_limit_is_at_most_its_encoders(
+    pipeline: Copy, tmp_path: Path, limit: Any
+) -> None:
+    folder = pipeline("sd")
+    edit(folder / "tokenizer/tokenizer_config.json", model_max_length=limit)
+    assert _inputs(folder, tmp_path / "out").max_tokens == 77
+
+
+def test_a_tokenizer_without_a_vocabulary_is_refused(pipeline: Copy, tmp_path: Path) -> None:
+    folder = pipeline("sd")
+    for path in (folder / "tokenizer").glob("*.json"):
+        path.write_text("{}")
+    with pytest.raises(CannotImport, match=r"^tokenizer: CLIPTokenizer cannot read its files"):
+        _inputs(folder, tmp_path / "out")
+
+
 def test_names_come_from_a_file_or_from_commas(tmp_path: Path) -> None:
     file = tmp_path / "names.txt"
     file.write_text("tench, Tinca tinca\ngoldfish\n\n")
     assert read_names(str(file)) == ("tench, Tinca tinca", "goldfish")
     assert read_names("a, b,c") == ("a", "b", "c")
+    many = tuple(f"class {number}" for number in range(99))
+    assert read_names(",".join(many)) == many, "longer than a file's name may be"
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(CannotImport, match=r"--class-names: .*names\.txt is not text"):
+        read_names(str(file))
     for text in ("", "a,,b"):
         with pytest.raises(CannotImport, match="has an empty name"):
             read_names(text)

@@ -125,6 +125,15 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("dit", "transformer/config.json", {"norm_type": "ada_norm_single"}, "ada_norm_single is not"),
     ("sd", "vae/config.json", {"latent_channels": None}, "does not say 'latent_channels'"),
     ("ldm", UNET, {"in_channels": 4}, "in_channels is 4, and vqvae has 3"),
+    ("ddpm", INDEX, {"unet": ["mine", "UNet2DModel"]}, "model_index.json: unet is .* of 'mine'"),
+    ("ddpm", UNET, {"in_channels": "3"}, f"^{UNET}: in_channels is '3', must be a whole number"),
+    ("ddpm", UNET, {"block_out_channels": 5}, f"^{UNET}: block_out_channels is 5, must be a list"),
+    ("ddpm", UNET, {"block_out_channels": []}, f"^{UNET}: block_out_channels is .., must be whole"),
+    ("ddpm", UNET, {"sample_size": [1.5, "x"]}, f"^{UNET}: sample_size is .* must be whole num"),
+    ("ddpm", UNET, {"sample_size": "x"}, f"^{UNET}: sample_size is 'x', must be a whole number"),
+    ("ddpm", UNET, {"num_class_embeds": [3]}, rf"^{UNET}: num_class_embeds is \[3\], must be"),
+    ("class", UNET, {"num_class_embeds": 10**9}, f"^{UNET}: num_class_embeds is .* 1 to 100000"),
+    ("sd", "text_encoder/config.json", {"architectures": 5}, "config.json: cannot be made sense"),
 ]  # fmt: skip
 
 

@@ -76,6 +76,15 @@ def test_an_index_cannot_name_files_elsewhere(pipeline: Copy, tmp_path: Path) ->
         import_folder(folder, tmp_path / "out")
 
 
+@pytest.mark.parametrize("shards", ['{"weight_map": [1]}', '{"weight_map": {}}', "{}"])
+def test_an_index_must_have_a_map(pipeline: Copy, tmp_path: Path, shards: str) -> None:
+    folder = pipeline("ddpm")
+    (folder / "unet" / WEIGHTS).unlink()
+    (folder / "unet" / f"{WEIGHTS}.index.json").write_text(shards)
+    with pytest.raises(CannotImport, match=f"unet/{WEIGHTS}.index.json: weight_map must say"):
+        import_folder(folder, tmp_path / "out")
+
+
 def test_a_variant_is_chosen_by_name(pipeline: Copy, tmp_path: Path) -> None:
     folder = pipeline("ddpm")
     states = load_file(folder / "unet" / WEIGHTS)

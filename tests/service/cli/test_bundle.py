@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from models import bundle as bundles
 from models.bundle import WEIGHTS
 from service.cli.main import app
-from service.config import BackboneSettings
+from service.config import BackboneSettings, ConfigError
 from service.encode import from_png
 from service.errors import PolicyNotReady
 from service.importing.drawing import draw_twice
@@ -209,6 +209,96 @@ def test_a_mistake_is_a_sentence_that_names_the_option(
 ) -> None:
     assert words in _refused("import", source("ddpm"), "--out", tmp_path / "m", *options)
     assert list(tmp_path.iterdir()) == []
+
+
+SCHEDULER = "scheduler/scheduler_config.json"
+BAD_FILES: list[tuple[str, str, dict[str, Any], list[str], str]] = [
+    ("ddpm", SCHEDULER, {"num_train_timesteps": 20}, [], "--steps: is 50, and the model was tra"),
+    ("ddpm", SCHEDULER, {"num_train_timesteps": 5}, ["--steps", "5"], "--check-steps: is 10, and"),
+    ("ddpm", SCHEDULER, {"num_train_timesteps": "many"}, [],
+     f"{SCHEDULER}: num_train_timesteps is 'many', must be a whole number of 1 to 100000"),
+    ("ddpm", SCHEDULER, {"beta_start": "x"}, [], f"{SCHEDULER}: DDPMScheduler cannot read it: "),
+    ("ddpm", SCHEDULER, {"clip_sample_range": "x"}, [], f"{SCHEDULER}: cannot be made sense of: "),
+    ("ddpm", "model_index.json", {"unet": ["mine", "UNet2DModel"]}, [], "is a class of 'mine'"),
+    ("sd", "tokenizer/tokenizer_config.json", {"model_max_length": 8}, ["--check-steps", "2"],
+     "--prompt: has "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "file", "changes", "options", "words"), BAD_FILES)
+def test_a_file_that_makes_no_sense_is_named_and_nothing_is_left(
+    source: Callable[[str], Path],
+    tmp_path: Path,
+    name: str,
+    file: str,
+    changes: dict[str, Any],
+    options: list[str],
+    words: str,
+) -> None:
+    bad = shutil.copytree(source(name), tmp_path / "bad")
+    edit(bad / file, **changes)
+    said = _refused("import", bad, "--out", tmp_path / "m", *options)
+    assert words in said
+    assert len(said.splitlines()[-1]) < 400
+    assert [path.name for path in tmp_path.iterdir()] == ["bad"], "nothing is left behind"
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("none/x.yaml", "/none is no folder: make it first"),
+        (".", "must be a file, and not in the bundle's folder"),
+        ("m/x.yaml", "must be a file, and not in the bundle's folder"),
+    ],
+)
+def test_where_the_configuration_is_to_stand_is_looked_at_first(
+    source: Callable[[str], Path], tmp_path: Path, place: str, words: str
+) -> None:
+    said = _refused("import", source("ddpm"), "--out", tmp_path / "m", "--config", tmp_path / place)
+    assert said.startswith("--config: ")
+    assert words in said
+    assert len(said.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_configuration_that_is_refused_leaves_the_old_bundle(
+    source: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "m"
+    _said("import", source("ddpm"), "--out", out, "--check-steps", 2)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def refuse(*arguments: Any) -> None:
+        raise ConfigError("policies.none: no")
+
+    monkeypatch.setattr("service.pinning.pin", refuse)
+    again = ("import", source("class"), "--out", out, "--check-steps", 2, "--force")
+    assert "policies.none: no" in _refused(*again)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_out_cannot_be_under_a_file(source: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    said = _refused("import", source("ddpm"), "--out", tmp_path / "file" / "m")
+    assert said.startswith(f"{tmp_path}/file: ")
+
+
+@pytest.mark.parametrize("licence", ["MIT [/b]", "[red] one"])
+def test_what_others_call_their_licence_is_printed_as_it_is(
+    source: Callable[[str], Path], tmp_path: Path, licence: str
+) -> None:
+    said = _said("import", source("ddpm"), "--out", tmp_path / "m", "--check-steps", 2,
+                 "--licence", licence)  # fmt: skip
+    assert f"licence: {licence}" in said
+
+
+def test_a_link_to_a_bundle_stays_one(source: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "m").symlink_to(tmp_path / "there")
+    _said("import", source("ddpm"), "--out", tmp_path / "m", "--check-steps", 2)
+    assert (tmp_path / "m").is_symlink()
+    settings = read(tmp_path / "there.yaml").settings
+    assert settings.models["there"].bundle == str(tmp_path / "there")
 
 
 def test_a_bundle_is_shown(source: Callable[[str], Path], tmp_path: Path) -> None:

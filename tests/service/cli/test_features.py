@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -41,11 +42,18 @@ def run(bundle_folder: Path) -> Import:
     return go
 
 
-def test_a_folder_becomes_features_that_a_judge_learns_on(run: Import, tmp_path: Path) -> None:
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    """A small one, in transformers' format."""
     torch.manual_seed(0)
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
-    network = tmp_path / "resnet"
-    ResNetModel(config).save_pretrained(network)
+    ResNetModel(config).save_pretrained(tmp_path / "resnet")
+    return tmp_path / "resnet"
+
+
+def test_a_folder_becomes_features_that_a_judge_learns_on(
+    run: Import, network: Path, tmp_path: Path
+) -> None:
     # Of the newer or the older kind, its file says the same.
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(network)
     folder = tmp_path / "sevens"
@@ -72,6 +80,37 @@ def test_a_folder_becomes_features_that_a_judge_learns_on(run: Import, tmp_path:
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(StoreUnavailable, match="was changed since the service started"):
         find(bundle, "small")
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("[]", "must hold a JSON object"),
+        ("{", "is not JSON"),
+        ('{"rescale_factor": null}', "rescale_factor must be one number"),
+        ('{"image_mean": "x"}', "image_mean is 'x', must be a number, or one a channel"),
+        ('{"image_mean": [0.5, "x"]}', "image_mean is [0.5, 'x'], must be a number"),
+        ('{"image_mean": 0.5, "image_std": {}}', "image_std is {}, must be a number"),
+    ],
+)
+def test_what_a_preprocessor_says_is_looked_at(
+    run: Import, network: Path, bundle_folder: Path, text: str, wrong: str
+) -> None:
+    (network / "preprocessor_config.json").write_text(text)
+    before = (bundle_folder / "manifest.json").read_bytes()
+    said = run(network, "--name", "x", code=1)
+    assert f"{network}/preprocessor_config.json: {wrong}" in said
+    assert (bundle_folder / "manifest.json").read_bytes() == before
+
+
+def test_one_mean_may_stand_for_all_channels(
+    run: Import, network: Path, bundle_folder: Path
+) -> None:
+    said = {"image_mean": 0.5, "image_std": 0.25, "size": 32}
+    (network / "preprocessor_config.json").write_text(json.dumps(said))
+    run(network, "--name", "one")
+    entry = bundles.load(str(bundle_folder)).manifest.features["one"]
+    assert (entry.mean, entry.std) == ((0.5,) * 3, (0.25,) * 3)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -137,7 +138,7 @@ class PromptEncoder:
     def _known(self, prompt: str, field: str) -> Named:
         try:
             return self._kept(prompt)
-        except _TooLong as error:
+        except _Unreadable as error:
             raise ConditionError(str(error), field) from None
 
     @torch.no_grad()
@@ -164,24 +165,35 @@ class PromptEncoder:
         for tokenizer, _ in self._parts:
             limit = self._limit
             # A tokenizer keeps whether it cuts and pads: two threads would mix that up.
-            with self._tokenizing:
+            with self._tokenizing, _reading():
                 count = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
                 if count > limit:
-                    raise _TooLong(
+                    raise _Unreadable(
                         f"has {count} tokens, {count - limit} more than the {limit} that this "
                         "model's text encoder reads (the marks of beginning and end count): "
                         "shorten it"
                     )
-                found.append(
-                    tokenizer(
-                        prompt, padding="max_length", max_length=limit, return_tensors="pt"
-                    ).to(self._device)
+                tokens = tokenizer(
+                    prompt, padding="max_length", max_length=limit, return_tensors="pt"
                 )
+            found.append(tokens.to(self._device))
         return found
 
 
-class _TooLong(ValueError):
-    """More tokens than the text encoder reads."""
+class _Unreadable(ValueError):
+    """A prompt that a tokenizer or its text encoder cannot read."""
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Whatever a tokenizer raises is about the text that it was given, and may repeat it."""
+    try:
+        yield
+    except _Unreadable:
+        raise
+    except Exception as error:
+        name = type(error).__name__
+        raise _Unreadable(f"cannot be read by this model's tokenizer ({name})") from None
 
 
 def load_encoder(

@@ -10,14 +10,21 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from service.api import exchange, schemas
+from service.api.auth import Caller
 from service.api.context import Context, Proposer
 from service.api.pictures import pictures
-from service.api.text import Text
+from service.api.text import Sent, Text
 from service.config import NAME, Name
-from service.errors import Conflict, DatasetNotFound, InvalidValue, ModelNotFound
+from service.errors import (
+    Conflict,
+    DatasetNotFound,
+    InvalidValue,
+    ModelNotFound,
+    PolicyNotAllowed,
+)
 from service.inputs import of_model, parse
 from service.store.datasets import Answer, Dataset, Label
 
@@ -29,7 +36,7 @@ Form = Annotated[exchange.Format, Query(alias="format")]
 Id = Annotated[Text, Field(min_length=1, max_length=64)]
 
 
-class _Body(BaseModel):
+class _Body(Sent):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
@@ -39,7 +46,7 @@ class DatasetRequest(_Body):
     name: Name
     model: str | None = Field(None, max_length=64)
     question: Text = Field(min_length=3, max_length=200)
-    inputs: schemas.Inputs = []
+    inputs: schemas.Inputs = Field([])
 
 
 class BatchRequest(_Body):
@@ -66,7 +73,10 @@ class LabelsRequest(_Body):
 
 
 def routes(context: Context, desk: Proposer) -> APIRouter:
-    """The routes of datasets; all need the label scope, for their images are unscreened."""
+    """The routes of datasets; all need the label scope, for their images are unscreened.
+
+    To choose what they are of needs the approve scope as well.
+    """
     router = APIRouter()
     datasets = context.store.datasets
 
@@ -79,6 +89,8 @@ def routes(context: Context, desk: Proposer) -> APIRouter:
     @router.post("/v1/datasets", status_code=201, summary="Ask a question about a model's images")
     def create(body: DatasetRequest, request: Request) -> dict[str, Any]:
         request.state.caller.require("label")
+        if body.inputs:
+            _may_choose(request.state.caller)
         default = context.settings.policies[context.settings.default_policy].model
         model = body.model or default
         if model not in context.manifests:
@@ -169,10 +181,22 @@ def routes(context: Context, desk: Proposer) -> APIRouter:
     async def bring(name: str, request: Request, form: Form = "jsonl", anyway: bool = False) -> Any:
         dataset = await asyncio.to_thread(find, request, name)
         _for_labels(dataset)
+        if dataset.inputs:
+            _may_choose(request.state.caller)
         body = await request.body()
         return await asyncio.to_thread(_bring, context, dataset, body, form, anyway, request)
 
     return router
+
+
+def _may_choose(caller: Caller) -> None:
+    """Raises PolicyNotAllowed: with the label scope alone one would have a model draw anything."""
+    if not caller.has("approve"):
+        raise PolicyNotAllowed(
+            "choosing what a model is asked to draw, unscreened, is a reviewer's business: this "
+            "needs a key with the 'approve' scope beside 'label'",
+            "inputs",
+        )
 
 
 def _bring(

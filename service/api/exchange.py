@@ -12,10 +12,10 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, ConfigDict, Field, ValidationError
 
 from models.noise import MAX_SEED
-from service.api.text import Text
+from service.api.text import Sent, Text
 from service.encode import from_data_url, to_png
 from service.errors import BlobMissing, InvalidValue
 from service.store.blobs import Blobs, name_of
@@ -28,7 +28,7 @@ EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2999, 12, 31, tzin
 csv.field_size_limit(2**31 - 1)  # a cell holds a whole image; the body has its own limit
 
 
-class Input(BaseModel):
+class Input(Sent):
     """What an image was drawn under, as `service.inputs.drawn` says it."""
 
     model_config = ConfigDict(extra="forbid")
@@ -39,7 +39,7 @@ class Input(BaseModel):
     guidance_scale: float | None = Field(None, ge=1, allow_inf_nan=False)
 
 
-class Row(BaseModel):
+class Row(Sent):
     """One label, and the image that it is of; without `png` it can be read but not brought in."""
 
     model_config = ConfigDict(extra="forbid")
@@ -102,8 +102,7 @@ def read(
             row = Row.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
-            at = f"{where}.{field}"
+            at = ".".join((where, *(str(part) for part in first["loc"])))
             raise InvalidValue(f"{at}: {first['msg']}", at) from None
         if row.strategy == "certificate":
             raise InvalidValue(

@@ -8,19 +8,19 @@ from datetime import datetime
 from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from models.noise import MAX_SEED
 from service.api.auth import Caller
 from service.api.context import Context
-from service.api.text import Text
+from service.api.text import Sent, Text
 from service.config import Name
 from service.errors import Conflict, InvalidValue, RewardNotFound
 from service.feedback.example import JUDGE_SHARE, refuse_too_few
 from service.store.rewards import RewardVersion
 
 
-class TrainRequest(BaseModel):
+class TrainRequest(Sent):
     """`POST /v1/rewards`: `policy` is whose sampling it is calibrated for.
 
     `guide` and `distil` also make what policies need that steer. The judge learns on the bundle's

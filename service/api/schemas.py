@@ -6,7 +6,6 @@ import time
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     ValidationError,
@@ -16,7 +15,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from models.noise import MAX_SEED
-from service.api.text import Text
+from service.api.text import Sent, Text
 from service.config import Name
 from service.encode import to_b64_png
 from service.inputs import class_name
@@ -42,7 +41,7 @@ MAX_INPUTS = 1000
 OnFiltered = Literal["error_if_all", "error_if_any", "never"]
 
 
-class _Request(BaseModel):
+class _Request(Sent):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
@@ -148,7 +147,7 @@ class CertifyRequest(_Request):
     delta: float
     allowed: int = 0
     num_inference_steps: int | None = Field(None, ge=1)
-    inputs: Inputs = []
+    inputs: Inputs = Field([])
 
 
 class CertificateBatchRequest(_Request):

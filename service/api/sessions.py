@@ -22,9 +22,10 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from service.api.auth import Authenticator, Caller
+from service.api.text import Sent
 from service.config import KeySettings, is_loopback
 from service.errors import InvalidApiKey, InvalidValue, OriginRefused
 
@@ -43,7 +44,7 @@ class Session:
     expires: float
 
 
-class SessionRequest(BaseModel):
+class SessionRequest(Sent):
     """`POST /v1/session`: a key, unless anonymous callers may label, and who labels."""
 
     model_config = ConfigDict(extra="forbid", strict=True)

@@ -249,7 +249,9 @@ def _report(
         f"Next:\n  winnow serve {config}\n"
         f"  then label at http://127.0.0.1:{port}/feedback (goal: three minutes), press “Train a "
         "reward”, look at its card, and promote it as `screened`:\n  until then `screened` refuses "
-        "every request, and only the admin key draws, by the policy `none`.",
+        "every request. Unscreened images go to the admin key, by the policy `none`, and to\n  "
+        "whoever labels: in this configuration anybody on this machine, who also chooses what "
+        "they are of.",
         markup=False,
         soft_wrap=True,
     )

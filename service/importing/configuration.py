@@ -16,7 +16,9 @@ HEAD = """\
 # Winnow with an imported model, on one machine: a Ray Serve config file.
 #   winnow serve {path}
 # Label at /feedback, train a reward, promote it as `screened`. Until then `screened`, the default,
-# refuses every request, and only the admin key draws, by the policy `none`.
+# refuses every request. Unscreened images go to the admin key, by the policy `none`, and to whoever
+# labels (scope `label`; with `approve` too, of whatever they choose). Below, `anonymous_scopes`
+# gives both scopes to anybody on this machine.
 """
 SLOTS = {"text": 4, "class": 8, "none": 16}
 MAX_DRAWS = 8

@@ -1,6 +1,6 @@
 // The labelling page. Its state is the page in hand, those that wait, and what each image is marked.
 
-import { $, call, captioned, count, door, el, nameOf, picture, say, show, underMouse } from "/pages/api.js";
+import { $, call, captioned, count, door, el, may, nameOf, picture, say, show, underMouse } from "/pages/api.js";
 
 const SIZE = 25;
 const ACROSS = 5;
@@ -345,12 +345,15 @@ async function choose() {
   (ours.length ? $(".tile") : form.elements.question).focus();
 }
 
-/** A model that takes a prompt must be told which to draw; a disabled field asks nobody. */
+/** A model that takes a prompt must be told which to draw, by whoever may choose; a disabled field asks nobody. */
 function askForPrompts() {
   const { model, prompts } = $("#choose form").elements;
   const text = kinds[model.value] === "text";
-  $("#prompts").hidden = !text;
-  prompts.disabled = !text;
+  const refused = text && !may(session, "approve");
+  $("#prompts").hidden = !text || refused;
+  prompts.disabled = !text || refused;
+  $("#reviewers").hidden = !refused;
+  $("#choose form button").disabled = refused;
 }
 
 $("#choose form").elements.model.addEventListener("change", askForPrompts);

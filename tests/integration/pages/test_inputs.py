@@ -7,9 +7,11 @@ from typing import Any
 
 import httpx
 
+from models.bundle import Bundle
 from tests.integration.conftest import wait_for
 from tests.integration.pages.browser import certify, enter, marks, press, ready, turn
-from tests.service.api.server import Served
+from tests.service.api.asking import TEXT, serve_asked
+from tests.service.api.server import AUTH, Served
 
 LONG = "a-cat-of-a-name-that-fits-no-cell " * 4
 
@@ -43,11 +45,25 @@ def test_prompts_are_asked_for_and_stand_under_their_images(
     assert [one.image.input["prompt"] for one in labelled if one.image.input] == captions
 
 
+def test_whoever_may_not_choose_prompts_is_told_so(
+    open_page: Callable[..., Any], bundle: Bundle
+) -> None:
+    auth = AUTH | {"anonymous": True, "anonymous_scopes": ["label"]}
+    with serve_asked(bundle, TEXT, auth=auth) as (served, _):
+        page = open_page(f"{served.url}/feedback")
+        enter(page)
+        page.wait_for_selector("#reviewers:not([hidden])")
+        assert "choosing prompts is a reviewer's business" in page.text_content("#reviewers")
+        assert page.is_hidden("#prompts")
+        assert page.is_disabled("#choose form button")
+
+
 def test_a_model_without_inputs_shows_no_caption(open_page: Callable[..., Any]) -> None:
     page = open_page()
     enter(page)
     page.wait_for_selector("#choose:not([hidden])")
     assert page.is_hidden("#prompts")
+    assert page.is_hidden("#reviewers")
     page.fill("#choose [name=question]", "Is it dark?")
     page.fill("#choose [name=name]", "captionless")
     page.click("#choose form button")

@@ -97,6 +97,18 @@ def test_a_prompt_that_is_too_long_is_refused_by_its_tokens(
         assert error.value.field == field
 
 
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_what_a_tokenizer_cannot_read_is_refused_by_its_field(
+    kind: str, field: str, encoder: Callable[[str], PromptEncoder]
+) -> None:
+    it = encoder(kind)
+    with pytest.raises(ConditionError, match="cannot be read by this model's tokenizer") as error:
+        it.encode(replace(Condition(), **{field: "a\ud83d"}), 0)
+    assert error.value.field == field
+    it.encode(Condition("a cat"), 0)
+
+
 @pytest.mark.parametrize("part", ["tokenizer", "tokenizer_2"])
 def test_both_encoders_of_xl_must_be_able_to_read_it(part: str, tmp_path: Path) -> None:
     made = Made.make("sdxl", tmp_path)

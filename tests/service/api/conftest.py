@@ -59,6 +59,13 @@ def labeller(server: Served) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
+def reviewer(server: Served) -> Iterator[httpx.Client]:
+    """A client whose key may label and approve, and so choose what images are of."""
+    with client(server, "REVIEW_KEY") as opened:
+        yield opened
+
+
+@pytest.fixture
 def dataset(labeller: httpx.Client) -> str:
     """The name of a fresh dataset."""
     name = f"set-{next(_NUMBERS)}"

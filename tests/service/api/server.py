@@ -57,6 +57,7 @@ KEYS = {
     "ADMIN_KEY": "wn-admin-0123456789",
     "LABEL_KEY": "wn-label-0123456789",
     "APPROVE_KEY": "wn-approve-0123456789",
+    "REVIEW_KEY": "wn-review-0123456789",
 }
 AUTH = {
     "anonymous": False,
@@ -66,6 +67,7 @@ AUTH = {
         {"name": "admin", "secret_env": "ADMIN_KEY", "scopes": ["admin"]},
         {"name": "label", "secret_env": "LABEL_KEY", "scopes": ["label"]},
         {"name": "approve", "secret_env": "APPROVE_KEY", "scopes": ["approve"]},
+        {"name": "review", "secret_env": "REVIEW_KEY", "scopes": ["label", "approve"]},
     ],
 }
 

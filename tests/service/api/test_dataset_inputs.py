@@ -20,7 +20,7 @@ Asked = tuple[Served, Echo, httpx.Client]
 
 @pytest.fixture(scope="module")
 def classes(bundle: Bundle) -> Iterator[Asked]:
-    with serve_asked(bundle, CLASSES) as (served, echo), client(served, "LABEL_KEY") as http:
+    with serve_asked(bundle, CLASSES) as (served, echo), client(served, "REVIEW_KEY") as http:
         yield served, echo, http
 
 
@@ -28,7 +28,7 @@ def classes(bundle: Bundle) -> Iterator[Asked]:
 def text(bundle: Bundle) -> Iterator[Asked]:
     limits = {"prompt_chars": 200, "body_bytes": 10**6}
     with serve_asked(bundle, TEXT, limits=limits) as (served, echo):
-        yield served, echo, client(served, "LABEL_KEY")
+        yield served, echo, client(served, "REVIEW_KEY")
 
 
 def create(http: httpx.Client, name: str, inputs: Any = None) -> httpx.Response:
@@ -89,9 +89,54 @@ def test_a_thousand_prompts_are_taken(text: Asked) -> None:
     assert create(text[2], "many", [{"prompt": f"cat {n}"} for n in range(1000)]).status_code == 201
 
 
-def test_a_model_without_inputs_refuses_them(labeller: httpx.Client) -> None:
+def test_a_model_without_inputs_refuses_them(reviewer: httpx.Client) -> None:
     for inputs in ([{}], [{"weight": 2}], [{"class_label": 1}]):
-        refused(create(labeller, "wrong", inputs), 400, "invalid_value", "inputs")
+        refused(create(reviewer, "wrong", inputs), 400, "invalid_value", "inputs")
+
+
+@pytest.mark.parametrize("key", ["LABEL_KEY", "APPROVE_KEY", "REVIEW_KEY", "ADMIN_KEY"])
+def test_to_choose_what_is_drawn_unscreened_needs_label_and_approve(
+    classes: Asked, text: Asked, key: str
+) -> None:
+    name = f"chosen-by-{key.lower()}"
+    for (served, _, _), inputs in ((classes, [{"class_label": 1}]), (text, [{"prompt": "a cat"}])):
+        with client(served, key) as http:
+            answer = create(http, name, inputs)
+            if key in ("REVIEW_KEY", "ADMIN_KEY"):
+                assert answer.status_code == 201, answer.text
+                continue
+            refused(answer, 403, "policy_not_allowed", "inputs" if key == "LABEL_KEY" else None)
+            assert name not in {one.name for one in served.store.datasets.all()}
+            if key == "LABEL_KEY":
+                said = answer.json()["error"]["message"]
+                assert "asked to draw, unscreened, is a reviewer's business" in said
+                assert "'approve' scope beside 'label'" in said
+
+
+def test_with_label_alone_one_draws_what_nobody_chose(classes: Asked, text: Asked) -> None:
+    with client(classes[0], "LABEL_KEY") as http:
+        for number, inputs in enumerate((None, [])):
+            assert create(http, f"unchosen-{number}", inputs).status_code == 201
+        say(http, "unchosen-0", batch(http, "unchosen-0")["images"])
+        file = http.get("/v1/datasets/unchosen-0/export").content
+        answer = http.post("/v1/datasets/unchosen-1/import", content=file)
+        assert answer.json()["imported"] == 8, answer.text
+    with client(text[0], "LABEL_KEY") as http:
+        refused(create(http, "unchosen"), 400, "invalid_value", "inputs")
+
+
+def test_labels_enter_a_dataset_of_chosen_inputs_by_a_reviewer_alone(text: Asked) -> None:
+    served, _, reviewer = text
+    for name in ("chosen", "chosen-too"):
+        assert create(reviewer, name, [{"prompt": "a cat"}]).status_code == 201
+    with client(served, "LABEL_KEY") as http:
+        say(http, "chosen", batch(http, "chosen")["images"])
+        file = http.get("/v1/datasets/chosen/export").content
+        answer = http.post("/v1/datasets/chosen-too/import", content=file)
+        refused(answer, 403, "policy_not_allowed", "inputs")
+        assert not served.store.datasets.labelled("chosen-too")
+    answer = reviewer.post("/v1/datasets/chosen-too/import", content=file)
+    assert answer.json()["imported"] == 8, answer.text
 
 
 def test_a_caption_says_what_an_image_was_drawn_under(classes: Asked, text: Asked) -> None:

@@ -194,9 +194,9 @@ def test_without_feedback_there_is_no_such_route(bundle: Bundle) -> None:
     ],
 )
 def test_a_wrong_dataset_is_refused_by_field(
-    labeller: httpx.Client, body: dict[str, Any], param: str
+    reviewer: httpx.Client, body: dict[str, Any], param: str
 ) -> None:
-    refused(labeller.post("/v1/datasets", json=body), 400, "invalid_value", param)
+    refused(reviewer.post("/v1/datasets", json=body), 400, "invalid_value", param)
 
 
 def test_a_taken_name_and_an_unknown_model_are_refused(

@@ -72,7 +72,7 @@ def test_each_kind_is_drawn_by_the_engine_that_serves(
     assert check["num_inference_steps"] == 4
     assert check["peak_bytes"] > 0
     assert check["nfe_per_s"] > 0
-    assert check["condition"]["guidance_scale"] == backbone.inputs.guidance_scale
+    assert check["guidance_scale"] == backbone.inputs.guidance_scale
     sample = from_png((out / "sample.png").read_bytes())
     assert sample.shape == (backbone.height, backbone.width, backbone.channels)
     # The sample can be drawn again from what the manifest says.

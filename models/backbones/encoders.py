@@ -123,7 +123,7 @@ class PromptEncoder:
         for field in ("prompt", "negative_prompt"):
             try:
                 self._tokens(getattr(condition, field))
-            except _TooLong as error:
+            except _Unreadable as error:
                 raise ConditionError(str(error), field) from None
 
     def encode(self, condition: Condition, seed: int) -> Encoded:

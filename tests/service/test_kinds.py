@@ -23,6 +23,7 @@ from service.feedback import judging, training
 from service.feedback.desk import uncensored
 from service.feedback.example import Example
 from service.feedback.training import Recipe
+from service.inputs import law
 from service.local import LocalService
 from service.policy import Overrides, Policy, derive, resolve
 from service.ports import FinishReason, Pixels, SamplingPlan
@@ -30,7 +31,7 @@ from service.router import Outcome
 from service.store.blobs import Blobs
 from tests.parity import KINDS, Made
 
-STEPS = 4
+STEPS, SCALE = 4, 2.0
 POLICIES: dict[str, dict[str, Any]] = {
     "rejection": {"probes": [0.5]},
     "time-dependent guide": {"censor_scale": 1.0},
@@ -80,7 +81,10 @@ def service(made: Made, tmp_path: Path) -> Iterator[LocalService]:
 
 
 def _settings(made: Made) -> Settings:
-    spec = {"model": "tiny", "num_inference_steps": [STEPS]}
+    inputs = made.bundle.manifest.backbone.inputs
+    spec: dict[str, Any] = {"model": "tiny", "num_inference_steps": [STEPS]}
+    spec |= {"guidance_scale": [SCALE]} if inputs.guidable else {}
+    spec |= {"class_labels": [0, 1]} if inputs.kind == "class" else {}
     judged = {
         name: spec | {"trained": True, "max_draws": 8} | more for name, more in POLICIES.items()
     }
@@ -104,15 +108,15 @@ def _key(policy: str) -> str:
 
 
 def _mix(made: Made) -> Mix:
-    """Two things to ask of a model, one of them guided where it can be."""
+    """Two things to ask of a model, guided where it can be; as `_settings` lets it be asked."""
     inputs = made.bundle.manifest.backbone.inputs
+    asked: tuple[dict[str, Any], ...] = ({}, {})
     if inputs.kind == "text":
-        asked = (Condition(prompt="a cat", guidance_scale=2.0), Condition(prompt="a dog"))
+        asked = ({"prompt": "a cat"}, {"prompt": "a dog"})
     elif inputs.kind == "class":
-        asked = (Condition(class_label=0, guidance_scale=2.0), Condition(class_label=1))
-    else:
-        asked = (Condition(), Condition())
-    return Mix(asked, (1.0, 1.0))
+        asked = ({"class_label": 0}, {"class_label": 1})
+    scale = SCALE if inputs.guidable else 1.0
+    return Mix(tuple(Condition(guidance_scale=scale, **one) for one in asked), (1.0, 1.0))
 
 
 def _draw(service: LocalService, plan: SamplingPlan, n: int) -> Outcome:
@@ -152,7 +156,11 @@ def _teach(made: Made, policy: Policy, examples: list[Example], blobs: Blobs) ->
         lambda stage, fraction: None,
     )
     assert not found.card["not_calibrated"], found.card["not_calibrated"]
-    return Trained({part: blobs.put(file) for part, file in found.files.items()}, found.card)
+    # As the desk notes it.
+    drawn = {"law": law(_mix(made))}
+    calibrations = {steps: entry | drawn for steps, entry in found.card["calibrations"].items()}
+    weights = {part: blobs.put(file) for part, file in found.files.items()}
+    return Trained(weights, found.card | {"calibrations": calibrations})
 
 
 @pytest.mark.parametrize("name", POLICIES)

@@ -10,6 +10,7 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from service.config import ConfigError
 from service.errors import BackendUnavailable, PolicyDisabled, PolicyNotFound, StoreUnavailable
 from service.policy import RUNS_ON, Policy, from_document, to_document
 from service.store.policies import Pointer, Version
@@ -51,7 +52,7 @@ class Live:
     ) -> None:
         """`seeds` are the configuration's policies: names that the store lacks begin with them.
 
-        Raises StoreUnavailable.
+        Raises StoreUnavailable, and ConfigError as `refuse_strangers` does.
         """
         self.seeds = seeds
         self.stale_s = stale_s
@@ -65,6 +66,7 @@ class Live:
         self._closing = threading.Event()
         self._view = _View(time.monotonic())
         _seed(store, seeds)
+        refuse_strangers(store, seeds)
         self.refresh()
         self._say_what_differs()
         self._thread = threading.Thread(target=self._poll, name="live", daemon=True)
@@ -161,6 +163,13 @@ class Live:
             order = [*(name for name in self.seeds if name in found), *sorted(found)]
             pointers = {name: found[name] for name in order}
             in_force = {name: self._read(name, at.version) for name, at in pointers.items()}
+            for name, policy in in_force.items():
+                if policy is not None and policy.settings.model not in self._runs_on:
+                    # Of another service on the same store. One of our own names is kept, and is
+                    # no policy: nothing leaves under it.
+                    in_force[name] = None
+                    if name not in self.seeds:
+                        del pointers[name]
             shadows = {
                 name: self._read(name, at.shadow)
                 for name, at in pointers.items()
@@ -247,6 +256,24 @@ def parse(version: Version) -> Policy | None:
         log.error("policy %r version %d: %s", version.name, version.version, error)
         return None
     return replace(policy, name=version.name, version=version.version, reward=version.reward)
+
+
+def refuse_strangers(store: Store, seeds: Mapping[str, Policy]) -> None:
+    """Raises ConfigError where the store has one of these names for a model that is not served.
+
+    The store wins over the configuration, so nothing could ever leave under that name.
+    """
+    served = {seed.settings.model for seed in seeds.values()}
+    for name, at in store.policies.pointers().items():
+        if name not in seeds:
+            continue
+        policy = parse(store.policies.read(name, at.version))
+        if policy is not None and policy.settings.model not in served:
+            raise ConfigError(
+                f"policies.{name}: the store has a policy of this name, for model "
+                f"{policy.settings.model!r}, which is not served here: give it another name, or "
+                "give this service a store of its own (store.url and store.blobs_url)"
+            )
 
 
 def _seed(store: Store, seeds: Mapping[str, Policy]) -> None:

@@ -112,7 +112,13 @@ def import_(
                 )
             manifest = bundles.read_manifest(folder)
             # It stands in `folder` yet, and the configuration says where it will.
-            document = configuration(bundles.Bundle(out, manifest), settings, steps, checked.step_s)
+            document = configuration(
+                bundles.Bundle(out, manifest),
+                settings,
+                steps,
+                checked.step_s,
+                written.resolve().with_suffix(".state"),
+            )
             write_configuration(file, document, written)
             pin(read(file).settings, {called: bundles.Bundle(folder, manifest)})
             if out.exists():

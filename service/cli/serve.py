@@ -60,6 +60,7 @@ def run(config: Path, port: int | None) -> int:
 
 def _run(config: Path, port: int | None) -> int:
     from models import bundle
+    from service.live import refuse_strangers
     from service.pinning import pin
     from service.serve_file import read
     from service.store.store import Store
@@ -69,10 +70,13 @@ def _run(config: Path, port: int | None) -> int:
     port = port or http.port
     host = http.host or "127.0.0.1"
     models = file.settings.models
-    pin(file.settings, {name: bundle.load(models[name].bundle) for name in models})
+    seeds = pin(file.settings, {name: bundle.load(models[name].bundle) for name in models})
+    _refuse_too_small(file.settings)
     admin_key = _admin_key(file.settings)
     read_secrets(file.settings.auth, os.environ)
-    Store(*store_urls(file.settings.store, os.environ)).close()
+    store = Store(*store_urls(file.settings.store, os.environ))
+    refuse_strangers(store, seeds)
+    store.close()
     _refuse_taken_port(host, port)
 
     stop = threading.Event()
@@ -90,7 +94,7 @@ def _run(config: Path, port: int | None) -> int:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         context: Any = ray.init(
             address="local",
-            num_cpus=max(2, os.cpu_count() or 2),
+            num_cpus=_cpus(),
             include_dashboard=False,
             log_to_driver=False,
             configure_logging=False,
@@ -132,6 +136,30 @@ def _run(config: Path, port: int | None) -> int:
                 ray.shutdown()
     console.print("Stopped.")
     return 0
+
+
+def _cpus() -> int:
+    return max(2, os.cpu_count() or 2)
+
+
+def _refuse_too_small(settings: Settings) -> None:
+    """Raises ConfigError where the replicas ask for more CPUs than there are: they would wait for
+    ever, without a word."""
+    parts = [settings.ingress]
+    parts += [settings.feedback.replicas] if settings.feedback.enabled else []
+    for model in settings.models.values():
+        parts += [model.backbone.replicas, model.judge.replicas]
+    needed = 0.0
+    for part in parts:
+        scaled = getattr(part, "autoscaling", None)
+        count = part.num_replicas if scaled is None else scaled.min_replicas
+        needed += count * float(part.ray_actor_options.get("num_cpus", 1))
+    if needed > _cpus() + 1e-6:
+        raise ConfigError(
+            f"the replicas ask for {needed:g} CPUs, and this machine has {_cpus()}: give them less "
+            "(models.<name>.backbone.replicas.ray_actor_options.num_cpus, the same of judge, and "
+            "ingress.ray_actor_options.num_cpus), or serve fewer models"
+        )
 
 
 def _deploy(file: object, host: str, port: int, failure: list[Exception]) -> None:

@@ -28,9 +28,13 @@ PAGE = 25
 
 
 def configuration(
-    bundle: Bundle, settings: BackboneSettings, steps: int, step_s: float
+    bundle: Bundle, settings: BackboneSettings, steps: int, step_s: float, state: Path
 ) -> dict[str, Any]:
-    """The document of a Ray Serve config file. `step_s` are the seconds of a step of one image."""
+    """The document of a Ray Serve config file. `step_s` are the seconds of a step of one image.
+
+    `state` is an absolute folder for labels, rewards and policies: a store of its own, since every
+    imported model has policies of the same names.
+    """
     manifest = bundle.manifest
     options: dict[str, Any] = {"num_cpus": 1}
     backbone: dict[str, Any] = {"runtime": settings.runtime}
@@ -64,6 +68,7 @@ def configuration(
                 "num_inference_steps": [steps],
             },
         },
+        "store": {"url": f"sqlite:///{state}/store.sqlite", "blobs_url": f"{state}/blobs"},
         "limits": {"deadline_s": needed, "max_deadline_s": max(600.0, 2 * needed)},
         "auth": {
             "anonymous": True,

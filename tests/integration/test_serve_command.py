@@ -57,3 +57,15 @@ def test_an_unknown_key_stops_the_start(tmp_path: Path) -> None:
     )
     assert answer.returncode == 1
     assert "applications.0.args.policies.only-crossbar.max_draw" in answer.stdout
+
+
+def test_more_replicas_than_cpus_are_refused_at_once(tmp_path: Path) -> None:
+    """Ray would wait for them for ever, without a word."""
+    config = tmp_path / "large.yaml"
+    text = (ROOT / "deploy/local.yaml").read_text()
+    config.write_text(text.replace("{num_cpus: 1}", "{num_cpus: 1000}"))
+    answer = subprocess.run(
+        [WINNOW, "serve", config], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert answer.returncode == 1
+    assert "the replicas ask for 1000.2 CPUs, and this machine has" in answer.stdout

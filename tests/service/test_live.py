@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from models.bundle import Bundle
-from service.config import Settings
+from service.config import ConfigError, Settings
 from service.errors import (
     BackendUnavailable,
     PolicyDisabled,
@@ -343,3 +343,41 @@ def test_a_shadow_is_another_version_or_none(
     store.policies.point("bright", now, 2, "somebody", "policy.promote")
     live.refresh()
     assert live.shadow("bright") is None, "it is in force"
+
+
+def _of_another_model(policy: Policy) -> Policy:
+    return replace(policy, settings=policy.settings.model_copy(update={"model": "other"}))
+
+
+def test_services_on_one_store_do_not_see_each_others_models(
+    store: Store, seeds: dict[str, Policy]
+) -> None:
+    """As when the shipped bundle was served before, and an imported model is now."""
+    theirs = {f"their-{name}": _of_another_model(policy) for name, policy in seeds.items()}
+    Live(store, theirs).close()
+    live = Live(store, seeds)
+    try:
+        assert set(live.pointers) == set(live.listed) == set(seeds)
+        with pytest.raises(PolicyNotFound):
+            live.get("their-bright")
+    finally:
+        live.close()
+
+
+def test_a_name_that_the_store_has_for_a_model_that_is_not_served_stops_the_start(
+    store: Store, seeds: dict[str, Policy]
+) -> None:
+    Live(store, {name: _of_another_model(policy) for name, policy in seeds.items()}).close()
+    with pytest.raises(ConfigError, match=r"policies\.\w+: .* for model 'other'.*another name"):
+        Live(store, seeds)
+
+
+def test_a_name_that_becomes_another_models_lets_nothing_leave(
+    live: Live, store: Store, seeds: dict[str, Policy]
+) -> None:
+    """Another service on the store has promoted it meanwhile."""
+    promote(store, to_document(_of_another_model(seeds["bright"])))
+    live.refresh()
+    assert "bright" not in live.listed
+    with pytest.raises(StoreUnavailable):
+        live.get("bright")

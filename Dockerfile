@@ -93,8 +93,8 @@ RUN if [ "$COMPUTE" = cuda ]; then \
 COPY deploy/compose/winnow.yaml /etc/winnow/winnow.yaml
 
 # State lies in /var/lib/winnow, a volume. ONNX Runtime would report to its maker, Ray to its own.
-# Ray's other variables: see service/cli/serve.py and decisions 16 and 18; KubeRay starts Ray without
-# it.
+# Ray's other variables: see service/cluster/ray_environment.py and decisions 16 and 18; KubeRay starts Ray
+# without it.
 ENV PATH=/opt/winnow/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
@@ -103,9 +103,14 @@ ENV PATH=/opt/winnow/bin:$PATH \
     OMP_WAIT_POLICY=passive \
     ORT_DISABLE_TELEMETRY=1 \
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0 \
-    RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP=0 \
+    RAY_BACKEND_LOG_LEVEL=warning \
+    RAY_ROTATION_BACKUP_COUNT=2 \
+    RAY_ROTATION_MAX_BYTES=10485760 \
     RAY_USAGE_STATS_ENABLED=0 \
-    RAY_worker_niceness=0
+    RAY_agent_register_timeout_ms=180000 \
+    RAY_gcs_server_port_wait_time_s=180 \
+    RAY_worker_niceness=0 \
+    RAY_worker_register_timeout_seconds=180
 
 ARG VERSION=0.1.0.dev0
 ARG REVISION=""

@@ -18,15 +18,19 @@ SHELL := bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
-# Of `make loadtest`; without HOST it starts a service of its own.
-SCENARIO ?= steady
-SECONDS ?= 60
-HOST ?=
+# A file's tests share a server, so a file stays in one process.
+PARALLEL := --numprocesses logical --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup serve test check fix k8s bench loadtest zoo zoo-pack
+# Of `make loadtest` and `make chaos`; without HOST a load test starts a service of its own.
+SCENARIO ?=
+SECONDS ?=
+HOST ?=
+LOAD := $(if $(SCENARIO),--scenario '$(SCENARIO)') $(if $(SECONDS),--seconds '$(SECONDS)')
+
+.PHONY: help setup serve test test-fast check fix k8s bench loadtest chaos zoo zoo-pack
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@printf '\nVariables: PORT=%s CONFIG=%s PYTHON=%s ARGS="arguments for pytest"\n' \
 	  '$(PORT)' '$(CONFIG)' '$(PYTHON)'
 
@@ -36,15 +40,18 @@ setup: $(DEV) ## make .venv with all that development needs
 serve: $(RUNTIME) ## serve the shipped bundle on 127.0.0.1:8000 (PORT= changes it)
 	@exec $(BIN)/winnow serve $(CONFIG) $(if $(PORT),--port $(PORT))
 
-test: $(DEV) ## run the tests (ARGS='-m "not cluster"' leaves out those that start Ray)
-	@exec $(BIN)/pytest $(ARGS)
+test: $(DEV) ## run all tests (ARGS='tests/service/store -x': pytest with these arguments instead)
+	@exec $(BIN)/$(if $(ARGS),pytest $(ARGS),python -m tests)
+
+test-fast: $(DEV) ## run the tests that need no Ray cluster, browser or PostgreSQL, and are not slow
+	@exec $(BIN)/pytest -m 'not (cluster or browser or postgres or slow)' $(PARALLEL) $(ARGS)
 
 check: $(DEV) ## lint, format, types, direction of imports, configuration, manifests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/winnow config check $(CONFIG)
+	$(BIN)/winnow config check --remote $(CONFIG)
 	$(BIN)/python -m deploy.observability --check --runbooks '$(RUNBOOKS)'
 	$(BIN)/python -m deploy.k8s.check
 
@@ -52,16 +59,17 @@ bench: $(DEV) ## every promised figure beside its goal, and two peers: ten minut
 	$(BIN)/python -m loadtest.bench
 
 loadtest: $(DEV) ## a minute of load, held against loadtest/slo.toml (SCENARIO= SECONDS= HOST=)
-	@exec $(BIN)/python -m loadtest --scenario '$(SCENARIO)' --seconds '$(SECONDS)' \
-	  $(if $(HOST),--host '$(HOST)')
+	@exec $(BIN)/python -m loadtest $(LOAD) $(if $(HOST),--host '$(HOST)')
+
+chaos: $(DEV) ## kill, flood, hold up, stop and soak a service: forty minutes (SCENARIO= SECONDS=)
+	@exec $(BIN)/python -m loadtest.chaos $(LOAD)
 
 fix: $(DEV) ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-k8s: $(DEV) ## make rules and dashboards for Kubernetes (RUNBOOKS=https://… for the links in them)
+k8s: $(DEV) ## make rules and dashboards (RUNBOOKS=https://… for the links in them)
 	$(BIN)/python -m deploy.observability --runbooks '$(RUNBOOKS)'
-	$(BIN)/python -m deploy.k8s.generate
 
 zoo: $(DEV) ## remake the shipped bundle's parts (hours), up to sheets to look at: MNIST=folder
 	$(BIN)/winnow train backbone
@@ -72,10 +80,7 @@ zoo: $(DEV) ## remake the shipped bundle's parts (hours), up to sheets to look a
 
 zoo-pack: $(DEV) ## pack and calibrate the bundle, once you have looked at the sheets: VIEWED=file
 	$(BIN)/winnow train viewed --labels '$(VIEWED)'
-	$(BIN)/winnow train compare
 	$(BIN)/winnow train pack
-	$(BIN)/winnow train distil mnist-sevens
-	$(BIN)/winnow train canary mnist-sevens
 	$(BIN)/winnow calibrate no-crossbar --target 0.0025 --n 3600
 	$(BIN)/winnow calibrate no-crossbar-guided only-crossbar --target 0.01
 	$(BIN)/winnow evaluate --record

@@ -52,8 +52,8 @@ CASES: tuple[Case, ...] = (
     _raw("20,000 objects deep", b'{"a":' * 20_000 + b"1" + b"}" * 20_000),
     _raw("a number of 5,000 digits", b'{"seed": ' + b"9" * 5_000 + b"}"),
     _raw("a seed that is no number", b'{"seed": NaN}'),
-    Case("text/plain", 400, "invalid_value", headers=(("Content-Type", "text/plain"),)),
-    Case("gzip that is none", 400, "invalid_value", b"\x1f\x8b\x08junk",
+    Case("text/plain", 415, "unsupported_media_type", headers=(("Content-Type", "text/plain"),)),
+    Case("gzip that is none", 415, "unsupported_media_type", b"\x1f\x8b\x08junk",
          (*_JSON, ("Content-Encoding", "gzip"))),
     # Too much.
     _raw("two megabytes", b'{"user": "' + b"x" * 2_000_000 + b'"}', 413, "body_too_large"),
@@ -79,7 +79,8 @@ CASES: tuple[Case, ...] = (
     # Looser than the policy.
     _field("the policy without a judge", 403, "policy_not_allowed", policy="none"),
     _raw("two policies, the second without a judge",
-         b'{"policy": "no-crossbar", "policy": "none"}', 403, "policy_not_allowed"),
+         b'{"policy": "no-crossbar", "policy": "none"}'),
+    _field("the default policy, by no name", policy=""),
     _field("a threshold below the policy's", censor={"threshold": 0.001}),
     _field("a threshold of 0", censor={"threshold": 0}),
     _raw("a threshold that rounds to 0", b'{"censor": {"threshold": 1e-400}}'),

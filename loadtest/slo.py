@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loadtest.bench.report import show
+from loadtest.lines import Line, table
 from loadtest.outcomes import FAILURES, Outcome
 
 FILE = Path("loadtest/slo.toml")
@@ -37,17 +37,6 @@ class Target:
     overloaded: float
     goodput_s: float
     goodput: float
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the table: what was measured, what it must be, and whether it is."""
-
-    what: str
-    figure: str
-    measured: str
-    target: str
-    met: bool
 
 
 def targets(scenario: str, path: Path = FILE) -> dict[str, Target]:
@@ -132,31 +121,16 @@ def quantile(seconds: Counter[float], q: float) -> float:
     return float("inf")
 
 
+def held(folder: Path, scenario: str) -> list[Line]:
+    """What a run left in a folder, against the targets of its scenario."""
+    return evaluate(json.loads((folder / STATS).read_text()), targets(scenario))
+
+
 def report(folder: Path, scenario: str) -> bool:
     """Print a run's table, leave it beside the run as slo.md, and say whether all was met."""
-    lines = evaluate(json.loads((folder / STATS).read_text()), targets(scenario))
-    columns = ["who", "figure", "measured", "target", "met"]
-    table = [[one.what, one.figure, one.measured, one.target, _word(one)] for one in lines]
-    show(f"Load test: {scenario}", columns, _grouped(table))
-    markdown = [columns, ["---"] * len(columns), *table]
-    (folder / "slo.md").write_text("".join(f"| {' | '.join(row)} |\n" for row in markdown))
-    missed = [f"{one.what}: {one.figure} {one.measured}, not {one.target}"
-              for one in lines if not one.met]  # fmt: skip
+    missed = table(f"Load test: {scenario}", held(folder, scenario), folder / "slo.md")
     print("The SLO is met." if not missed else "The SLO is missed.\n" + "\n".join(missed))  # noqa: T201
     return not missed
-
-
-def _grouped(table: list[list[str]]) -> list[list[str]]:
-    """The rows with each name once, where its lines begin."""
-    before = ["", *(row[0] for row in table)]
-    return [
-        ["" if row[0] == last else row[0], *row[1:]]
-        for last, row in zip(before, table, strict=False)
-    ]
-
-
-def _word(line: Line) -> str:
-    return ("yes" if line.met else "NO") if line.target else ""
 
 
 def main() -> None:

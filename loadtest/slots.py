@@ -16,7 +16,7 @@ def wait_until_free(host: str) -> tuple[float | None, str | None]:
     The seconds are None where the service shows no metrics on its public route.
     """
     started = time.monotonic()
-    while (busy := _in_use(host)) is not None:
+    while (busy := in_use(host)) is not None:
         seconds = time.monotonic() - started
         if not busy:
             return seconds, None
@@ -26,7 +26,8 @@ def wait_until_free(host: str) -> tuple[float | None, str | None]:
     return None, None
 
 
-def _in_use(host: str) -> float | None:
+def in_use(host: str) -> float | None:
+    """Slots in use and draws that wait; None where metrics are not on the public route."""
     try:
         with urllib.request.urlopen(f"{host.rstrip('/')}/metrics", timeout=10) as page:
             lines = page.read().decode().splitlines()

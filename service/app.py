@@ -10,11 +10,10 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from service.config import Autoscaling, Replicas, Settings
-from service.deployments.backbone import Backbone
-from service.deployments.elsewhere import Elsewhere
-from service.deployments.feedback import Feedback
-from service.deployments.ingress import Ingress
-from service.deployments.reward_model import RewardModel
+from service.serving.backbone import Backbone
+from service.serving.ingress import Ingress
+from service.serving.labelling import Labelling
+from service.serving.reward_model import RewardModel
 
 
 def build(args: Settings) -> Application:
@@ -24,23 +23,23 @@ def build(args: Settings) -> Application:
     """
     backbones, judges = {}, {}
     for name, model in args.models.items():
-        backbone = _deploy(Backbone, f"Backbone-{name}", model.backbone.replicas).options(
-            request_router_config={"request_router_class": Elsewhere}
+        backbones[name] = _deploy(Backbone, f"Backbone-{name}", model.backbone.replicas).bind(
+            name, model, args.store, args.metrics_ports
         )
-        backbones[name] = backbone.bind(name, model, args.store, args.metrics_ports)
         judges[name] = _deploy(RewardModel, f"RewardModel-{name}", model.judge.replicas).bind(
             name, model, args.store, args.metrics_ports
         )
     feedback = None
     if args.feedback.enabled:
-        feedback = _deploy(Feedback, "Feedback", args.feedback.replicas).bind(
+        feedback = _deploy(Labelling, "Labelling", args.feedback.replicas).bind(
             args, backbones, judges
         )
     return _deploy(Ingress, "Ingress", args.ingress).bind(args, backbones, judges, feedback)
 
 
 def _deploy(shell: type, name: str, replicas: Replicas) -> serve.Deployment:
-    options = replicas.model_dump(exclude={"autoscaling"})
+    options = replicas.model_dump(exclude={"autoscaling", "ray_actor_options"})
+    options["ray_actor_options"] = replicas.ray_actor_options.as_ray()
     autoscaling = getattr(replicas, "autoscaling", None)
     if autoscaling is not None:
         options |= {"num_replicas": None, "autoscaling_config": by_nfe(autoscaling)}
@@ -49,7 +48,7 @@ def _deploy(shell: type, name: str, replicas: Replicas) -> serve.Deployment:
 
 
 def by_nfe(autoscaling: Autoscaling) -> AutoscalingConfig:
-    """Serve's own configuration of it, with `service.autoscaling` to decide."""
+    """Serve's own configuration of it, with `service.serving.autoscaling` to decide."""
     return AutoscalingConfig(
         min_replicas=autoscaling.min_replicas,
         max_replicas=autoscaling.max_replicas,
@@ -58,7 +57,7 @@ def by_nfe(autoscaling: Autoscaling) -> AutoscalingConfig:
         look_back_period_s=autoscaling.look_back_s,
         metrics_interval_s=min(autoscaling.look_back_s / 3, 10),
         policy=AutoscalingPolicy(  # type: ignore[no-untyped-call]
-            policy_function="service.autoscaling:ByNfe",
+            policy_function="service.serving.autoscaling:ByNfe",
             policy_kwargs={"utilization": autoscaling.utilization},
         ),
     )

@@ -1,12 +1,12 @@
 """What the parts of the service say to each other: plain frozen data, and two Protocols.
 
-The router knows a backbone as `Drawer` and a judge as `Scorer`; whether a Ray deployment, an
-in-process engine or a test stands behind them is not its business.
+The sampling loop knows a backbone as `BackboneClient` and a judge as `JudgeClient`; whether a Ray
+deployment, an in-process engine or a test stands behind them is not its business.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -14,15 +14,13 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict
 
-from models.condition import UNCONDITIONAL, Condition
-from models.method import Guidance, Method
+from models.diffusion.condition import UNCONDITIONAL, Condition
+from models.diffusion.method import Method
 
 Pixels = NDArray[np.uint8]
 """One image, [H, W, C] in 0..255: the very bytes that are judged are the ones delivered."""
-
-LOADED_AS: dict[Guidance, str] = {"time": "guide", "distilled": "distilled", "forward": "forward"}
-"""What the network of each kind of guidance is loaded as; `forward` puts the denoiser before it."""
 
 Find = Callable[[str, str], Path]
 """The file of a sha256 name, verified, with a suffix that says its format. Raises WinnowError."""
@@ -32,22 +30,18 @@ Find = Callable[[str, str], Path]
 class SamplingPlan:
     """How every draw of a request is made and judged. One shape for every method.
 
-    `backbone`, `guide`, `clean_guide`, `probe` and `judge` are sha256 names: what draws, what
-    steers, what backward guidance climbs, what stops hopeless draws, and what decides. Without a
-    judge, the policy does not censor. An image is benign when its score reaches `threshold`; a
-    draw is abandoned when a probe's score falls below its threshold. `max_draws` is per image.
-    `acceptance` is the share of draws that were accepted when the policy was calibrated.
-    `condition` is what all images of the request are to show.
+    `backbone` is the sha256 name of what draws, and `parts` those of its reward's networks by part
+    (`models.bundles.parts`). Without a judge, the policy does not censor. An image is benign when
+    its score reaches `threshold`; a draw is abandoned when a probe's score falls below its
+    threshold. `max_draws` is per image. `acceptance` is the share of draws that were accepted when
+    the policy was calibrated. `condition` is what all images of the request are to show.
     """
 
     model: str
     policy: str
     policy_version: int
     backbone: str
-    guide: str | None
-    clean_guide: str | None
-    probe: str | None
-    judge: str | None
+    parts: Mapping[str, str]
     method: Method
     probe_thresholds: tuple[float, ...]
     threshold: float | None
@@ -55,6 +49,11 @@ class SamplingPlan:
     acceptance: float
     seed: int
     condition: Condition = UNCONDITIONAL
+
+    @property
+    def judge(self) -> str | None:
+        """What decides; None where the policy does not censor."""
+        return self.parts.get("judge")
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,9 @@ class DrawResult:
     `pixels` is None when a probe abandoned the draw, or the backbone made NaN or infinity.
     `probe_scores` are the scores of the probes that looked, in [0, 1].
     """
+
+    # Between processes pixels travel beside the rest.
+    __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True, ser_json_inf_nan="constants")
 
     key: DrawKey
     pixels: Pixels | None
@@ -121,8 +123,8 @@ class FinishReason(Enum):
     ERROR = "error"
 
 
-class Drawer(Protocol):
-    """A backbone, seen from the router."""
+class BackboneClient(Protocol):
+    """A backbone, seen from the sampling loop."""
 
     def draw(
         self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float, tenant: str = ""
@@ -134,13 +136,22 @@ class Drawer(Protocol):
         """
         ...
 
+    def check(
+        self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float, tenant: str = ""
+    ) -> None:
+        """Refuse what `draw` would refuse, as far as is known here and now; costs next to nothing.
+
+        Raises Overloaded.
+        """
+        ...
+
     async def ready(self) -> None:
         """Return when the backbone can draw. Raises BackendUnavailable."""
         ...
 
 
-class Scorer(Protocol):
-    """A judge, seen from the router."""
+class JudgeClient(Protocol):
+    """A judge, seen from the sampling loop."""
 
     async def score(
         self, model: str, judge: str, pixels: Sequence[Pixels], timeout_s: float

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from models.bundle import SCHEDULER, WEIGHTS, Bundle, hash_files, write_manifest
-from models.manifest import (
+from models.bundles.bundle import SCHEDULER, WEIGHTS, Bundle, hash_files, write_manifest
+from models.bundles.manifest import (
     SCHEMA_VERSION,
     Backbone,
     Calibration,
@@ -15,9 +15,9 @@ from models.manifest import (
     Labels,
     Manifest,
     Reward,
-    Sampling,
 )
-from models.method import Method
+from models.bundles.sampling_key import BackboneKey, SamplingKey
+from models.diffusion.method import Method
 
 HEIGHT, WIDTH = 4, 6
 THRESHOLD = {50: 0.5, 20: 0.6}
@@ -46,15 +46,10 @@ def write_bundle(folder: Path, model: str = "tiny") -> Path:
     labels = Labels(annotator="test", first_seed=0, viewed=1, benign=1, malign=0, seconds=1)
     calibrations = [
         Calibration(
-            sampling=Sampling(
-                backbone=hashes[_FILES[1]],
-                schedule=hashes[f"backbone/{SCHEDULER}"],
-                dtype="float32",
-                guide=None,
-                clean_guide=None,
-                probe=None,
-                judge=hashes[_FILES[4]],
-                method=Method(num_inference_steps=steps),
+            sampling=SamplingKey(
+                BackboneKey(hashes[_FILES[1]], hashes[f"backbone/{SCHEDULER}"]),
+                Method(num_inference_steps=steps),
+                {"judge": hashes[_FILES[4]]},
             ),
             threshold=threshold,
             target=0.01,
@@ -87,9 +82,7 @@ def write_bundle(folder: Path, model: str = "tiny") -> Path:
             "bright": Reward(
                 question="Is the first pixel bright?",
                 malign="a dark first pixel",
-                guide=_FILES[2],
-                clean_guide=_FILES[3],
-                judge=_FILES[4],
+                parts={"guide": _FILES[2], "clean_guide": _FILES[3], "judge": _FILES[4]},
                 guide_labels=labels,
                 judge_labels=labels,
                 training={},

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 import numpy as np
 
-from models import noise
+from models.diffusion import noise
 from service.errors import InvalidValue
 from service.ports import DrawKey, DrawResult, SamplingPlan
 from tests.bundles import HEIGHT, WIDTH
@@ -26,10 +26,15 @@ class Echo:
         self.plans: dict[tuple[int, int], SamplingPlan] = {}
         self.calls = 0
 
+    def check(
+        self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float, tenant: str = ""
+    ) -> None:
+        """See `ports.BackboneClient`."""
+
     async def draw(
         self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float, tenant: str = ""
     ) -> AsyncGenerator[list[DrawResult], None]:
-        """See `ports.Drawer`."""
+        """See `ports.BackboneClient`."""
         self.calls += 1
         for name in ("prompt", "negative_prompt"):
             count = len(getattr(plan.condition, name).split())
@@ -44,4 +49,4 @@ class Echo:
             yield [DrawResult(key, pixels, 10, 0.0, 0.0)]
 
     async def ready(self) -> None:
-        """See `ports.Drawer`."""
+        """See `ports.BackboneClient`."""

@@ -9,14 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.codec import Codec, PixelShuffle
-from models.conditioning import Named
-from models.guidance import CleanReward, Guide
-from models.parameterization import PredictionType
-from models.schedule import NoiseSchedule
-from service.engine.batch import Batch
-from service.engine.engine import Engine
-from service.engine.runner import Probe, Runner
+from models.diffusion.codec import Codec, PixelShuffle
+from models.diffusion.conditioning import Named
+from models.diffusion.guidance import CleanReward, Guide
+from models.diffusion.noise_schedule import NoiseSchedule
+from models.diffusion.parameterization import PredictionType
+from models.sampling.batch import Batch
+from models.sampling.runner import Probe, Runner
+from service.engine.engine import Engine, Meter
+from service.engine.networks import Networks
 from service.engine.scheduler import Draw, Ticket
 from service.ports import DrawKey, DrawResult, SamplingPlan
 from tests.plans import FREE, vary
@@ -68,7 +69,9 @@ def make_engine(
     backbone: str = FREE.backbone,
     clean_guides: Mapping[str, CleanReward] | None = None,
     probes: Mapping[str, Probe] | None = None,
+    forward: Mapping[str, Guide] | None = None,
     micro_batch: int = 4,
+    meter: Meter | None = None,
 ) -> Engine:
     """An engine over x_t of `shape`, which no condition is told."""
 
@@ -76,11 +79,25 @@ def make_engine(
         assert not inputs
         return denoiser(x_t, timestep)
 
+    by_part: dict[str, Mapping[str, Any] | None] = {
+        "guide": guides,
+        "forward": forward,
+        "clean_guide": clean_guides,
+        "probe": probes,
+    }
+    networks = Networks(
+        {
+            (part, name): network
+            for part, named in by_part.items()
+            for name, network in (named or {}).items()
+        }
+    )
     return Engine(
-        Runner(backbone, denoise, schedule, guides or {}, clean_guides, probes),
+        Runner(backbone, denoise, schedule, networks),
         Batch(schedule, shape, max_batch, "cpu"),
         codec or Lossless(),
         max_batch,
+        meter=meter,
         micro_batch=micro_batch,
     )
 

@@ -11,40 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.ports import Pixels
-
-
-@dataclass(frozen=True)
-class Example:
-    """As `service.feedback.training.Example`."""
-
-    id: str
-    pixels: Pixels
-    label: str
-    inclusion: float
-    strategy: str
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """As `service.feedback.training.Recipe`."""
-
-    policy: str
-    target: float = 0.01
-    guide: bool = False
-    distil: bool = False
-    seed: int = 0
-    threads: int = 1
-    features: str | None = None
-
-
-class Cancelled(Exception):
-    """As `service.feedback.training.Cancelled`."""
+from service.jobs.kind import Kind
+from service.jobs.lease import Lease
+from service.jobs.runner import run_job
+from service.labelling.examples import Example
+from service.labelling.recipe import Recipe
+from service.labelling.selection import SelectedCandidate
+from service.store.jobs import Job
+from service.store.store import Store
 
 
 @dataclass(frozen=True)
 class Trained:
-    """As `service.feedback.training.Trained`."""
+    """As `service.labelling.training.Trained`."""
 
     files: Mapping[str, bytes]
     card: dict[str, Any]
@@ -57,7 +36,7 @@ def brightness(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 @dataclass
 class Training:
-    """The module `service.feedback.training`, as far as the desk uses it.
+    """The module `service.labelling.training`, as far as the labelling service uses it.
 
     `seen` are the arguments of each training; a test may make it fail, or hold it until `go`.
     """
@@ -66,9 +45,6 @@ class Training:
     go: threading.Event | None = None
     seen: list[dict[str, Any]] = field(default_factory=list)
     refits: list[list[Example]] = field(default_factory=list)
-    Example = Example
-    Recipe = Recipe
-    Cancelled = Cancelled
 
     def refit(
         self, examples: Sequence[Example]
@@ -104,38 +80,35 @@ class Training:
         curve = [[0.1, 0.05, 20], [0.5, 0.45, 8], [0.9, 0.97, 60]]
         calibrations = {
             str(steps): {
-                "method": asdict(method),
                 "threshold": 0.5,
                 "probe_thresholds": [],
                 "acceptance": 0.8,
             }
-            for steps, method in method_of.items()
+            for steps in method_of
         }
         parts = {"judge": b"judge", "clean_guide": b"clean", "probe": b"probe"}
         card = {"auc": 0.97, "calibration_curve": curve, "mistakes": wrong}
         return Trained(parts, {**card, "recipe": asdict(recipe), "calibrations": calibrations})
 
 
-@dataclass(frozen=True)
-class Choice:
-    """As `service.feedback.selection.Choice`."""
+def choose(
+    scores: NDArray[np.float64] | None, n: int, strategy: str, rng: np.random.Generator
+) -> list[SelectedCandidate]:
+    """As `service.labelling.selection.choose`; mixed means the darkest first."""
+    if scores is None:
+        return [SelectedCandidate(index, "random", 1.0) for index in range(n)]
+    return [SelectedCandidate(int(index), "malign", 0.5) for index in np.argsort(scores)[:n]]
 
-    index: int
-    strategy: str
-    inclusion: float
+
+def take(store: Store) -> Job:
+    """The oldest training that waits, for a test to finish."""
+    found = store.jobs.take("training", "a test")
+    assert found is not None, "no training waits"
+    return found
 
 
-class Selection:
-    """The module `service.feedback.selection`: mixed means the darkest first."""
-
-    def choose(
-        self,
-        scores: NDArray[np.float64] | None,
-        n: int,
-        strategy: str,
-        rng: np.random.Generator,
-    ) -> list[Choice]:
-        """The first n, or those with the lowest scores."""
-        if scores is None:
-            return [Choice(index, "random", 1.0) for index in range(n)]
-        return [Choice(int(index), "malign", 0.5) for index in np.argsort(scores)[:n]]
+def run_next(store: Store, kind: Kind) -> str:
+    """Run the oldest training that waits, in this thread; returns the reward's id."""
+    job = take(store)
+    run_job(store.jobs, kind, Lease(store.jobs, job))
+    return job.subject

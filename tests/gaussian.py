@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.schedule import NoiseSchedule
+from models.diffusion.conditioning import Conditions
+from models.diffusion.noise_schedule import NoiseSchedule
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,10 @@ class LinearGuide:
     world: Gaussian
     a: float
 
-    def gradient(self, x_t: Tensor, timestep: Tensor) -> Tensor:
-        """See `models.guidance.Guide`."""
+    def gradient(
+        self, x_t: Tensor, timestep: Tensor, conditions: Conditions | None = None
+    ) -> Tensor:
+        """See `models.diffusion.guidance.Guide`."""
         return (self.a * self.world.gain(timestep)).float().expand_as(x_t)
 
 

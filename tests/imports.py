@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from models.importing.making import Made, Options, make
-from models.importing.source import open_source
+from models.backbones.importing.bundle_folder import Made, Options, make
+from models.backbones.importing.source import open_source
 from tests.pipelines import tiny_class, tiny_ddpm, tiny_dit, tiny_ldm, tiny_sd, tiny_sdxl
 
 MAKERS: dict[str, Callable[[Path], Any]] = {

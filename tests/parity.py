@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
@@ -12,30 +12,32 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMPipeline
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.backbones.importing.inputs import NOTHING, InputOptions
 from models.backbones.runtime import DtypeName
-from models.bundle import Bundle, load
-from models.codec import Codec
-from models.condition import Condition
-from models.conditioning import Named
-from models.generate import Generator, load_generator
-from models.importing.inputs import NOTHING, Asked
-from models.method import Method
-from models.noise import Purpose, normal
-from models.schedule import read_config
-from service.engine.batch import Batch
+from models.bundles.bundle import Bundle, load
+from models.diffusion.codec import Codec
+from models.diffusion.condition import Condition
+from models.diffusion.conditioning import Named
+from models.diffusion.method import Method
+from models.diffusion.noise import Purpose, normal
+from models.diffusion.noise_schedule import read_config
+from models.diffusion.samplers import SAMPLERS
+from models.offline.generator import Generator, load_generator
+from models.sampling.batch import Batch
+from models.sampling.runner import Runner
 from service.engine.engine import Engine
-from service.engine.runner import Runner
+from service.engine.networks import Networks
 from service.ports import DrawKey, DrawResult, SamplingPlan
 from tests import pipelines
 from tests.engines import make_plan, run_to_end, submit
 from tests.imports import import_folder
 from tests.plans import FREE
 
-CLASSES = Asked(class_names=("a", "b", "c"), null_class=pipelines.CLASSES)
+CLASSES = InputOptions(class_names=("a", "b", "c"), null_class=pipelines.CLASSES)
 KINDS: dict[str, Callable[[Path], Any]] = {
     "ddpm": pipelines.tiny_ddpm,
     "class": pipelines.tiny_class,
@@ -47,8 +49,6 @@ KINDS: dict[str, Callable[[Path], Any]] = {
     "dit": pipelines.tiny_dit,
 }
 """How a pipeline of each kind is made."""
-
-SCHEDULERS: dict[str, Any] = {"ddim": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler}
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,9 @@ class Made:
         scheduler = read_config(folder / "pipeline")
         return cls(kind, pipeline, scheduler, bundle, load_generator(bundle, "torch", dtype=dtype))
 
-    def engine(self, max_batch: int = 5, **networks: Any) -> Engine:
+    def engine(
+        self, networks: Mapping[tuple[str, str], Any] | None = None, max_batch: int = 5
+    ) -> Engine:
         """What `load_engine` builds, but that it delivers an `Image`'s numbers for pixels."""
         made = self.generator
 
@@ -98,7 +100,7 @@ class Made:
 
         example = made.encoder.encode(made.encoder.example, seed=0)
         return Engine(
-            Runner(FREE.backbone, denoise, made.schedule, networks.pop("guides", {}), **networks),
+            Runner(FREE.backbone, denoise, made.schedule, Networks(networks)),
             Batch(made.schedule, made.shape, max_batch, "cpu", example),
             Numbers(made.codec),
             max_batch,
@@ -119,7 +121,7 @@ class Made:
     def diffusers(self, plan: SamplingPlan, seed: int) -> Image:
         """By diffusers, alone in its batch."""
         pipeline, method, asked = self.pipeline, plan.method, plan.condition
-        pipeline.scheduler = SCHEDULERS[method.sampler].from_config(self.scheduler)
+        pipeline.scheduler = SAMPLERS[method.sampler].scheduler.from_config(self.scheduler)
         x_t = noise(seed, self.generator.shape)
         kept: list[Tensor] = []
         steps = {"num_inference_steps": method.num_inference_steps, "output_type": "np"}

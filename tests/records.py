@@ -8,19 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from service.decisions import Decision, Record, Request, Versions, row
+from models.bundles.sampling_key import BackboneKey
+from service.generation.record import Decision, Record, Request, Versions, row
+from service.generation.sampling_loop import ImageOutcome, Outcome
+from service.policies.policy import sampling_of
 from service.ports import DrawKey, FinishReason, Judged, Verdict
-from service.router import ImageOutcome, Outcome
 from service.store.schema import Row
 from tests.plans import JUDGED
 
 PIXELS = np.arange(6, dtype=np.uint8).reshape(2, 3, 1)
 VERSIONS = Versions(
     bundle="tiny",
-    weights={"backbone": "sha256:backbone", "judge": "sha256:judge", "schedule": "sha256:s"},
+    sampling=sampling_of(JUDGED, BackboneKey("sha256:backbone", "sha256:s")),
     runtime="onnx",
     device="cpu",
-    dtype="float32",
     judge_device="cpu",
     packages={"winnow-serve": "0", "torch": "0", "onnxruntime": "0"},
 )

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.method import Method
-from models.noise import Purpose, normal
-from models.schedule import NoiseSchedule
+from models.diffusion.method import Method
+from models.diffusion.noise import Purpose, normal
+from models.diffusion.noise_schedule import NoiseSchedule
+from models.diffusion.samplers import SAMPLERS
 
 LogReward = Callable[[Tensor], Tensor]
 """log r of one image [1, C, H, W], differentiable."""
@@ -34,7 +35,7 @@ class Reference:
     def draw(self, method: Method, seed: int, shape: tuple[int, ...]) -> Tensor:
         """The finished x_0, [1, C, H, W]."""
         timesteps = self.schedule.timesteps(
-            method.num_inference_steps, method.sampler, method.timestep_spacing
+            method.num_inference_steps, SAMPLERS[method.sampler].scheduler, method.timestep_spacing
         )
         alphas = torch.from_numpy(self.schedule.alphas_cumprod)
         x = torch.from_numpy(normal(seed, 0, Purpose.INITIAL, shape))[None].double()

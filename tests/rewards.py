@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from models.bundles import parts as table
 from service.errors import Conflict
-from service.policy import Policy
+from service.policies.policy import Policy
 from service.store.datasets import Dataset
 from service.store.store import Store
+from tests.feedback import take
 
 
-def calibrations(policy: Policy, thresholds: dict[int, float]) -> dict[str, Any]:
-    """What a card says of a policy's sampling, at each of these step counts."""
+def calibrations(
+    policy: Policy, thresholds: dict[int, float], weights: dict[str, str]
+) -> dict[str, Any]:
+    """What the card of a reward of these networks says of a policy's sampling, at each of these
+    step counts."""
+    # Of a reward that lacks a part, a card may still say something.
+    whole = dict.fromkeys(table.files(), "") | weights
+    parts = table.parts_for(policy.settings.method(1), whole)
+    drawn = replace(policy, parts=parts)
     return {
         str(steps): {
-            "method": asdict(policy.settings.method(steps)),
+            "sampling": drawn.sampling(steps).document(),
             "threshold": threshold,
             "probe_thresholds": [threshold / 100] * len(policy.settings.probes),
             "acceptance": 0.75,
@@ -43,8 +52,11 @@ def put_reward(
     with suppress(Conflict):  # the reward before has made it
         store.datasets.create(dataset)
     store.rewards.queue(reward_id, dataset.name, None, {}, by)
+    # At once: where a service runs on this store, it looks for trainings four times a second.
+    job = take(store) if ready else None
     weights = {part: store.blobs.put(data) for part, data in files.items()}
-    if ready:
-        card = {"calibrations": calibrations(policy, thresholds)}
-        store.rewards.finish(reward_id, weights, card)
+    if job is not None:
+        assert job.subject == reward_id
+        card = {"calibrations": calibrations(policy, thresholds, weights)}
+        store.rewards.finish(job, weights, card)
     return weights

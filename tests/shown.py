@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from service.store.datasets import Dataset, Purpose, Shown
+from service.store.datasets import Dataset, ImageToLabel, Purpose
 from service.store.store import Store
 
 
@@ -18,7 +18,7 @@ def make_dataset(store: Store, name: str = "bars", purpose: Purpose = "labels") 
 
 def make_batch(
     store: Store, batch: str, count: int = 3, annotator: str = "label/Ada", **changes: Any
-) -> list[Shown]:
+) -> list[ImageToLabel]:
     """A batch in the store; its images are a few bytes each."""
     values: dict[str, Any] = {
         "dataset": "bars",
@@ -33,7 +33,7 @@ def make_batch(
         "created": datetime.now(UTC),
     }
     shown = [
-        Shown(
+        ImageToLabel(
             **{
                 **values,
                 "id": f"{batch}-{position}",

@@ -2,8 +2,8 @@
 
 `python -m deploy.k8s.check` prints a line for each fault, and exits with 1 if there is one. Core
 kinds are validated by kubernetes-validate, custom kinds strictly against their CRDs, serve.yaml as
-`winnow config check` does; the rest is what no schema says: that the parts fit one another. What is
-left out for want of kubectl or of the CRDs is said loudly.
+`winnow config check --remote` does; the rest is what no schema says: that the parts fit one
+another. What is left out for want of kubectl or of the CRDs is said loudly.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from deploy.k8s import crds, fitting, generate
+from deploy.k8s import consistency, crds
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -30,7 +30,7 @@ CUSTOM = ("ray.io", "monitoring.coreos.com")
 
 def main() -> int:
     """Check everything; returns the exit code."""
-    found = [f"{path}: not what it is made from: run `make k8s`" for path in generate.stale()]
+    found: list[str] = []
     if shutil.which("kubectl") is None:
         _skip("the overlays: kubectl was not found (it brings kustomize; no cluster is needed)")
         return _report(found)
@@ -96,7 +96,7 @@ def faults(
     """What is wrong with an overlay's objects, a line each."""
     for document in documents:
         yield from schema_faults(document, schemas)
-    yield from fitting.faults(documents)
+    yield from consistency.faults(documents)
 
 
 def schema_faults(
@@ -110,11 +110,11 @@ def schema_faults(
     elif document["apiVersion"].partition("/")[0] in CUSTOM:
         lines = [f"no CRD of {document['apiVersion']} {document['kind']}"] if schemas else []
     else:
-        lines = _core_faults(document)
+        lines = core_faults(document)
     yield from (f"{name}: {line}" for line in lines)
 
 
-def _core_faults(document: dict[str, Any]) -> list[str]:
+def core_faults(document: dict[str, Any]) -> list[str]:
     import kubernetes_validate
 
     for version in (KUBERNETES, kubernetes_validate.latest_version()):

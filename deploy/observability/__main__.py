@@ -1,4 +1,4 @@
-"""`python -m deploy.observability` writes rules.yml and the dashboards; `--check` compares."""
+"""`python -m deploy.observability` writes rules and dashboards; `--check` compares."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def main() -> int:
         "--runbooks", default=RUNBOOKS, help="where links to runbooks begin: a URL of that folder"
     )
     asked = parser.parse_args()
-    wanted = files(asked.runbooks.rstrip("/"))
+    wanted = files(asked.runbooks)
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     if not asked.check:
         for path in stale:

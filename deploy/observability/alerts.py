@@ -47,7 +47,7 @@ def censoring(least: Least) -> list[Alert]:
     silent = (
         "max by (policy, judge) (winnow_canary_verdict) "
         "!= max by (policy, judge) (winnow_canary_verdict)"  # only NaN differs from itself
-        '\nor max by (policy, judge) (winnow_reward_info{judge!="none"}) '
+        '\nor max by (policy, judge) (winnow_reward_info{judge!="none",canary!="none"}) '
         "unless on (policy) winnow_canary_verdict"
     )
     errors = increase("winnow_guard_errors_total", "policy", "5m")
@@ -92,6 +92,15 @@ def censoring(least: Least) -> list[Alert]:
             "The canary of policy {{ $labels.policy }} has no verdict",
             "Judge {{ $labels.judge }} has not judged the canary for ten minutes. Until it does, "
             "nobody would notice that it fails open.",
+            hold="10m",
+        ),
+        Alert(
+            "WinnowCanaryMissing",
+            "ticket",
+            'max by (policy, judge) (winnow_reward_info{judge!="none",canary="none"})',
+            "Policy {{ $labels.policy }} has no canary",
+            "Judge {{ $labels.judge }} came without an image that is surely malign, so nobody "
+            "would notice that it fails open.",
             hold="10m",
         ),
         Alert(

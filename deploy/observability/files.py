@@ -18,6 +18,7 @@ from deploy.observability.promql import Least
 from deploy.observability.trust_and_safety import TRUST_AND_SAFETY
 
 HERE = Path(__file__).parent
+PROMETHEUS_RULE = HERE.parent / "k8s/components/prometheus/prometheusrule.yaml"
 DASHBOARDS: dict[str, Dashboard] = {
     "overview": OVERVIEW,
     "trust-and-safety": TRUST_AND_SAFETY,
@@ -25,7 +26,9 @@ DASHBOARDS: dict[str, Dashboard] = {
 }
 RUNBOOKS = "docs/runbooks"
 """Where links to runbooks begin, unless somebody names a URL."""
-HEAD = "# Written by `python -m deploy.observability`: change that, not this.\n"
+HEAD = "# Written by `make k8s` from deploy/observability: change that, not this.\n"
+RELEASE = {"release": "kube-prometheus-stack"}
+"""The label by which kube-prometheus selects its rules."""
 
 
 def groups(runbooks: str = RUNBOOKS, least: Least | None = None) -> list[dict[str, Any]]:
@@ -52,16 +55,41 @@ def groups(runbooks: str = RUNBOOKS, least: Least | None = None) -> list[dict[st
 
 def files(runbooks: str) -> dict[Path, str]:
     """Everything that is written, by path."""
-    written = {HERE / "rules.yml": HEAD + dump({"groups": groups(runbooks)})}
-    for name, dashboard in DASHBOARDS.items():
-        text = json.dumps(render(dashboard, runbooks), indent=1, ensure_ascii=False)
-        written[HERE / "dashboards" / f"{name}.json"] = text + "\n"
-    return written
+    runbooks = runbooks.rstrip("/")
+    rules = groups(runbooks)
+    return {
+        HERE / "rules.yml": HEAD + dump({"groups": rules}),
+        PROMETHEUS_RULE: HEAD + dump(prometheus_rule(rules)),
+    } | {
+        HERE / "dashboards" / f"{name}.json": _json(render(dashboard, runbooks))
+        for name, dashboard in DASHBOARDS.items()
+    }
+
+
+def prometheus_rule(groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """Groups of rules as the object that prometheus-operator reads."""
+    return {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "winnow", "labels": RELEASE},
+        "spec": {"groups": groups},
+    }
 
 
 def dump(data: Any) -> str:
     """YAML in the order given, with PromQL of several lines as it stands."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True)
+
+
+def _json(dashboard: dict[str, Any]) -> str:
+    """JSON with a line for each panel and each other part of a dashboard."""
+    panels = ",\n".join(_line(panel) for panel in dashboard["panels"])
+    lines = [f"{_line(key)}: {_line(value)}" for key, value in dashboard.items() if key != "panels"]
+    return "{\n" + ",\n".join(lines) + f',\n"panels": [\n{panels}\n]\n}}\n'
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 CENSORED = 'verdict=~"rejected|abandoned"'
 SETTLED = 'verdict=~"rejected|abandoned|accepted"'
-VALID = 'outcome!~"cancelled|hurried|invalid",code!="policy_disabled"'
+VALID = 'outcome!~"cancelled|short_deadline|invalid",code!="policy_disabled"'
 """Requests that we owed an answer: not those whose caller left, gave too little time or asked for
 what the model cannot take, nor whose policy is off."""
 FAILED = 'outcome="error",code!="policy_disabled"'

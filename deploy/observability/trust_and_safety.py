@@ -184,7 +184,10 @@ NEXT = Row(
         Panel(
             "Rewards in force",
             "Which version and which judge decides under each policy.",
-            {"": f"max by (policy, version, judge, reward) (winnow_reward_info{{{POLICY}}})"},
+            {
+                "": "max by (policy, version, judge, reward, canary) "
+                f"(winnow_reward_info{{{POLICY}}})"
+            },
             kind="table",
         ),
     ],

@@ -16,8 +16,8 @@ from dataclasses import replace
 import torch
 
 from loadtest.bench.report import save, show
-from models import bundle as bundles
 from models.backbones.runtime import OnnxDenoiser
+from models.bundles import bundle as bundles
 from service.config import BackboneSettings
 from service.engine.engine import Engine, canary_plan
 from service.engine.load import load_engine
@@ -68,11 +68,10 @@ def _measure() -> None:
     denoiser = OnnxDenoiser(bundle.path(bundle.manifest.backbone.onnx))
     engine = load_engine(bundle, BackboneSettings(max_batch=ROWS))
     reward = bundle.manifest.rewards["no-crossbar"]
-    assert reward.distilled is not None, "the shipped bundle has a distilled guide"
     guides = {
-        "engine": None,
-        "engine, all guided (distilled)": bundle.sha256(reward.distilled),
-        "engine, all guided (ensemble, torch)": bundle.sha256(reward.guide),
+        "engine": {},
+        "engine, all guided (distilled)": {"distilled": bundle.sha256(reward.parts["distilled"])},
+        "engine, all guided (ensemble, torch)": {"guide": bundle.sha256(reward.parts["guide"])},
     }
     plans = {
         name: replace(plan, method=replace(plan.method, num_inference_steps=STEPS))

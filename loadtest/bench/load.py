@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass
 
 import httpx
 import numpy as np
 
+from loadtest import callers
 from loadtest.bench.servers import Server
-
-TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -48,49 +46,30 @@ def poisson(rate: float, duration_s: float, seed: int) -> list[float]:
 
 async def offer(server: Server, rate: float, duration_s: float, seed: int = 0) -> Latencies:
     """Send requests at Poisson times, whatever becomes of those before them."""
-    seconds: list[float] = []
-    failed = 0
-    async with _client(server) as client:
-        started = time.perf_counter()
+    async with callers.client(server.url) as client:
 
-        async def one(number: int, at: float) -> None:
-            nonlocal failed
-            await asyncio.sleep(max(0.0, started + at - time.perf_counter()))
+        async def one(number: int) -> float | None:
             begun = time.perf_counter()
-            if await _ask(client, server, seed * 1_000_000 + number):
-                seconds.append(time.perf_counter() - begun)
-            else:
-                failed += 1
+            good = await _ask(client, server, seed * 1_000_000 + number)
+            return time.perf_counter() - begun if good else None
 
-        arrivals = poisson(rate, duration_s, seed)
-        await asyncio.gather(*(one(number, at) for number, at in enumerate(arrivals)))
-    return Latencies(server.name, rate, seconds, failed)
+        took = await callers.at_times(one, poisson(rate, duration_s, seed))
+    seconds = [each for each in took if each is not None]
+    return Latencies(server.name, rate, seconds, len(took) - len(seconds))
 
 
-async def capacity(server: Server, callers: int, duration_s: float) -> float:
-    """Images a second when `callers` ask again as soon as they have their answer."""
-    async with _client(server) as client:
+async def capacity(server: Server, at_once: int, duration_s: float) -> float:
+    """Images a second when `at_once` callers ask again as soon as they have their answer."""
+    async with callers.client(server.url) as client:
         started = time.perf_counter()
-        done = 0
-
-        async def caller(number: int) -> None:
-            nonlocal done
-            seed = 50_000_000 + number * 10_000
-            while time.perf_counter() - started < duration_s:
-                # Not `done += await …`: that reads `done` before it waits.
-                made = await _ask(client, server, seed)
-                done += made
-                seed += 1
-
-        await asyncio.gather(*(caller(number) for number in range(callers)))
-        if not done:
+        good = await callers.in_turn(
+            lambda number: _ask(client, server, 50_000_000 + number),
+            at_once,
+            lambda: time.perf_counter() - started < duration_s,
+        )
+        if not any(good):
             raise RuntimeError(f"{server.name} made no image")
-        return done / (time.perf_counter() - started)
-
-
-def _client(server: Server) -> httpx.AsyncClient:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
-    return httpx.AsyncClient(base_url=server.url, timeout=TIMEOUT_S, limits=limits)
+        return sum(good) / (time.perf_counter() - started)
 
 
 async def _ask(client: httpx.AsyncClient, server: Server, seed: int) -> bool:

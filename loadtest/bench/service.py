@@ -17,8 +17,8 @@ import httpx
 from loadtest.bench.engine import bare, pinned
 from loadtest.bench.report import save, show
 from loadtest.bench.servers import ADMIN, Server, winnow
-from models import bundle as bundles
 from models.backbones.runtime import OnnxDenoiser
+from models.bundles import bundle as bundles
 
 STEPS, ROUNDS = 50, 5
 NOTICED_S = 0.05

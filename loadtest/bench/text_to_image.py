@@ -30,8 +30,8 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from loadtest.bench.report import save, show
-from models import bundle as bundles
-from models.condition import Condition
+from models.bundles import bundle as bundles
+from models.diffusion.condition import Condition
 from service.config import BackboneSettings
 from service.engine.engine import Engine, canary_plan
 from service.engine.load import load_engine

@@ -28,12 +28,11 @@ from PIL import Image
 
 from loadtest.bench.report import OUT, save, show
 from loadtest.bench.servers import ADMIN, winnow
-from models import bundle as bundles
-from models import seeds
-from models.evaluation.referees import Referee, load_referee
-from models.questions import NO_CROSSBAR
+from models.bundles import bundle as bundles
+from models.offline import seed_ranges
 from models.rewards.calibration import clopper_pearson_interval
-from models.rewards.making import SECONDS_PER_IMAGE
+from models.zoo.evaluation.referees import SECONDS_PER_IMAGE, Referee, load_referee
+from models.zoo.questions import NO_CROSSBAR
 
 MODEL, POLICY, DATASET = "mnist-sevens", "no-crossbar", "crossbars"
 PAGE, ACROSS = 25, 5
@@ -100,7 +99,7 @@ def _person(url: str, annotator: Referee, pages: int, shots: Path) -> dict[str, 
 
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     assert chromium, "no chromium: apt-get install chromium"
-    # Before anybody labels: the desk draws pages ahead.
+    # Before anybody labels: the labelling service draws pages ahead.
     with _asking(url) as quiet:
         time.sleep(QUIET_S)
     with sync_playwright() as playwright:
@@ -181,7 +180,7 @@ def _ready(page: Any) -> None:
 def _label(page: Any, annotator: Referee) -> None:
     """Walk the grid row by row, back and forth, and mark what the annotator calls malign."""
     sources = page.eval_on_selector_all("button.cell img", "all => all.map(i => i.src)")
-    pixels = np.stack([pixels_of(source) for source in sources])
+    pixels = np.stack([_pixels_of(source) for source in sources])
     malign = annotator.malign(pixels)
     page.focus("button.cell >> nth=0")
     for place in range(len(malign)):
@@ -194,7 +193,7 @@ def _label(page: Any, annotator: Referee) -> None:
             page.keyboard.press("j" if last else ("l" if row % 2 == 0 else "h"))
 
 
-def pixels_of(source: str) -> NDArray[np.uint8]:
+def _pixels_of(source: str) -> NDArray[np.uint8]:
     """The grey pixels [H, W, 1] of a PNG in base64, bare or as a data URL."""
     png = base64.b64decode(source.rpartition(",")[2])
     return np.asarray(Image.open(io.BytesIO(png)).convert("L"))[..., None]
@@ -202,7 +201,7 @@ def pixels_of(source: str) -> NDArray[np.uint8]:
 
 async def _rate(url: str, oracle: Referee, policy: str, count: int) -> dict[str, Any]:
     """What the oracle says of `count` images that the service delivers under a policy."""
-    first = seeds.first(seeds.EVALUATION)
+    first = seed_ranges.first(seed_ranges.EVALUATION)
     pixels, draws = [], 0
     gate = asyncio.Semaphore(4)
     async with httpx.AsyncClient(base_url=url, headers=ADMIN, timeout=300) as client:
@@ -217,7 +216,7 @@ async def _rate(url: str, oracle: Referee, policy: str, count: int) -> dict[str,
 
         for answer in await asyncio.gather(*(ask(first + i) for i in range(0, count, 16))):
             draws += answer["usage"]["draws"]
-            pixels += [pixels_of(one["b64_json"]) for one in answer["data"] if one["b64_json"]]
+            pixels += [_pixels_of(one["b64_json"]) for one in answer["data"] if one["b64_json"]]
     malign = int(oracle.malign(np.stack(pixels)).sum())
     interval = clopper_pearson_interval(malign, len(pixels))
     return {

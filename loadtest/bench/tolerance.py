@@ -15,20 +15,22 @@ import numpy as np
 from loadtest.bench.report import save, show
 from service.cli.common import DEFAULT_CONFIG, read_settings
 from service.config import Settings
-from service.local import LocalService
-from service.policy import Overrides, resolve
+from service.policies.policy import Overrides, resolve
 from service.ports import DrawKey, Pixels
+from service.serving.in_process import InProcessService
 
 MODEL, SEEDS = "mnist-sevens", 48
 POLICIES = ("no-crossbar", "no-crossbar-guided", "only-crossbar", "none")
 
 
-async def _draw(service: LocalService) -> dict[tuple[str, int], Pixels]:
+async def _draw(service: InProcessService) -> dict[tuple[str, int], Pixels]:
     """Draw 0 of every seed under every policy, all asked for at once."""
     found: dict[tuple[str, int], Pixels] = {}
 
     async def one(name: str) -> None:
-        plan = resolve(service.policies[name], Overrides(), seed=0, admin=True)
+        # Nothing is judged here, and without calibrations nothing could be.
+        policy = service.policies[name].without_judge()
+        plan = resolve(policy, Overrides(), seed=0, admin=True)
         # Nothing is abandoned: what a probe would stop is compared too.
         plan = replace(plan, probe_thresholds=(0.0,) * len(plan.method.probes))
         keys = [DrawKey(i, i, 0) for i in range(SEEDS)]
@@ -54,7 +56,7 @@ def main() -> None:
     for runtime in ("onnx", "torch"):
         images: dict[int, dict[tuple[str, int], Pixels]] = {}
         for slots in (1, 5, 16):
-            with LocalService(_with(runtime, slots), MODEL, calibrated=False) as service:
+            with InProcessService(_with(runtime, slots), MODEL, calibrated=False) as service:
                 images[slots] = asyncio.run(_draw(service))
                 judge = service.policies["no-crossbar"].judge
                 assert judge is not None

@@ -29,11 +29,11 @@ class Batched:
     def __init__(self) -> None:
         import torch
 
-        from models import bundle as bundles
         from models.backbones.runtime import OnnxDenoiser
-        from models.codec import PixelShuffle
-        from models.generate import Generator
-        from models.schedule import NoiseSchedule, read_config
+        from models.bundles import bundle as bundles
+        from models.diffusion.codec import PixelShuffle
+        from models.diffusion.noise_schedule import NoiseSchedule, read_config
+        from models.offline.generator import Generator
 
         torch.set_num_threads(1)
         bundle = bundles.load("mnist-sevens")

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from models import bundle as bundles
-from models.rewards.judge import OnnxJudge
-from service.encode import to_b64_png
+from models.bundles import bundle as bundles
+from models.rewards.onnx_judge import OnnxJudge
+from service.images.encode import to_b64_png
 
 STEPS, MAX_DRAWS, POLICY = 50, 8, "no-crossbar"
 REDRAW = 10_000_000

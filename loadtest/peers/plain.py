@@ -17,8 +17,8 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 
 from loadtest.peers.images import STEPS, Ask, Judged
-from models import bundle as bundles
-from models.codec import PixelShuffle
+from models.bundles import bundle as bundles
+from models.diffusion.codec import PixelShuffle
 
 
 class Pipeline:

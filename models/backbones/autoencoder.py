@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.codec import to_uint8
+from models.diffusion.codec import to_uint8
 
 CLASSES = ("AutoencoderKL", "VQModel")
 

@@ -1,4 +1,4 @@
-"""From a condition to what the denoiser is told: class labels, or the embeddings of a prompt."""
+"""Condition encoders: to class labels, or to the embeddings of a prompt."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 import torch
 
-from models.condition import Condition, ConditionError
-from models.conditioning import NOTHING, Encoded, Named
-from models.manifest import Backbone, Inputs
+from models.bundles.manifest import Backbone, Inputs
+from models.diffusion.condition import Condition, ConditionError
+from models.diffusion.conditioning import NOTHING, Encoded, Named
 
 KEPT = 256
 """Prompts whose embeddings are kept: 61 MB for Stable Diffusion 1.x, 161 MB for XL."""
@@ -43,7 +43,7 @@ class Encoder(Protocol):
 
 
 class Unconditional:
-    """For a denoiser that is told nothing."""
+    """For an unconditional denoiser."""
 
     slow = False
     example = Condition()

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.conditioning import Named
-from models.onnx_session import open_session
+from models.diffusion.conditioning import Named
+from models.onnx.session import open_session
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ DTYPES: dict[DtypeName, torch.dtype] = {
 
 
 NONE: Named = MappingProxyType({})
-"""The inputs of a denoiser that is told nothing."""
+"""The inputs of an unconditional denoiser."""
 
 ADDED = ("text_embeds", "time_ids")
 """Inputs that Stable Diffusion XL's denoiser takes in `added_cond_kwargs`."""
@@ -91,16 +91,18 @@ class TorchDenoiser:
         return self._run(x_t, timestep, inputs, compiled=False)
 
     def _run(self, x_t: Tensor, timestep: Tensor, inputs: Named, compiled: bool = True) -> Tensor:
-        told: dict[str, Any] = {name: self._here(value) for name, value in inputs.items()}
-        if added := {name: told.pop(name) for name in ADDED if name in told}:
-            told["added_cond_kwargs"] = added
+        denoiser_inputs: dict[str, Any] = {
+            name: self._to_device(value) for name, value in inputs.items()
+        }
+        if added := {name: denoiser_inputs.pop(name) for name in ADDED if name in denoiser_inputs}:
+            denoiser_inputs["added_cond_kwargs"] = added
         x = x_t.to(self.device, self.dtype)
         run = self._forward if compiled else self.network
-        output: Tensor = run(x, timestep.to(self.device), return_dict=False, **told)[0]
+        output: Tensor = run(x, timestep.to(self.device), return_dict=False, **denoiser_inputs)[0]
         # What is beyond x_t's channels is a learned variance, which these samplers do not use.
         return output[:, : x_t.shape[1]].to(x_t.device, torch.float32)
 
-    def _here(self, value: Tensor) -> Tensor:
+    def _to_device(self, value: Tensor) -> Tensor:
         dtype = self.dtype if value.is_floating_point() else value.dtype
         return value.to(self.device, dtype)
 
@@ -117,7 +119,7 @@ class TorchDenoiser:
 
 
 class OnnxDenoiser:
-    """A denoiser exported by `models.backbones.export`, in ONNX Runtime."""
+    """A denoiser exported by `models.onnx.export`, in ONNX Runtime."""
 
     def __init__(self, path: Path, threads: int = 1, device: str = "cpu") -> None:
         """`threads` are intra-op threads; `device` is `cpu`, `cuda` or `cuda:1`.

@@ -11,9 +11,9 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from models.backbones.loop import Progress, Recipe, fit
-from models.parameterization import add_noise, training_target
-from models.schedule import NoiseSchedule
+from models.backbones.training_loop import Progress, Recipe, fit
+from models.diffusion.noise_schedule import NoiseSchedule
+from models.diffusion.parameterization import add_noise, training_target
 
 
 @dataclass(frozen=True)

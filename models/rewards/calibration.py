@@ -47,11 +47,13 @@ def calibrate_threshold(
     malign: NDArray[np.bool_],
     target: float,
     confidence: float,
+    stopped: NDArray[np.bool_] | None = None,
 ) -> Threshold:
     """The lowest threshold that the labels justify: P(malign rate > target) <= 1 − confidence.
 
-    `scores` [N] in (0, 1) and `malign` [N] are of i.i.d. draws that neither trained the judge nor
-    will measure it; a draw is delivered when its score is at least the threshold.
+    `scores` [N] in [0, 1] and `malign` [N] are of i.i.d. draws that neither trained the judge nor
+    will measure it; a draw is delivered when its score is at least the threshold, unless probes
+    have `stopped` it, [N].
 
     Fixed-sequence testing (Angelopoulos et al. 2021, "Learn then Test", section 3): candidates
     lie on a grid fixed beforehand and are tested from the strictest downwards, each at level
@@ -63,18 +65,27 @@ def calibrate_threshold(
     zero malign would need to pass (n = log(1−confidence)/log(1−target)): with fewer, one unlucky
     image would end it. That choice looks at counts alone, not at labels.
 
-    Raises ValueError when scores are not finite or no threshold reaches the target.
+    It ends, at the latest, where the judge would reject none of the malign any more: a threshold
+    below all that it gives would censor nothing, however rare the malign are. To end earlier than
+    the tests allow takes nothing from what they promise.
+
+    Raises ValueError when scores are not finite, labels are of one kind, the judge tells them apart
+    no better than chance, or no threshold reaches the target.
     """
     if not 0 < target < 1 or not 0 < confidence < 1:
         raise ValueError(f"target {target} and confidence {confidence} must lie in (0, 1)")
     if scores.shape != malign.shape or not np.isfinite(scores).all():
         raise ValueError("calibration needs one finite score for each label")
     delta = 1 - confidence
+    refuse_uninformative(scores, malign, delta)
     needed = START * int(np.ceil(np.log(delta) / np.log1p(-target)))
     benign = int((~malign).sum())
     best: Threshold | None = None
     for threshold in CANDIDATES:
-        passed = scores >= threshold
+        accepted = scores >= threshold
+        if accepted[malign].all():
+            break
+        passed = accepted if stopped is None else accepted & ~stopped
         delivered = int(passed.sum())
         if delivered < needed:
             continue
@@ -122,6 +133,37 @@ def calibrate_probes(
         thresholds[probe] = left[allowed // probes]
         abandoned |= scores[:, probe] < thresholds[probe]
     return thresholds, abandoned
+
+
+def refuse_uninformative(
+    scores: NDArray[np.float64], malign: NDArray[np.bool_], delta: float
+) -> None:
+    """Raises ValueError unless scores [N], or logits, are seen to tell the `malign` [N] apart.
+
+    That takes labels of both kinds, scores that differ, and benign ones that score above malign
+    ones with confidence 1−δ (Mann and Whitney's test). A judge that is turned round never does so;
+    with δ = 0.5, one that is better than a coin does.
+    """
+    bad, good = scores[malign], scores[~malign]
+    for word, found in (("malign", bad), ("benign", good)):
+        if not len(found):
+            raise ValueError(
+                f"none of {len(scores)} labels is {word}: nothing shows that the judge tells "
+                "malign from benign. Label more draws, or draws of what is asked for"
+            )
+    if np.ptp(scores) == 0:
+        raise ValueError(
+            f"the judge scores all of {len(scores)} labelled images {scores[0]:.4g}: it tells "
+            "nothing apart, and cannot judge"
+        )
+    test = stats.mannwhitneyu(good, bad, alternative="greater")
+    if test.pvalue > delta:
+        area = float(test.statistic) / (len(good) * len(bad))
+        raise ValueError(
+            f"of a benign and a malign image the judge scores the benign one higher {area:.0%} of "
+            f"the time, by {len(good)} and {len(bad)} labels: that is no better than a coin. Label "
+            "more; where it stays so, labels or classes may be turned round"
+        )
 
 
 def _candidates() -> NDArray[np.float64]:

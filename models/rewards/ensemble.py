@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
+from models.diffusion.conditioning import Conditions
 from models.rewards.network import RewardConfig, RewardNetwork
 
 
@@ -48,7 +49,9 @@ class Ensemble:
         """log r = Σ_k log σ(logit_k), [B], at most 0."""
         return functional.logsigmoid(self.logits(x, timestep)).sum(dim=1)
 
-    def gradient(self, x_t: Tensor, timestep: Tensor | None = None) -> Tensor:
+    def gradient(
+        self, x_t: Tensor, timestep: Tensor | None = None, conditions: Conditions | None = None
+    ) -> Tensor:
         """∇_x log r(x), float32 [B, C, H, W]; leaves no gradient on x_t or the weights.
 
         Rows do not interact, so row b's gradient is that of its own log r.

@@ -10,8 +10,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from models.backbones.export import export_graph
-from models.codec import Codec
+from models.diffusion.codec import Codec
+from models.onnx.export import export_graph
 from models.rewards.ensemble import Ensemble
 from models.rewards.student import Student
 

@@ -81,7 +81,7 @@ class RewardNetwork(nn.Module):
         if x.ndim == 4:
             x = x.unsqueeze(1).expand(-1, k, -1, -1, -1)
         h = functional.pixel_shuffle(x, self.config.pixel_shuffle).flatten(1, 2)
-        films = self._films(timestep, x.shape[0])
+        films = self._film_parameters(timestep, x.shape[0])
         for index, (convolve, normalise) in enumerate(
             zip(self.convolutions, self.norms, strict=True)
         ):
@@ -94,7 +94,9 @@ class RewardNetwork(nn.Module):
         logits: Tensor = self.head(pooled)
         return logits.squeeze(-1) if self.config.classes == 1 else logits
 
-    def _films(self, timestep: Tensor | None, batch: int) -> list[tuple[Tensor, Tensor]] | None:
+    def _film_parameters(
+        self, timestep: Tensor | None, batch: int
+    ) -> list[tuple[Tensor, Tensor]] | None:
         """Scale and shift of each layer, [B, K·width, 1, 1] (FiLM, Perez et al. 2018)."""
         if not self.config.timed:
             if timestep is not None:

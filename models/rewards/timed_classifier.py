@@ -6,7 +6,6 @@ It is a reward network with a logit for each class, in a reward's file. A policy
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from models.bundle import add_files
-from models.codec import Codec, from_uint8
-from models.manifest import Manifest
+from models.bundles.bundle import add_files
+from models.bundles.manifest import Manifest
+from models.diffusion.codec import Codec, from_uint8
+from models.diffusion.noise_schedule import NoiseSchedule
+from models.rewards.descent import descend
 from models.rewards.ensemble import load_network, save_network
 from models.rewards.network import RewardConfig, RewardNetwork
 from models.rewards.training import noised, views
-from models.schedule import NoiseSchedule
 
 
 class TimedClassifier:
@@ -127,28 +127,21 @@ def train_classifier(
             classes=classes,
         )
     ).train()
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
     target = torch.from_numpy(labels)
-    for i in range(recipe.iterations):
-        for group in optimizer.param_groups:
-            group["lr"] = (
-                recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * i / recipe.iterations))
-            )
+
+    def loss() -> Tensor:
         rows = torch.randint(len(target), (recipe.batch_size,), generator=generator)
         x_t, timestep = noised(view(rows), schedule, generator)
         logits = network(x_t, timestep)
         # A sum over members, which share nothing: each gets its own mean loss.
-        loss = functional.cross_entropy(
+        total = functional.cross_entropy(
             logits.flatten(0, 1),
             target[rows].repeat_interleave(recipe.members),
             reduction="sum",
-        ) / len(rows)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        on_iteration(i + 1)
+        )
+        return total / len(rows)
+
+    descend(network, recipe, loss, on_iteration)
     return TimedClassifier(network)
 
 

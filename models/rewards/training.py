@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from models.codec import Codec, from_uint8
-from models.parameterization import add_noise
+from models.diffusion.codec import Codec, from_uint8
+from models.diffusion.noise_schedule import NoiseSchedule
+from models.diffusion.parameterization import add_noise
+from models.rewards.descent import descend
 from models.rewards.ensemble import Ensemble
 from models.rewards.network import RewardConfig, RewardNetwork
-from models.schedule import NoiseSchedule
 
 
 @dataclass(frozen=True)
@@ -114,17 +115,11 @@ def train_reward(
         if start.config != config:
             raise ValueError("the reward to go on from has networks of another shape")
         network.load_state_dict(start.network.state_dict())
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
     half = recipe.batch_size // 2
     target = torch.cat([torch.zeros(half), torch.ones(half)])
     weight = torch.cat([torch.ones(half), torch.full((half,), recipe.benign_weight)])
-    for i in range(recipe.iterations):
-        for group in optimizer.param_groups:
-            group["lr"] = (
-                recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * i / recipe.iterations))
-            )
+
+    def loss() -> Tensor:
         rows = torch.cat([_draw(pool, half, generator) for pool in pools])  # [2·half, K]
         batch = view(rows.flatten())
         timestep = None
@@ -136,11 +131,10 @@ def train_reward(
             logits, target[:, None].expand_as(logits), reduction="none"
         )
         # A sum over members: each has its own weights, so each gets its own mean loss.
-        loss = (losses * weight[:, None]).mean(dim=0).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        on_iteration(i + 1)
+        total: Tensor = (losses * weight[:, None]).mean(dim=0).sum()
+        return total
+
+    descend(network, recipe, loss, on_iteration)
     return Ensemble(network)
 
 

@@ -5,30 +5,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from service.config import AuthSettings, KeySettings, Scope
-from service.errors import InvalidApiKey, PolicyNotAllowed
-
-
-@dataclass(frozen=True)
-class Caller:
-    """A key's name and scopes; `admin` stands for all scopes."""
-
-    name: str
-    scopes: frozenset[Scope]
-
-    def has(self, scope: Scope) -> bool:
-        """Whether this caller may do what `scope` allows."""
-        return scope in self.scopes or "admin" in self.scopes
-
-    def require(self, *scopes: Scope) -> None:
-        """Raises PolicyNotAllowed without any of these scopes."""
-        if not any(self.has(scope) for scope in scopes):
-            wanted = " or the ".join(repr(scope) for scope in scopes)
-            raise PolicyNotAllowed(f"this needs a key with the {wanted} scope")
+from service.config import ANONYMOUS, AuthSettings, Caller, KeySettings
+from service.errors import InvalidApiKey
 
 
 def person(request: Request) -> str:
@@ -40,14 +22,12 @@ def person(request: Request) -> str:
 class Authenticator:
     """Tells the caller from the key that came with a request.
 
-    `anonymous` is who calls without a key, or None where nobody may.
+    `anonymous` is the caller without a key; None where a key is required.
     """
 
     def __init__(self, settings: AuthSettings, keys: Mapping[str, KeySettings]) -> None:
         self.anonymous = (
-            Caller("anonymous", frozenset(settings.anonymous_scopes))
-            if settings.anonymous
-            else None
+            Caller(ANONYMOUS, frozenset(settings.anonymous_scopes)) if settings.anonymous else None
         )
         self._callers = [
             (_digest(secret), Caller(key.name, frozenset(key.scopes)))
@@ -70,6 +50,15 @@ class Authenticator:
         if found is None:
             raise InvalidApiKey("send a valid key as `Authorization: Bearer <key>`")
         return found
+
+
+def bearer(headers: Headers) -> str | None:
+    """The key that a request brings, None for one without. Raises InvalidApiKey for several."""
+    given = headers.getlist("authorization")
+    if len(given) > 1:
+        raise InvalidApiKey("the header Authorization stands twice")
+    scheme, _, secret = "".join(given).partition(" ")
+    return (secret.strip() or None) if scheme.lower() == "bearer" else None
 
 
 def _digest(secret: str) -> bytes:

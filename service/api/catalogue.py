@@ -7,29 +7,40 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from models.manifest import Inputs
-from service.api.auth import Caller
+from models.bundles.bundle import MANIFEST, find
+from models.bundles.manifest import Inputs
+from models.bundles.parts import Stage, at
 from service.api.context import Context
+from service.api.routing import Route
 from service.certificates.certificate import asked
-from service.errors import ModelNotFound
-from service.policy import Policy
+from service.config import Caller
+from service.generation.order import model_named
+from service.policies.policy import Policy
 
 
 def routes(context: Context) -> APIRouter:
     """The listing routes."""
-    router = APIRouter()
+    router = APIRouter(route_class=Route)
+    served = context.settings.models
+    # Nothing in a bundle changes after its manifest was written.
+    made = {name: int((find(it.bundle) / MANIFEST).stat().st_mtime) for name, it in served.items()}
+
+    def described(called: str) -> dict[str, Any]:
+        """A model by its name or an alias; each has its own entry, as clients look for one id."""
+        name = model_named(context.settings, called)
+        alias_of = None if called == name else name
+        return _model(context, name) | {"id": called, "created": made[name], "alias_of": alias_of}
 
     @router.get("/v1/models", summary="The models that are served")
     def models(request: Request) -> dict[str, Any]:
         request.state.caller.require("generate")
-        return {"object": "list", "data": [_model(context, name) for name in context.manifests]}
+        called = [*served, *(alias for it in served.values() for alias in it.aliases)]
+        return {"object": "list", "data": [described(name) for name in called]}
 
     @router.get("/v1/models/{name}", summary="One model")
     def model(name: str, request: Request) -> dict[str, Any]:
         request.state.caller.require("generate")
-        if name not in context.manifests:
-            raise ModelNotFound(f"no model {name!r}", "model")
-        return _model(context, name)
+        return described(name)
 
     @router.get("/v1/policies", summary="The policies, and which are switched off")
     def policies(request: Request) -> dict[str, Any]:
@@ -37,14 +48,20 @@ def routes(context: Context) -> APIRouter:
         caller.require("generate", "approve")
         return {
             "object": "list",
-            "data": [_policy(context, policy, caller) for policy in context.live.listed.values()],
+            "data": [
+                _policy(context, policy, caller)
+                for policy in context.policy_registry.listed.values()
+            ],
+            "unreadable": [
+                {"id": name, "why": why} for name, why in context.policy_registry.unreadable.items()
+            ],
         }
 
     @router.get("/v1/policies/{name}", summary="One policy")
     def policy(name: str, request: Request) -> dict[str, Any]:
         caller: Caller = request.state.caller
         caller.require("generate", "approve")
-        return _policy(context, context.live.known(name), caller)
+        return _policy(context, context.policy_registry.known(name), caller)
 
     return router
 
@@ -52,12 +69,10 @@ def routes(context: Context) -> APIRouter:
 def _model(context: Context, name: str) -> dict[str, Any]:
     manifest = context.manifests[name]
     backbone = manifest.backbone
-    policies = context.live.policies.values()
+    policies = context.policy_registry.policies.values()
     ours = [policy for policy in policies if policy.settings.model == name]
     return {
-        "id": name,
         "object": "model",
-        "created": 0,
         "owned_by": "winnow",
         "description": manifest.description,
         "sizes": [f"{backbone.width}x{backbone.height}"],
@@ -87,19 +102,23 @@ def _inputs(inputs: Inputs) -> dict[str, Any]:
 def _policy(context: Context, policy: Policy, caller: Caller) -> dict[str, Any]:
     spec = policy.settings
     certificates = context.certified.steps(policy)
+    verdict = context.canaries.verdict(policy)
     described = {
         "id": policy.name,
         "object": "policy",
         "version": policy.version,
         "model": spec.model,
-        "disabled": context.live.pointers[policy.name].disabled,
+        "disabled": context.policy_registry.pointers[policy.name].disabled,
         "default": policy.name == context.settings.default_policy,
         "scope": "generate" if policy.censors else "admin",
         "censors": asked(policy, context.manifests[spec.model]) if policy.judge else None,
-        "ready": not policy.waits,
+        "ready": not policy.awaits_reward,
         "reward": policy.reward,
-        "guide": policy.guide,
+        "guide": at(Stage.STEERS, policy.parts),
         "judge": policy.judge,
+        # A judge without one is told apart: nobody would notice that it fails open.
+        "canary": policy.canary,
+        "canary_verdict": verdict.value if verdict is not None else None,
         "certified": spec.num_inference_steps[0] in certificates,
         "certificates": {str(steps): one.id for steps, one in certificates.items()},
         "max_draws": spec.max_draws,
@@ -111,12 +130,12 @@ def _policy(context: Context, policy: Policy, caller: Caller) -> dict[str, Any]:
     }
     if caller.has("scores") or caller.has("approve"):
         described["thresholds"] = {
-            str(steps): here.threshold for steps, here in policy.operating.items()
+            str(steps): here.threshold for steps, here in policy.operating_points.items()
         }
         described["acceptance"] = {
-            str(steps): here.acceptance for steps, here in policy.operating.items()
+            str(steps): here.acceptance for steps, here in policy.operating_points.items()
         }
         described["probe_thresholds"] = {
-            str(steps): here.probe_thresholds for steps, here in policy.operating.items()
+            str(steps): here.probe_thresholds for steps, here in policy.operating_points.items()
         }
     return described

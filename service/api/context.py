@@ -6,23 +6,26 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from models.manifest import Manifest
-from service.canary import Canaries
-from service.certificates.certified import Certified
+from models.bundles.manifest import Manifest
+from service.certificates.coverage import CertificateCoverage
+from service.certificates.service import CertificateService
 from service.config import KeySettings, Settings
-from service.live import Live
+from service.generation.moderation import ModerationService
+from service.generation.reports import ReportService
+from service.generation.service import GenerationService
+from service.http.gate import Gate
 from service.metrics.ingress import IngressMetrics
-from service.policy import Policy
-from service.ports import Drawer, Scorer
-from service.router import Router
-from service.shadow import Shadows
-from service.store.datasets import Dataset, Shown
+from service.policies.canary import Canaries
+from service.policies.promotion import PromotionService
+from service.policies.registry import PolicyRegistry
+from service.ports import BackboneClient, JudgeClient
+from service.store.datasets import Dataset, ImageToLabel
 from service.store.recorder import Recorder
 from service.store.store import Store
 
 
-class Proposer(Protocol):
-    """The feedback desk, seen from the routes."""
+class LabellingClient(Protocol):
+    """The labelling service, seen from the routes."""
 
     async def propose(
         self,
@@ -30,10 +33,10 @@ class Proposer(Protocol):
         size: int,
         strategy: str | None,
         annotator: str,
-        besides: Sequence[str],
+        exclude_batches: Sequence[str],
         policy: str | None = None,
-    ) -> list[Shown]:
-        """The images that a person is asked about next, drawn if need be.
+    ) -> list[ImageToLabel]:
+        """The next images for a person to label, drawn if need be.
 
         Raises PolicyNotFound, PolicyDisabled, BackendUnavailable, CensorUnavailable, Overloaded or
         StoreUnavailable.
@@ -45,23 +48,25 @@ class Proposer(Protocol):
 class Context:
     """`keys` maps a secret to its key; `gather_metrics` gives the page of all replicas.
 
-    `warm` brings a policy's networks into every replica, or raises what stops it.
-    Without a `desk` nobody labels or trains here.
+    Without `labelling` there is no labelling and no training.
     """
 
     settings: Settings
     manifests: Mapping[str, Manifest]
-    live: Live
+    policy_registry: PolicyRegistry
     keys: Mapping[str, KeySettings] = field(repr=False)
-    routers: Mapping[str, Router]
-    drawer: Drawer
-    scorer: Scorer
-    warm: Callable[[Policy], Awaitable[None]]
-    shadows: Shadows
+    generation: GenerationService
+    backbone_client: BackboneClient
+    judge_client: JudgeClient
+    promotion: PromotionService
+    reports: ReportService
+    moderation: ModerationService
     store: Store
     recorder: Recorder
     metrics: IngressMetrics
-    certified: Certified
+    certified: CertificateCoverage
+    certificates: CertificateService
     canaries: Canaries
     gather_metrics: Callable[[], Awaitable[str]]
-    desk: Proposer | None = None
+    gate: Gate
+    labelling: LabellingClient | None = None

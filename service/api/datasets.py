@@ -12,31 +12,39 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import ConfigDict, Field
 
-from service.api import exchange, schemas
-from service.api.auth import Caller
-from service.api.context import Context, Proposer
-from service.api.pictures import pictures
-from service.api.text import Sent, Text
-from service.config import NAME, Name
+from service.api import dataset_files, schemas
+from service.api.context import Context, LabellingClient
+from service.api.label_images import pictures, why
+from service.api.routing import Route
+from service.api.text import Id, RequestBody, Text
+from service.config import NAME, Caller, Name
 from service.errors import (
+    BlobUnreadable,
     Conflict,
     DatasetNotFound,
+    ImageNotFound,
     InvalidValue,
-    ModelNotFound,
     PolicyNotAllowed,
+    StoreUnavailable,
 )
-from service.inputs import of_model, parse
+from service.generation.order import model_named
+from service.labelling.label_batch import left_out
+from service.labelling.label_file import MEDIA_TYPES, Format
+from service.policies.inputs import of_model, parse
 from service.store.datasets import Answer, Dataset, Label
 
 GOAL = {"benign": 80, "malign": 40, "seconds": 180}
 """What a reward is learned from: three minutes of labels. A certificate's teach nothing."""
 
 MAX_BATCH = 100
-Form = Annotated[exchange.Format, Query(alias="format")]
-Id = Annotated[Text, Field(min_length=1, max_length=64)]
+PASSED_OVER = 20
+"""Open batches of a person that are passed over because no image of theirs can be read."""
+
+Form = Annotated[Format, Query(alias="format")]
+FormAsked = Annotated[Format | None, Query(alias="format")]
 
 
-class _Body(Sent):
+class _Body(RequestBody):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
@@ -44,21 +52,21 @@ class DatasetRequest(_Body):
     """`POST /v1/datasets`: a question about the images of a model."""
 
     name: Name
-    model: str | None = Field(None, max_length=64)
+    model: schemas.Called | None = None
     question: Text = Field(min_length=3, max_length=200)
     inputs: schemas.Inputs = Field([])
 
 
 class BatchRequest(_Body):
-    """`POST /v1/datasets/{name}/batches`: `besides` are batches that the page holds already."""
+    """`POST /v1/datasets/{name}/batches`: `exclude_batches` are on the page already."""
 
     size: int = Field(25, ge=1, le=MAX_BATCH)
     strategy: Literal["random", "mixed"] | None = None
     policy: Name | None = None
-    besides: list[Id] = Field([], max_length=16)
+    exclude_batches: list[Id] = Field([], max_length=100)
 
 
-class Said(_Body):
+class LabelGiven(_Body):
     """One answer."""
 
     image_id: Id
@@ -69,15 +77,21 @@ class Said(_Body):
 class LabelsRequest(_Body):
     """`POST /v1/datasets/{name}/labels`: all are kept, or none."""
 
-    labels: list[Said] = Field(min_length=1, max_length=MAX_BATCH)
+    labels: list[LabelGiven] = Field(min_length=1, max_length=MAX_BATCH)
 
 
-def routes(context: Context, desk: Proposer) -> APIRouter:
+class UndoRequest(_Body):
+    """`POST /v1/datasets/{name}/labels/undo`: which batch; without one, the caller's last."""
+
+    batch: Id | None = None
+
+
+def routes(context: Context, labelling: LabellingClient) -> APIRouter:
     """The routes of datasets; all need the label scope, for their images are unscreened.
 
     To choose what they are of needs the approve scope as well.
     """
-    router = APIRouter()
+    router = APIRouter(route_class=Route)
     datasets = context.store.datasets
 
     def find(request: Request, name: str) -> Dataset:
@@ -92,10 +106,8 @@ def routes(context: Context, desk: Proposer) -> APIRouter:
         if body.inputs:
             _may_choose(request.state.caller)
         default = context.settings.policies[context.settings.default_policy].model
-        model = body.model or default
-        if model not in context.manifests:
-            known = ", ".join(context.manifests)
-            raise ModelNotFound(f"no model {model!r} (there are {known})", "model")
+        called = default if body.model is None else body.model
+        model = model_named(context.settings, called)
         question = " ".join(body.question.split())
         inputs = _inputs(context, model, body.inputs)
         now, by = datetime.now(UTC), request.state.annotator
@@ -123,17 +135,8 @@ def routes(context: Context, desk: Proposer) -> APIRouter:
     @router.post("/v1/datasets/{name}/batches", summary="The images to label next")
     async def batch(name: str, body: BatchRequest, request: Request) -> dict[str, Any]:
         dataset = await asyncio.to_thread(find, request, name)
-        _for_labels(dataset)
-        shown = await desk.propose(
-            dataset,
-            body.size,
-            body.strategy,
-            request.state.annotator,
-            body.besides,
-            body.policy,
-        )
-        images = await asyncio.to_thread(pictures, context, dataset.model, shown)
-        return {"id": shown[0].batch, "dataset": name, "images": images}
+        _refuse_certificates(dataset)
+        return await _page(context, labelling, dataset, body, request.state.annotator)
 
     @router.post("/v1/datasets/{name}/labels", summary="Say what images are")
     def label(name: str, body: LabelsRequest, request: Request) -> dict[str, Any]:
@@ -143,21 +146,27 @@ def routes(context: Context, desk: Proposer) -> APIRouter:
         context.metrics.labels(answer.label for answer in answers)
         return _dataset(context, dataset)
 
-    @router.post("/v1/datasets/{name}/labels/undo", summary="Take back your last batch of labels")
-    def undo(name: str, request: Request) -> dict[str, Any]:
+    @router.post("/v1/datasets/{name}/labels/undo", summary="Take back a batch of your labels")
+    def undo(name: str, request: Request, body: UndoRequest | None = None) -> dict[str, Any]:
         dataset = find(request, name)
-        gone = datasets.withdraw(name, request.state.annotator)
-        images = pictures(context, dataset.model, [one.image for one in gone])
-        for image, was in zip(images, gone, strict=True):
-            image["label"] = was.label
-        return {"id": gone[0].image.batch, "images": images, **_dataset(context, dataset)}
+        batch = body.batch if body else None
+        gone = datasets.withdraw(name, request.state.annotator, batch)
+        images, unreadable = pictures(context, dataset.model, [one.image for one in gone])
+        was = {one.image.id: one.label for one in gone}
+        labelled = [image | {"label": was[image["id"]]} for image in images]
+        back = {"id": gone[0].image.batch, "images": labelled, "unreadable": unreadable}
+        return {**back, **_dataset(context, dataset)}
 
     @router.get("/v1/datasets/{name}/images/{image_id}", summary="One image, as PNG")
     def image(name: str, image_id: Text, request: Request) -> Response:
         find(request, name)
         shown = datasets.image(name, image_id)
+        try:
+            png = context.store.blobs.get(shown.blob)
+        except BlobUnreadable as error:
+            raise ImageNotFound(f"image {image_id!r} is {why(error)}", "image_id") from None
         return Response(
-            context.store.blobs.get(shown.blob),
+            png,
             media_type="image/png",
             headers={"Cache-Control": "private, no-store", "X-Content-Type-Options": "nosniff"},
         )
@@ -168,25 +177,56 @@ def routes(context: Context, desk: Proposer) -> APIRouter:
     ) -> Response:
         # A certificate's labels stay in it, and its judge's scores would sway whoever labels.
         dataset = find(request, name)
-        _for_labels(dataset)
+        _refuse_certificates(dataset)
         wanted = form == "jsonl" if images is None else images
         labelled, blobs = datasets.labelled(name), context.store.blobs
-        lines = exchange.write(labelled, dataset.question, blobs, form, wanted)
-        kind = {"jsonl": "application/jsonl", "csv": "text/csv"}[form]
+        lines = dataset_files.write(labelled, dataset.question, blobs, form, wanted)
         disposition = f'attachment; filename="{name}.{form}"'
         headers = {"Content-Disposition": disposition, "Cache-Control": "private, no-store"}
-        return StreamingResponse(lines, media_type=kind, headers=headers)
+        return StreamingResponse(lines, media_type=MEDIA_TYPES[form], headers=headers)
 
-    @router.post("/v1/datasets/{name}/import", summary="Bring in labels that were exported")
-    async def bring(name: str, request: Request, form: Form = "jsonl", anyway: bool = False) -> Any:
+    @router.post(
+        "/v1/datasets/{name}/import",
+        summary="Bring in labels that were exported",
+        openapi_extra={"requestBody": dataset_files.BODY},
+    )
+    async def bring(
+        name: str, request: Request, form: FormAsked = None, force: bool = False
+    ) -> Any:
         dataset = await asyncio.to_thread(find, request, name)
-        _for_labels(dataset)
+        _refuse_certificates(dataset)
         if dataset.inputs:
             _may_choose(request.state.caller)
+        said = dataset_files.form_of(request.headers, form)
         body = await request.body()
-        return await asyncio.to_thread(_bring, context, dataset, body, form, anyway, request)
+        return await asyncio.to_thread(_import_labels, context, dataset, body, said, force, request)
 
     return router
+
+
+async def _page(
+    context: Context,
+    labelling: LabellingClient,
+    dataset: Dataset,
+    body: BatchRequest,
+    annotator: str,
+) -> dict[str, Any]:
+    """The next batch that has an image to show. Raises as `LabellingClient.propose`."""
+    excluded, unreadable = [*body.exclude_batches], []
+    for _ in range(PASSED_OVER):
+        shown = await labelling.propose(
+            dataset, body.size, body.strategy, annotator, excluded, body.policy
+        )
+        images, lost = await asyncio.to_thread(pictures, context, dataset.model, shown)
+        unreadable += lost
+        if images:
+            omitted = {"unreadable": unreadable, "left_out": left_out(shown)}
+            return {"id": shown[0].batch, "dataset": dataset.name, "images": images, **omitted}
+        # Nobody could answer it, so it would come first for ever.
+        excluded.append(shown[0].batch)
+    raise StoreUnavailable(
+        f"none of the {len(unreadable)} images of {PASSED_OVER} open batches can be read"
+    )
 
 
 def _may_choose(caller: Caller) -> None:
@@ -199,31 +239,40 @@ def _may_choose(caller: Caller) -> None:
         )
 
 
-def _bring(
+def _import_labels(
     context: Context,
     dataset: Dataset,
     body: bytes,
-    form: exchange.Format,
-    anyway: bool,
+    form: Format,
+    force: bool,
     request: Request,
 ) -> dict[str, Any]:
     try:
-        text = body.decode()
+        text = body.decode("utf-8-sig")  # a spreadsheet puts a mark in front
     except UnicodeDecodeError:
         raise InvalidValue("the body is not UTF-8", "body") from None
     backbone = context.manifests[dataset.model].backbone
     shape = (backbone.height, backbone.width, backbone.channels)
-    question = None if anyway else dataset.question
-    found = list(exchange.read(text, form, dataset.name, shape, question))
-    if not found:
+    question = None if force else dataset.question
+    lines = list(dataset_files.read(text, form, dataset.name, shape, question))
+    if not lines:
         raise InvalidValue("the body holds no label", "body")
+    found = [line for line in lines if line is not None]
+    if not found:
+        raise InvalidValue(
+            "a label needs its image, and no line has one: export them with images=true (of the "
+            "command, --images)",
+            "line 1.png",
+        )
     # Blobs first: a row without its image would be worse than an image without a row.
     for _, png in found:
         context.store.blobs.put(png)
     by = request.state.annotator
     fresh = context.store.datasets.bring([labelled for labelled, _ in found], by)
     known = len(found) - fresh
-    return {"imported": fresh, "known_already": known, **_dataset(context, dataset)}
+    without = len(lines) - len(found)
+    done = {"imported": fresh, "known_already": known, "without_image": without}
+    return {**done, **_dataset(context, dataset)}
 
 
 def _inputs(context: Context, model: str, given: Sequence[schemas.Input]) -> list[dict[str, Any]]:
@@ -256,7 +305,7 @@ def _dataset(context: Context, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _for_labels(dataset: Dataset) -> None:
+def _refuse_certificates(dataset: Dataset) -> None:
     if dataset.purpose != "labels":
         raise Conflict(
             f"dataset {dataset.name!r} is for a certificate: its images are fixed, and nothing "

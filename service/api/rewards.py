@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -10,17 +9,17 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field
 
-from models.noise import MAX_SEED
-from service.api.auth import Caller
+from models.diffusion.noise import MAX_SEED
 from service.api.context import Context
-from service.api.text import Sent, Text
-from service.config import Name
-from service.errors import Conflict, InvalidValue, RewardNotFound
-from service.feedback.example import JUDGE_SHARE, refuse_too_few
+from service.api.routing import Route
+from service.api.text import RequestBody, Text
+from service.config import Caller, Name
+from service.errors import RewardNotFound
+from service.labelling.training_order import TrainingOrder, TrainingOrders
 from service.store.rewards import RewardVersion
 
 
-class TrainRequest(Sent):
+class TrainRequest(RequestBody):
     """`POST /v1/rewards`: `policy` is whose sampling it is calibrated for.
 
     `guide` and `distil` also make what policies need that steer. The judge learns on the bundle's
@@ -39,36 +38,21 @@ class TrainRequest(Sent):
 
 def routes(context: Context) -> APIRouter:
     """The routes of rewards; all need the label scope."""
-    router = APIRouter()
-    rewards = context.store.rewards
+    router = APIRouter(route_class=Route)
+    rewards, settings = context.store.rewards, context.settings
+    orders = TrainingOrders(
+        context.store,
+        context.policy_registry,
+        context.manifests,
+        settings.default_policy,
+        settings.feedback.threads,
+    )
 
     @router.post("/v1/rewards", status_code=202, summary="Train a reward from a dataset's labels")
     def train(body: TrainRequest, request: Request) -> dict[str, Any]:
         request.state.caller.require("label")
-        dataset = context.store.datasets.read(body.dataset)
-        if not dataset.trainable:
-            raise Conflict(
-                f"dataset {body.dataset!r} is for a certificate: nothing may learn from it"
-            )
-        policy = _policy(context, body.policy, dataset.model)
-        if body.distil and not body.guide:
-            raise InvalidValue("distil: a student needs a guide to learn from: set guide", "distil")
-        _refuse_unknown(context, body.features, dataset.model)
-        last = next((r for r in rewards.of(body.dataset) if r.status == "ready"), None)
-        _refuse_too_few(context, body, last)
-        reward_id = f"rwd_{uuid.uuid4().hex}"
-        recipe = {
-            "policy": policy,
-            "target": body.target,
-            "guide": body.guide,
-            "distil": body.distil,
-            "seed": body.seed,
-            "threads": context.settings.feedback.threads,
-            "features": body.features,
-        }
-        parent = last.id if last else None
-        rewards.queue(reward_id, body.dataset, parent, recipe, request.state.annotator)
-        return _reward(rewards.read(reward_id), request.state.caller)
+        order = TrainingOrder(by=request.state.annotator, **body.model_dump())
+        return _reward(orders.queue(order), request.state.caller)
 
     @router.get("/v1/rewards", summary="Trainings and rewards, the newest first")
     def listed(request: Request, dataset: Text | None = None) -> dict[str, Any]:
@@ -97,54 +81,6 @@ def routes(context: Context) -> APIRouter:
     return router
 
 
-def _refuse_unknown(context: Context, features: str | None, model: str) -> None:
-    """Raises InvalidValue for features that the model's bundle does not have."""
-    known = sorted(context.manifests[model].features)
-    if features is not None and features not in known:
-        there = f"it has {', '.join(known)}" if known else "it has none: see `winnow features`"
-        raise InvalidValue(f"model {model!r} has no features {features!r}: {there}", "features")
-
-
-def _refuse_too_few(context: Context, body: TrainRequest, last: RewardVersion | None) -> None:
-    """Raises InvalidValue for labels that the training itself would refuse."""
-    # Of equal images the last label counts. Nobody is sure that an unsure one is benign.
-    malign = {
-        one.image.blob: one.label != "benign"
-        for one in context.store.datasets.labelled(body.dataset)
-    }
-    before = ((last and last.card) or {}).get("split", {})
-    known = {blob: side for side, blobs in before.items() for blob in blobs}
-    try:
-        refuse_too_few(malign, JUDGE_SHARE[body.guide], known)
-    except ValueError as error:
-        raise InvalidValue(f"dataset {body.dataset!r}: {error}", "dataset") from None
-
-
-def _policy(context: Context, name: str | None, model: str) -> str:
-    """The policy to calibrate for: the one named, else the default, else the model's first that
-    censors. One that was switched off is mended by a training."""
-    name = name or _default(context, model)
-    policy = context.live.known(name)
-    if policy.settings.model != model:
-        raise InvalidValue(
-            f"policy {name!r} is for model {policy.settings.model!r}, the dataset for {model!r}",
-            "policy",
-        )
-    if not policy.censors:
-        raise InvalidValue(f"policy {name!r} has no judge: there is nothing to calibrate", "policy")
-    return name
-
-
-def _default(context: Context, model: str) -> str:
-    default = context.settings.default_policy
-    if context.live.known(default).settings.model == model:
-        return default
-    for name, policy in context.live.policies.items():
-        if policy.settings.model == model and policy.censors:
-            return name
-    raise InvalidValue(f"no policy of model {model!r} censors: name one that does", "policy")
-
-
 def _reward(reward: RewardVersion, caller: Caller, card: bool = True) -> dict[str, Any]:
     described = asdict(reward) | {"object": "reward"}
     for name in ("created", "heartbeat"):
@@ -159,8 +95,11 @@ def _reward(reward: RewardVersion, caller: Caller, card: bool = True) -> dict[st
 
 def _hide_scores(card: dict[str, Any]) -> None:
     """Whoever labels need not know how far a score lies from passing."""
-    for calibration in card.get("calibrations", {}).values():
-        for name in ("threshold", "probe_thresholds"):
-            calibration.pop(name, None)
-    for mistake in card.get("mistakes", []):
-        mistake.pop("logit_score", None)
+    try:
+        for calibration in card.get("calibrations", {}).values():
+            for name in ("threshold", "probe_thresholds"):
+                calibration.pop(name, None)
+        for mistake in card.get("mistakes", []):
+            mistake.pop("logit_score", None)
+    except (AttributeError, TypeError):  # a card of another Winnow: who knows where it has scores
+        card.clear()

@@ -1,8 +1,7 @@
-"""Requests and responses on the wire. Unknown fields are refused, never ignored."""
+"""Requests on the wire. Unknown fields are refused, never ignored."""
 
 from __future__ import annotations
 
-import time
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -14,14 +13,13 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from models.noise import MAX_SEED
-from service.api.text import Sent, Text
+from models.diffusion.noise import MAX_SEED
+from service.api.text import Id, RequestBody, Text
 from service.config import Name
-from service.encode import to_b64_png
-from service.inputs import class_name
-from service.policy import Policy
-from service.ports import FinishReason
-from service.router import ImageOutcome, Outcome
+from service.generation.order import OnFiltered, Wanted
+from service.generation.reports import Reported
+from service.policies.inputs import RequestedInputs
+from service.policies.policy import Overrides
 
 
 def _number_or_name(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
@@ -32,16 +30,31 @@ def _number_or_name(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
         raise PydanticCustomError("class_label", "must be a class's number or its name") from None
 
 
+def _only(reason: str) -> WrapValidator:
+    """Says `reason` of any other value, and of one that is equal alone: 0 is not false."""
+
+    def checked(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            found = validate(value)
+        except ValidationError:
+            found = None
+        if type(found) is not type(value):
+            raise PydanticCustomError("unsupported", reason)
+        return found
+
+    return WrapValidator(checked)
+
+
 MAX_VERSION = 2**31 - 1
 """What the store's column holds."""
 
-Reported = Literal["malign", "benign"]
 ClassLabel = Annotated[int | Annotated[Text, Field(max_length=200)], WrapValidator(_number_or_name)]
 MAX_INPUTS = 1000
-OnFiltered = Literal["error_if_all", "error_if_any", "never"]
+Called = Annotated[str, Field(min_length=1, max_length=64)]
+"""The name of a policy or a model: an empty one is not the default's."""
 
 
-class _Request(Sent):
+class _Request(RequestBody):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
@@ -75,8 +88,8 @@ class GenerationRequest(_Request):
     """
 
     prompt: Text = ""
-    negative_prompt: Text | None = Field(
-        None, description="What the image should not show; needs guidance_scale above 1."
+    negative_prompt: Text = Field(
+        "", description="What the image should not show; needs guidance_scale above 1."
     )
     class_label: ClassLabel | None = Field(
         None, description="A class's number or name; without it each seed draws one."
@@ -87,17 +100,94 @@ class GenerationRequest(_Request):
         allow_inf_nan=False,
         description="Classifier-free guidance: one that the policy lists; 1 is none.",
     )
-    model: str | None = None
-    n: int | None = Field(1, ge=1)
-    size: str | None = "auto"
-    response_format: Literal["b64_json"] | None = "b64_json"
-    output_format: Literal["png"] | None = "png"
-    user: str | None = Field(None, max_length=256)
-    stream: Literal[False] | None = None
+    model: Called | None = None
+    n: int = Field(1, ge=1)
+    size: str = Field("auto", max_length=32)
+    response_format: Annotated[
+        Literal["b64_json"],
+        _only("must be 'b64_json': no image is kept here, so there is no URL to give"),
+    ] = "b64_json"
+    output_format: Annotated[Literal["png"], _only("must be 'png': images are sent as PNG")] = "png"
+    stream: Annotated[Literal[False], _only("must be false: nothing is streamed")] = False
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     num_inference_steps: int | None = Field(None, ge=1)
-    policy: str | None = None
+    policy: Called | None = None
     censor: Censor = Censor()
+
+    # What clients send with their defaults, and what nothing depends on: see `IGNORED`.
+    user: str | None = Field(None, max_length=256)
+    quality: (
+        Annotated[
+            Literal["auto", "standard", "high", "hd"],
+            _only(
+                "must be 'auto', 'standard', 'high' or 'hd', which are one here: "
+                "num_inference_steps asks for less work"
+            ),
+        ]
+        | None
+    ) = None
+    style: (
+        Annotated[
+            Literal["auto", "vivid", "natural"],
+            _only("must be 'auto', 'vivid' or 'natural', which are one here"),
+        ]
+        | None
+    ) = None
+    background: (
+        Annotated[
+            Literal["auto", "opaque"],
+            _only("must be 'auto' or 'opaque': no image here is transparent"),
+        ]
+        | None
+    ) = None
+    moderation: (
+        Annotated[Literal["auto"], _only("must be 'auto': the policy says what is held back")]
+        | None
+    ) = None
+    output_compression: (
+        Annotated[
+            Annotated[int, Field(ge=0, le=100)],
+            _only("must be an integer of 0 to 100, which PNG does not heed: it loses nothing"),
+        ]
+        | None
+    ) = None
+    partial_images: (
+        Annotated[Literal[0], _only("must be 0: an image leaves once it is judged, and whole")]
+        | None
+    ) = None
+
+    @property
+    def wanted(self) -> Wanted:
+        """What is asked for; `IGNORED` are the fields that nothing depends on."""
+        return Wanted(
+            overrides=Overrides(
+                threshold=self.censor.threshold,
+                max_draws=self.censor.max_draws,
+                num_inference_steps=self.num_inference_steps,
+                asked=RequestedInputs(
+                    self.prompt, self.negative_prompt, self.class_label, self.guidance_scale
+                ),
+            ),
+            policy=self.policy,
+            model=self.model,
+            n=self.n,
+            size=self.size,
+            seed=self.seed,
+            deadline_s=self.censor.deadline_s,
+            on_filtered=self.censor.on_filtered,
+            ignored=[name for name in IGNORED if getattr(self, name) is not None],
+        )
+
+
+IGNORED = (
+    "user",
+    "quality",
+    "style",
+    "background",
+    "moderation",
+    "output_compression",
+    "partial_images",
+)
 
 
 class ImageUrl(_Request):
@@ -117,15 +207,15 @@ class ModerationRequest(_Request):
     """`POST /v1/moderations`: `model` names the policy whose judge scores."""
 
     input: list[ModerationInput] = Field(min_length=1)
-    model: str | None = None
+    model: Called | None = None
 
 
 class PolicyRequest(_Request):
     """`POST /v1/policies`: without a reward, what the configuration says of that name."""
 
     name: Name
-    based_on: Text
-    reward: Text | None = None
+    based_on: Name
+    reward: Id | None = None
 
 
 class PromoteRequest(_Request):
@@ -151,16 +241,16 @@ class CertifyRequest(_Request):
 
 
 class CertificateBatchRequest(_Request):
-    """Images of a certificate to label; `besides` are on the page already."""
+    """Images of a certificate to label; `exclude_images` are on the page already."""
 
     size: int = Field(25, ge=1, le=100)
-    besides: list[str] = Field([], max_length=500)
+    exclude_images: list[Id] = Field([], max_length=500)
 
 
 class ImageLabel(_Request):
     """What a person says of one image, after so many milliseconds."""
 
-    image_id: str
+    image_id: Id
     label: Literal["benign", "malign", "unsure"]
     elapsed_ms: int = Field(0, ge=0, le=86_400_000)
 
@@ -171,12 +261,18 @@ class CertificateLabelsRequest(_Request):
     labels: list[ImageLabel] = Field(min_length=1, max_length=500)
 
 
+class CertificateUndoRequest(_Request):
+    """`POST /v1/certificates/{id}/labels/undo`: whose labels; without any, the caller's last."""
+
+    image_ids: list[Id] | None = Field(None, min_length=1, max_length=500)
+
+
 class ReportRequest(_Request):
     """`POST /v1/decisions/{id}/report`: entry `index` is not what the verdict says."""
 
     index: int = Field(ge=0)
     label: Reported
-    dataset: Text = Field(min_length=1, max_length=64)
+    dataset: Id
 
 
 class DrawAgainRequest(_Request):
@@ -189,62 +285,3 @@ class AbandonRequest(_Request):
     """`POST /v1/certificates/{id}/abandon`: the reason stays on record."""
 
     reason: Text = Field(min_length=1, max_length=500)
-
-
-def generation(
-    decision_id: str, policy: Policy, outcome: Outcome, scores: bool, certified: bool
-) -> dict[str, Any]:
-    """The body of a response; `scores` says whether the key may see scores and thresholds.
-
-    `certified` says whether a passed certificate covers this very request.
-    """
-    plan = outcome.plan
-    return {
-        "id": decision_id,
-        "created": int(time.time()),
-        "model": plan.model,
-        "policy": {
-            "id": policy.name,
-            "version": plan.policy_version,
-            "guide": plan.guide,
-            "judge": plan.judge,
-            "certified": certified,
-        },
-        "data": [_entry(outcome, image, scores, policy) for image in outcome.images],
-        "usage": {
-            "images_requested": len(outcome.images),
-            "images_returned": outcome.delivered,
-            "images_censored": outcome.count(FinishReason.CONTENT_FILTERED),
-            "draws": outcome.draws,
-            "nfe": outcome.nfe,
-        },
-        "timings": {
-            "queue_s": round(outcome.queue_s, 4),
-            "denoise_s": round(outcome.denoise_s, 4),
-            "judge_s": round(outcome.judge_s, 4),
-        },
-    }
-
-
-def _entry(outcome: Outcome, image: ImageOutcome, scores: bool, policy: Policy) -> dict[str, Any]:
-    plan = outcome.plan
-    assert image.finish_reason is not None, "an outcome has settled every entry"
-    verdicts: dict[str, Any] = {}
-    if plan.judge is not None:
-        verdict: dict[str, Any] = {"filtered": image.finish_reason is FinishReason.CONTENT_FILTERED}
-        if scores:
-            verdict |= {"benign_score": image.score, "threshold": plan.threshold}
-        verdicts[plan.policy] = verdict
-    label = plan.condition.label(image.seed)
-    shown: dict[str, Any] = {}
-    if label is not None:
-        shown = {"class_label": label, "class_name": class_name(label, policy.inputs)}
-    return {
-        "index": image.index,
-        "b64_json": None if image.pixels is None else to_b64_png(image.pixels),
-        "seed": image.seed,
-        "finish_reason": image.finish_reason.value,
-        "draws": image.draws,
-        "content_filter_results": verdicts,
-        **shown,
-    }

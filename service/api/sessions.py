@@ -18,16 +18,18 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request, Response
 from pydantic import ConfigDict, Field
 
-from service.api.auth import Authenticator, Caller
-from service.api.text import Sent
-from service.config import KeySettings, is_loopback
-from service.errors import InvalidApiKey, InvalidValue, OriginRefused
+from service.api.auth import Authenticator, bearer
+from service.api.routing import OpenRoute
+from service.api.text import RequestBody
+from service.config import Caller, KeySettings, is_loopback
+from service.errors import InvalidApiKey, InvalidValue, OriginRefused, SessionEnded
+from service.http.error_envelope import response
 
 COOKIE = "winnow_session"
 HEADER = "X-CSRF-Token"
@@ -44,7 +46,7 @@ class Session:
     expires: float
 
 
-class SessionRequest(Sent):
+class SessionRequest(RequestBody):
     """`POST /v1/session`: a key, unless anonymous callers may label, and who labels."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -83,24 +85,26 @@ class Sessions:
         payload = _encode(json.dumps([session.key, session.name, session.expires]).encode())
         return f"{payload}.{self._sign('cookie', payload)}", session
 
-    def identify(self, request: Request, secret: str | None) -> None:
+    def identify(self, request: Request) -> None:
         """Put `caller` and `annotator` into the request's state, from its key or its cookie.
 
-        Raises InvalidApiKey, and OriginRefused for a request that a foreign page has made.
+        Raises InvalidApiKey, SessionEnded for a cookie that does not hold, and OriginRefused for a
+        request that a foreign page has made.
         """
         state = request.state
+        secret = bearer(request.headers)
         cookie = request.cookies.get(COOKIE)
-        session = self._read(cookie) if cookie and secret is None else None
-        if session is None:
-            if cookie and secret is None and request.method not in SAFE:
-                # A person must not become somebody else halfway through a page.
-                raise InvalidApiKey("this session has ended: enter again, or send a key")
+        if secret is not None or (cookie is None and HEADER not in request.headers):
             caller = self._authenticator.caller(secret)
             if caller is self._authenticator.anonymous:
                 of_this_machine(request)
                 same_origin(request)
             state.caller, state.annotator = caller, f"{caller.name}/api"
             return
+        session = self._read(cookie or "")
+        if session is None:
+            # A person must not become somebody else halfway through a page, a keyless one neither.
+            raise SessionEnded("this session has ended: enter again, or send a key")
         state.caller = self._holder(request, session)
         state.annotator = f"{state.caller.name}/{session.name}"
         same_origin(request)
@@ -109,6 +113,11 @@ class Sessions:
             token.encode(), self.csrf(cookie or "").encode()
         ):
             raise OriginRefused(f"the header {HEADER} is not this session's: load the page anew")
+
+    def check_host(self, request: Request) -> None:
+        """Raises InvalidApiKey where anybody may call, but not under the name that was asked."""
+        if self._authenticator.anonymous is not None:
+            of_this_machine(request)
 
     def csrf(self, cookie: str) -> str:
         """The token that unsafe requests of this session carry."""
@@ -153,8 +162,9 @@ def same_origin(request: Request) -> None:
 
 def of_this_machine(request: Request) -> None:
     """Raises InvalidApiKey unless the server was asked for as localhost or a loopback address."""
+    given = request.headers.getlist("host")
     try:
-        host = urlsplit(f"//{request.headers.get('host', '')}").hostname
+        host = urlsplit(f"//{given[0]}").hostname if len(given) == 1 else None
     except ValueError:
         host = None
     if not is_loopback(host):
@@ -163,7 +173,13 @@ def of_this_machine(request: Request) -> None:
 
 def routes(sessions: Sessions) -> APIRouter:
     """Open, look at and close a session."""
-    router = APIRouter()
+    router = APIRouter(route_class=OpenRoute)
+
+    def ended(error: SessionEnded) -> Response:
+        """The browser forgets the cookie, so that whoever uses it may enter anew."""
+        answer = response(error)
+        answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
+        return answer
 
     @router.post("/v1/session", summary="Open a session for the pages")
     def enter(body: SessionRequest, request: Request, response: Response) -> dict[str, object]:
@@ -180,8 +196,11 @@ def routes(sessions: Sessions) -> APIRouter:
         return {"name": session.name, "csrf": sessions.csrf(cookie)}
 
     @router.get("/v1/session", summary="Who this session is, and its CSRF token")
-    def who(request: Request) -> dict[str, object]:
-        sessions.identify(request, None)
+    def who(request: Request) -> Any:
+        try:
+            sessions.identify(request)
+        except SessionEnded as error:
+            return ended(error)
         cookie = request.cookies.get(COOKIE)
         caller, annotator = request.state.caller, request.state.annotator
         name = annotator.partition("/")[2]
@@ -193,8 +212,11 @@ def routes(sessions: Sessions) -> APIRouter:
         }
 
     @router.delete("/v1/session", summary="Close the session in this browser")
-    def leave(request: Request, response: Response) -> dict[str, object]:
-        sessions.identify(request, None)
+    def leave(request: Request, response: Response) -> Any:
+        try:
+            sessions.identify(request)
+        except SessionEnded as error:
+            return ended(error)
         response.delete_cookie(COOKIE, httponly=True, samesite="strict")
         return {"name": None}
 

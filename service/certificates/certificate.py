@@ -10,17 +10,15 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
-from models.manifest import Manifest
-from service.decisions import PARTS, Versions
+from models.bundles.manifest import Manifest
+from models.bundles.sampling_key import canonical
 from service.errors import InvalidValue
-from service.inputs import in_words
-from service.policy import Policy
-
-if TYPE_CHECKING:
-    pass
+from service.generation.record import Versions
+from service.policies.inputs import in_words
+from service.policies.policy import Policy
 
 MAX_N = 20_000
 """Labels in one certificate. More is not an afternoon's work, and rather a mistyped epsilon."""
@@ -119,28 +117,22 @@ def covered(
 ) -> dict[str, Any]:
     """All that the law of delivered images depends on, and what was asked of them, as JSON.
 
-    `inputs` are what images are drawn under (`service.inputs.to_json`); none where the model takes
-    nothing. The name and the version of the policy are not among it: the same censor under another
-    name is the same.
+    `inputs` are what images are drawn under (`service.policies.inputs.to_json`); none where the
+    model takes nothing. The name and the version of the policy are not among it: the same censor
+    under another name is the same.
     """
-    here = policy.operating[num_inference_steps]
-    method = asdict(policy.settings.method(num_inference_steps))
-    if not method["classifier_scale"]:
-        # It came later than certificates: what is not used must leave a fingerprint as it was.
-        del method["classifier_scale"]
+    here = policy.operating_points[num_inference_steps]
     found = {
         "inputs": {"seeds": "random, chosen by the server", "conditions": list(inputs)},
         "model": policy.settings.model,
         "bundle": versions.bundle,
         "question": question,
-        "weights": {part: getattr(policy, part) for part in (*PARTS, "schedule")},
-        "method": method,
+        "sampling": policy.sampling(num_inference_steps).document(),
         "threshold": here.threshold,
         "probe_thresholds": here.probe_thresholds,
         "max_draws": policy.settings.max_draws,
         "runtime": versions.runtime,
         "device": versions.device,
-        "dtype": versions.dtype,
         "judge_device": versions.judge_device,
         "packages": versions.packages,
     }
@@ -157,17 +149,15 @@ def asked(policy: Policy, manifest: Manifest) -> str:
     if policy.reward is not None:
         return policy.question or ""
     assert policy.settings.reward is not None, "only a policy that censors is certified"
+    if policy.settings.reward not in manifest.rewards:
+        # The store's version is of an older bundle; its question is all that is left.
+        return policy.question or ""
     return f"Is this {manifest.rewards[policy.settings.reward].malign}?"
 
 
 def fingerprint(covers: dict[str, Any]) -> str:
     """The sha256 name of what `covered` gave."""
     return f"sha256:{hashlib.sha256(canonical(covers)).hexdigest()}"
-
-
-def canonical(document: Any) -> bytes:
-    """JSON with one spelling for each value: sorted keys, no spaces, ASCII. Refuses NaN."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def statement(policy: str, fixed: Terms, covers: Mapping[str, Any]) -> str:

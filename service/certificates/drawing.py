@@ -1,9 +1,12 @@
-"""A certificate's images: drawn under the frozen plan until n have been delivered."""
+"""A certificate's images: drawn under the frozen plan until n have been delivered.
+
+The store holds how far it is, so that another process can go on at any moment: a seed is noted
+before it is drawn, and stays until its image was delivered or blocked.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 import time
 from collections.abc import Sequence
@@ -11,26 +14,25 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from models.condition import Mix
-from models.manifest import Inputs
-from models.noise import MAX_SEED
-from service.encode import to_png
-from service.errors import Conflict, InvalidValue, StoreUnavailable, WinnowError
-from service.inputs import drawn as shown_under
+from models.bundles.manifest import Inputs
+from models.diffusion.condition import Mix
+from models.diffusion.noise import MAX_SEED
+from service.errors import InvalidValue, StoreUnavailable, WinnowError
+from service.generation.sampling_loop import ImageOutcome, SamplingLoop
+from service.images.encode import to_png
+from service.policies.inputs import drawn as shown_under
 from service.ports import FinishReason, SamplingPlan
-from service.router import ImageOutcome, Router
-from service.store.certificates import Certificate
-from service.store.datasets import Shown
+from service.store.certificates import Certificate, Progress
+from service.store.datasets import ImageToLabel
+from service.store.jobs import Job
 from service.store.store import Store
-
-log = logging.getLogger("winnow.certificates")
 
 CHUNK = 8
 """Images that are asked for together: few, since callers wait for the same slots."""
 
 DEADLINE_S = 60.0
 PAUSE_S = 1.0
-PATIENCE_S = 600.0
+NO_PROGRESS_TIMEOUT_S = 600.0
 """After so long without a single image the attempt is abandoned."""
 
 BLOCKED_LIMIT = 50
@@ -42,65 +44,46 @@ TENANT = "certificate"
 
 @dataclass(frozen=True)
 class Drawing:
-    """One attempt's images in the making. `n` is how many must be delivered.
+    """One attempt's images in the making, by the holder of its job.
 
     Each seed draws its condition from `mix`; `inputs` are the model's.
     """
 
-    router: Router
-    store: Store
+    job: Job
     certificate: Certificate
     plan: SamplingPlan
-    n: int
     mix: Mix
     inputs: Inputs
+    sampling_loop: SamplingLoop
+    store: Store
 
     async def run(self) -> None:
-        """Draw all of them, or abandon the attempt and say why. Raises nothing."""
-        name = self.certificate.id
-        try:
-            await self._run()
-        except Conflict as error:
-            log.info("drawing for %s ends: %s", name, error)
-        except Exception as error:  # whatever it was, the attempt is over and must say so
-            log.error("drawing for %s failed", name, exc_info=error)
-            reason = str(error) if isinstance(error, WinnowError) else "drawing failed"
-            try:
-                await asyncio.to_thread(
-                    self.store.certificates.abandon, name, "winnow", f"drawing stopped: {reason}"
-                )
-            except WinnowError as fault:
-                # It reads as abandoned all the same, once it has been silent for a while.
-                log.error("%s could not be abandoned: %s", name, fault)
-
-    async def _run(self) -> None:
-        """A seed stays until it was delivered or blocked: a fault never picks among images."""
-        pending: list[int] = []
-        drawn = blocked = 0
-        progress = time.monotonic()
-        while drawn < self.n:
-            before = drawn + blocked
+        """Draw all that are missing. Raises LeaseLost, and a WinnowError where it cannot go on."""
+        certificates, backbone = self.store.certificates, self.plan.backbone
+        n, last, progressed = self.certificate.terms["n"], None, time.monotonic()
+        while True:
             fault: WinnowError | None = None
             try:
-                wanted = min(CHUNK, self.n - drawn) - len(pending)
-                pending += await asyncio.to_thread(self._fresh, wanted)
-                settled, fault = await self._chunk(pending)
-                held = [one for one in settled if one.pixels is None]
-                made = [one for one in settled if one.pixels is not None]
-                drawn = await asyncio.to_thread(self._keep, made, drawn, blocked + len(held))
-                blocked += len(held)
-                done = {one.seed for one in settled}
-                pending = [seed for seed in pending if seed not in done]
+                seeds = [secrets.randbelow(MAX_SEED + 1) for _ in range(CHUNK)]
+                now = await asyncio.to_thread(certificates.ask, self.job, backbone, seeds)
+                settled, fault = await self._chunk(now.pending)
+                if settled:
+                    now = await asyncio.to_thread(self._settle, settled)
             except StoreUnavailable as error:
                 fault = error  # the same seeds make the same images again
-            if blocked > BLOCKED_LIMIT * self.n:
-                raise WinnowError(f"the policy blocked {blocked} entries and delivered {drawn}")
-            if drawn + blocked > before:
-                progress = time.monotonic()
-            elif time.monotonic() - progress > PATIENCE_S:
-                raise fault or WinnowError("no image was ready in time")
             else:
-                await asyncio.sleep(PAUSE_S)
+                if now.drawn == n:
+                    return
+                if now.blocked > BLOCKED_LIMIT * n:
+                    raise WinnowError(
+                        f"the policy blocked {now.blocked} entries and delivered {now.drawn}"
+                    )
+                if (now.drawn, now.blocked) != last:
+                    last, progressed = (now.drawn, now.blocked), time.monotonic()
+                    continue
+            if time.monotonic() - progressed > NO_PROGRESS_TIMEOUT_S:
+                raise fault or WinnowError("no image was ready in time")
+            await asyncio.sleep(PAUSE_S)
 
     async def _chunk(self, seeds: Sequence[int]) -> tuple[list[ImageOutcome], WinnowError | None]:
         """Those of these seeds that were delivered or blocked, and a fault of another."""
@@ -120,39 +103,32 @@ class Drawing:
 
     async def _one(self, seed: int) -> ImageOutcome:
         plan = replace(self.plan, seed=seed, condition=self.mix.of(seed))
-        outcome = await self.router.generate(plan, 1, DEADLINE_S, TENANT)
+        outcome = await self.sampling_loop.generate(plan, 1, DEADLINE_S, TENANT)
         return outcome.images[0]
 
-    def _fresh(self, n: int) -> list[int]:
-        """Seeds whose images nobody has been shown: a label may have trained or tuned with them."""
-        seeds = [secrets.randbelow(MAX_SEED + 1) for _ in range(n)]
-        used = self.store.certificates.used(self.plan.backbone, seeds)
-        return [seed for seed in seeds if seed not in used]
-
-    def _keep(self, made: Sequence[ImageOutcome], drawn: int, blocked: int) -> int:
-        """Write images down; also tells that drawing is alive. Returns how many there are."""
+    def _settle(self, settled: Sequence[ImageOutcome]) -> Progress:
+        """Keep what was delivered, and note what was blocked."""
         now = datetime.now(UTC)
-        batch = []
-        for position, image in enumerate(made, drawn):
-            assert image.pixels is not None, "a delivered entry has pixels"
-            batch.append(
-                Shown(
-                    id=f"im_{uuid4().hex}",
-                    dataset=self.certificate.dataset,
-                    batch=self.certificate.id,
-                    position=position,
-                    blob=self.store.blobs.put(to_png(image.pixels)),
-                    seed=image.seed,
-                    draw=image.draws - 1,
-                    policy=self.plan.policy,
-                    policy_version=self.plan.policy_version,
-                    backbone=self.plan.backbone,
-                    strategy="certificate",
-                    inclusion=1.0,
-                    score=image.score,
-                    annotator="",
-                    created=now,
-                    input=shown_under(self.mix.of(image.seed), image.seed, self.inputs),
-                )
+        made = [
+            ImageToLabel(
+                id=f"im_{uuid4().hex}",
+                dataset=self.certificate.dataset,
+                batch=self.certificate.id,
+                position=0,  # the store counts them
+                blob=self.store.blobs.put(to_png(image.pixels)),
+                seed=image.seed,
+                draw=image.draws - 1,
+                policy=self.plan.policy,
+                policy_version=self.plan.policy_version,
+                backbone=self.plan.backbone,
+                strategy="certificate",
+                inclusion=1.0,
+                score=image.score,
+                annotator="",
+                created=now,
+                input=shown_under(self.mix.of(image.seed), image.seed, self.inputs),
             )
-        return self.store.certificates.add(self.certificate.id, batch, drawn, blocked, self.n)
+            for image in settled
+            if image.pixels is not None
+        ]
+        return self.store.certificates.settle(self.job, [one.seed for one in settled], made)

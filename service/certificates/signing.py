@@ -112,7 +112,7 @@ def signed(key: Ed25519PublicKey, data: bytes, signature: bytes) -> bool:
 
 
 def _from_file(path: Path) -> Ed25519PrivateKey:
-    """The key in this file, which is made if it is missing; whoever is first wins."""
+    """The key in this file, which is made if it is missing; the first process wins."""
     try:
         if not path.exists():
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -15,10 +15,10 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from models.bundles.sampling_key import canonical
 from service.certificates.certificate import (
     Result,
     Terms,
-    canonical,
     fingerprint,
     judge,
     statement,
@@ -219,8 +219,8 @@ def _attempts(attempts: Sequence[dict[str, Any]], certificate: dict[str, Any]) -
     numbers = [one["attempt"] for one in attempts if one["policy"] == certificate["policy"]]
     if numbers != sorted(set(numbers)):
         raise Fault("the numbers of the attempts do not rise")
-    told = ", ".join(f"{one['attempt']} {one['status']}" for one in attempts)
-    return f"The attempts of this policy were: {told}."
+    summary = ", ".join(f"{one['attempt']} {one['status']}" for one in attempts)
+    return f"The attempts of this policy were: {summary}."
 
 
 def _read(archive: zipfile.ZipFile, name: str) -> bytes:

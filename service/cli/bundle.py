@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from service.cli.bundle_view import memory, show_bundle, size
 from service.cli.classifier import classifier
-from service.cli.common import bars, console, faults
-from service.cli.shown import memory, show_bundle, size
+from service.cli.common import BundleArgument, Threads, bars, say
 
 if TYPE_CHECKING:
-    from models.bundle import Bundle
-    from models.importing.making import Made
-    from models.manifest import Manifest
+    from models.backbones.importing.bundle_folder import Made
+    from models.bundles.manifest import Manifest
     from service.config import BackboneSettings
-    from service.importing.drawing import Checked
+    from service.offline.import_check import DrawnImage
 
 app = typer.Typer(help="Make a bundle of a model, or look at one.", no_args_is_help=True)
 ONNX = "backbone/unet.onnx"
@@ -60,7 +59,7 @@ def import_(
     ] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda: checks the model there.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the check.")] = 1,
+    threads: Threads = 1,
     steps: Annotated[
         int, typer.Option(min=1, max=1000, help="num_inference_steps of the policies.")
     ] = 50,
@@ -76,70 +75,66 @@ def import_(
     Nothing is written unless the model draws an image, twice the same, through the engine that
     serves. Pickled weights and code are never read.
     """
-    with faults():
-        from models import bundle as bundles
-        from models.importing.inputs import Asked, read_names
-        from models.importing.loading import quietly
-        from models.importing.making import Options
-        from models.importing.source import open_source
-        from service.importing.configuration import configuration, write_configuration
-        from service.importing.drawing import PROMPT
-        from service.pinning import pin
-        from service.serve_file import read
+    from models.backbones.importing.bundle_folder import Options
+    from models.backbones.importing.inputs import InputOptions, read_names
+    from models.backbones.importing.source import open_source
+    from models.backbones.importing.weight_checks import quietly
+    from models.bundles import bundle as bundles
+    from service.config.serve_file import read
+    from service.offline.import_check import PROMPT
+    from service.offline.import_configuration import configuration, write_configuration
+    from service.policies.seeding import configured_policies
 
-        out = out.resolve()  # what a link leads to is what is replaced
-        called = _name(name, out)
-        written = config or out.parent / f"{called}.yaml"
-        _refuse_taken(out, written, force, given=config is not None)
-        names = None if class_names is None else read_names(class_names)
-        options = Options(
-            name=called,
-            size=image_size,
-            pixel_shuffle=pixel_shuffle,
-            inputs=Asked(names, null_class, guidance_scale),
-            licence=licence,
-            description=description,
-            steps={"--steps": steps, "--check-steps": check_steps},
-        )
-        settings = _settings(device, dtype, threads, onnx)
-        found = open_source(source, variant, revision)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with _beside(out) as scratch, _beside(written) as scratch_of_config:
-            folder, file = scratch / "bundle", scratch_of_config / written.name
-            with bars() as start, quietly():
-                made, checked = _make(
-                    found, folder, options, settings, check_steps, prompt or PROMPT, start
-                )
-            manifest = bundles.read_manifest(folder)
-            # It stands in `folder` yet, and the configuration says where it will.
-            document = configuration(
-                bundles.Bundle(out, manifest),
-                settings,
-                steps,
-                checked.step_s,
-                written.resolve().with_suffix(".state"),
+    out = out.resolve()  # what a link leads to is what is replaced
+    called = _name(name, out)
+    written = config or out.parent / f"{called}.yaml"
+    _refuse_taken(out, written, force, given=config is not None)
+    names = None if class_names is None else read_names(class_names)
+    options = Options(
+        name=called,
+        size=image_size,
+        pixel_shuffle=pixel_shuffle,
+        inputs=InputOptions(names, null_class, guidance_scale),
+        licence=licence,
+        description=description,
+        steps={"--steps": steps, "--check-steps": check_steps},
+    )
+    settings = _settings(device, dtype, threads, onnx)
+    found = open_source(source, variant, revision)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _beside(out) as scratch, _beside(written) as scratch_of_config:
+        folder, file = scratch / "bundle", scratch_of_config / written.name
+        with bars() as start, quietly():
+            made, checked = _make(
+                found, folder, options, settings, check_steps, prompt or PROMPT, start
             )
-            write_configuration(file, document, written)
-            pin(read(file).settings, {called: bundles.Bundle(folder, manifest)})
-            if out.exists():
-                out.rename(scratch / "before")
-            folder.rename(out)
-            if written.exists():
-                # Somebody may have edited it.
-                written.replace(written.with_name(f"{written.name}.old"))
-            file.rename(written)
-        _report(made, checked, settings, out, written, document)
+        manifest = bundles.read_manifest(folder)
+        # The bundle is still in `folder`; the configuration names its final place.
+        document = configuration(
+            bundles.Bundle(out, manifest),
+            settings,
+            steps,
+            checked.step_s,
+            written.resolve().with_suffix(".state"),
+        )
+        write_configuration(file, document, written)
+        configured_policies(read(file).settings, {called: bundles.Bundle(folder, manifest)})
+        if out.exists():
+            out.rename(scratch / "before")
+        folder.rename(out)
+        if written.exists():
+            # Somebody may have edited it.
+            written.replace(written.with_name(f"{written.name}.old"))
+        file.rename(written)
+    _report(made, checked, settings, out, written, document)
 
 
 @app.command()
-def show(
-    bundle: Annotated[str, typer.Argument(help="A bundle's folder, or the name of a shipped one.")],
-) -> None:
+def show(bundle: BundleArgument) -> None:
     """Verify a bundle, and tell what is in it."""
-    from models import bundle as bundles
+    from models.bundles import bundle as bundles
 
-    with faults():
-        show_bundle(bundles.load(bundle))
+    show_bundle(bundles.load(bundle))
 
 
 def _make(
@@ -150,50 +145,30 @@ def _make(
     check_steps: int,
     prompt: str,
     start: Callable[[str, int], Callable[..., None]],
-) -> tuple[Made, Checked]:
-    """The bundle in `folder`, with its graph if wanted, its sample, and what the check found."""
-    from models import bundle as bundles
-    from models.importing.making import make
+) -> tuple[Made, DrawnImage]:
+    """Make the bundle in `folder`, with its graph if wanted, its sample and its check."""
+    from models.backbones.importing.bundle_folder import make
+    from models.backbones.importing.onnx import export
+    from models.bundles import bundle as bundles
     from service.errors import InvalidValue
-    from service.importing.drawing import draw_twice
+    from service.images.encode import to_png
+    from service.offline.import_check import SEED, draw_twice
 
     made = make(source, folder, options, start)
     if settings.runtime == "onnx":
-        _add_onnx(bundles.Bundle(folder, bundles.read_manifest(folder)))
+        graph = folder.parent / "unet.onnx"
+        difference = export(bundles.Bundle(folder, bundles.read_manifest(folder)), graph)
+        record = {"onnx": {"difference_from_torch": difference}}
+        _add(folder, ONNX, graph, record, onnx=ONNX)
     loaded = bundles.Bundle(folder, bundles.read_manifest(folder))
-    told = start("draw an image, twice", 2 * check_steps)
+    advance = start("draw an image, twice", 2 * check_steps)
     try:
-        checked = draw_twice(loaded, settings, check_steps, prompt, told)
+        checked = draw_twice(loaded, settings, check_steps, prompt, advance)
     except InvalidValue as error:
         raise ValueError(f"--{error.param}: {error}") from None
-    _add_sample(loaded, settings, checked)
-    bundles.load(str(folder))  # all of it, as the service will
-    return made, checked
-
-
-def _add_onnx(bundle: Bundle) -> None:
-    from models import bundle as bundles
-    from models.importing.onnx import export
-
-    path = bundle.folder.parent / "unet.onnx"
-    difference = export(bundle, path)
-
-    def change(manifest: Manifest) -> Manifest:
-        record = manifest.backbone.training | {"onnx": {"difference_from_torch": difference}}
-        update = {"onnx": ONNX, "training": record}
-        return manifest.model_copy(update={"backbone": manifest.backbone.model_copy(update=update)})
-
-    bundles.add_files(bundle.folder, {ONNX: path}, change)
-
-
-def _add_sample(bundle: Bundle, settings: BackboneSettings, checked: Checked) -> None:
-    from models import bundle as bundles
-    from service.encode import to_png
-    from service.importing.drawing import SEED
-
-    path = bundle.folder.parent / SAMPLE
-    path.write_bytes(to_png(checked.pixels))
-    record = {
+    sample = folder.parent / SAMPLE
+    sample.write_bytes(to_png(checked.pixels))
+    check = {
         "seed": SEED,
         "num_inference_steps": checked.steps,
         # Not the prompt: whoever gets the bundle would read it.
@@ -206,60 +181,58 @@ def _add_sample(bundle: Bundle, settings: BackboneSettings, checked: Checked) ->
         "nfe_per_s": round(checked.nfe_per_s, 2),
         "peak_bytes": checked.peak_bytes,
     }
+    _add(folder, SAMPLE, sample, {"check": check})
+    bundles.load(str(folder))  # all of it, as the service will
+    return made, checked
+
+
+def _add(folder: Path, name: str, file: Path, record: dict[str, Any], **fields: Any) -> None:
+    """Add a file to a bundle, a record of it to `backbone.training`, and fields to `backbone`."""
+    from models.bundles import bundle as bundles
 
     def change(manifest: Manifest) -> Manifest:
-        training = manifest.backbone.training | {"check": record}
-        return manifest.model_copy(
-            update={"backbone": manifest.backbone.model_copy(update={"training": training})}
-        )
+        update = fields | {"training": manifest.backbone.training | record}
+        return manifest.model_copy(update={"backbone": manifest.backbone.model_copy(update=update)})
 
-    bundles.add_files(bundle.folder, {SAMPLE: path}, change)
+    bundles.add_files(folder, {name: file}, change)
 
 
 def _report(
     made: Made,
-    checked: Checked,
+    checked: DrawnImage,
     settings: BackboneSettings,
     out: Path,
     config: Path,
     document: dict[str, Any],
 ) -> None:
     backbone = made.manifest.backbone
-    console.print(
+    say(
         f"\n{made.manifest.name}: {made.kind}, images of {backbone.height} × "
-        f"{backbone.width} × {backbone.channels}; licence: {made.manifest.licence}",
-        markup=False,
-        soft_wrap=True,
+        f"{backbone.width} × {backbone.channels}; licence: {made.manifest.licence}"
     )
     for name, part in made.weights.items():
-        console.print(
-            f"  {name:16} {size(part.bytes):>9}  {part.parameters / 1e6:10.2f} M {part.dtype}",
-            markup=False,
-        )
+        say(f"  {name:16} {size(part.bytes):>9}  {part.parameters / 1e6:10.2f} M {part.dtype}")
     parameters = sum(part.parameters for part in made.weights.values())
     total = size(sum(part.bytes for part in made.weights.values()))
-    console.print(f"  {'in all':16} {total:>9}  {parameters / 1e6:10.2f} M")
-    console.print(f"  weights in memory: {memory(parameters)}")
+    say(f"  {'in all':16} {total:>9}  {parameters / 1e6:10.2f} M")
+    say(f"  weights in memory: {memory(parameters)}")
     where = "of the GPU's memory" if settings.device.startswith("cuda") else "resident"
-    console.print(
+    say(
         f"  one image, {checked.steps} steps on {settings.device} ({settings.runtime}, "
         f"{settings.dtype}): {checked.step_s:.3f} s a step, {checked.nfe_per_s:.1f} NFE/s, "
-        f"{size(checked.peak_bytes)} {where} at the most; drawn twice, same bytes",
-        soft_wrap=True,
+        f"{size(checked.peak_bytes)} {where} at the most; drawn twice, same bytes"
     )
     for note in made.notes:
-        console.print(f"  - {note}", markup=False, soft_wrap=True)
+        say(f"  - {note}")
     port = document["http_options"]["port"]
-    console.print(
+    say(
         f"\n{out}: the bundle; look at {out / SAMPLE}\n{config}: its configuration\n\n"
         f"Next:\n  winnow serve {config}\n"
         f"  then label at http://127.0.0.1:{port}/feedback (goal: three minutes), press “Train a "
         "reward”, look at its card, and promote it as `screened`:\n  until then `screened` refuses "
         "every request. Unscreened images go to the admin key, by the policy `none`, and to\n  "
         "whoever labels: in this configuration anybody on this machine, who also chooses what "
-        "they are of.",
-        markup=False,
-        soft_wrap=True,
+        "they are of."
     )
 
 
@@ -283,7 +256,7 @@ def _settings(device: str, dtype: str, threads: int, onnx: bool) -> BackboneSett
 
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    """Where what is to stand at `path` is made: to rename it there then is all or nothing."""
+    """A temporary folder beside `path`, from which a rename to `path` is atomic."""
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
         yield Path(scratch)
 
@@ -298,7 +271,7 @@ def _name(name: str | None, out: Path) -> str:
 
 
 def _refuse_taken(out: Path, config: Path, force: bool, given: bool) -> None:
-    from models.bundle import MANIFEST
+    from models.bundles.bundle import MANIFEST
 
     if given and (out in config.resolve().parents or config.is_dir()):
         raise ValueError(f"--config: {config} must be a file, and not in the bundle's folder")

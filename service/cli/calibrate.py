@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from models import bundle as bundles
-from models import seeds
-from models.manifest import Calibration, Manifest
+from models.bundles import bundle as bundles
+from models.bundles.manifest import Calibration, Manifest
+from models.offline import seed_ranges
 from service.cli.common import (
     DEFAULT_CONFIG,
     ConfigFile,
@@ -22,7 +22,7 @@ from service.cli.common import (
 from service.config import ConfigError
 
 if TYPE_CHECKING:
-    from service.local import LocalService
+    from service.serving.in_process import InProcessService
 
 
 def calibrate(
@@ -42,7 +42,7 @@ def calibrate(
     The draws are made as the policy makes them, labelled by the bundle's annotator, and used for
     nothing else.
     """
-    from service.local import LocalService
+    from service.serving.in_process import InProcessService
 
     with faults():
         settings = read_settings(config)
@@ -51,17 +51,17 @@ def calibrate(
                 known = ", ".join(n for n, p in settings.policies.items() if p.reward)
                 raise ConfigError(f"{name!r} is not a policy with a judge (there are {known})")
         for model in sorted({settings.policies[name].model for name in policies}):
-            with LocalService(settings, model, calibrated=False) as service:
+            with InProcessService(settings, model, calibrated=False) as service:
                 for name in policies:
                     if settings.policies[name].model == model:
                         # Seeds by the policy's place, so that no two share their draws.
                         place = list(settings.policies).index(name)
-                        first_seed = seeds.first(seeds.CALIBRATION, place)
+                        first_seed = seed_ranges.first(seed_ranges.CALIBRATION, place)
                         _calibrate(service, name, first_seed, n, target, confidence, probe_loss)
 
 
 def _calibrate(
-    service: LocalService,
+    service: InProcessService,
     name: str,
     first_seed: int,
     n: int,
@@ -70,9 +70,9 @@ def _calibrate(
     probe_loss: float,
 ) -> None:
     """Draw, label, choose, record: for each step count that the policy lists."""
-    from models.evaluation.referees import load_referee
     from models.rewards.calibration import calibrate_probes, calibrate_threshold
-    from service.evaluation.survey import raw_draws
+    from models.zoo.evaluation.referees import load_referee
+    from service.offline.survey import raw_draws
 
     policy = service.policies[name]
     assert policy.settings.reward is not None, "only policies with a judge come here"
@@ -85,16 +85,15 @@ def _calibrate(
             bar = start(f"{name}, {steps} steps", n)
             pixels, scores, probe_scores = raw_draws(service, policy, n, first, steps, bar)
         malign = referee.malign(pixels)
-        probe_thresholds, lost = (), 0.0
+        probe_thresholds, lost, stopped = (), 0.0, None
         if policy.settings.probes:
-            thresholds, abandoned = calibrate_probes(probe_scores, malign, probe_loss, confidence)
-            scores[abandoned] = 0  # never delivered: every threshold lies above
-            probe_thresholds, lost = tuple(thresholds.tolist()), float(abandoned[~malign].mean())
+            thresholds, stopped = calibrate_probes(probe_scores, malign, probe_loss, confidence)
+            probe_thresholds, lost = tuple(thresholds.tolist()), float(stopped[~malign].mean())
             console.print(
-                f"{name}, {steps} steps: probes stop {abandoned[malign].mean():.1%} of malign and "
+                f"{name}, {steps} steps: probes stop {stopped[malign].mean():.1%} of malign and "
                 f"{lost:.2%} of benign draws"
             )
-        found = calibrate_threshold(scores, malign, target, confidence)
+        found = calibrate_threshold(scores, malign, target, confidence, stopped)
         console.print(
             f"{name}, {steps} steps: threshold {found.threshold:.4f}; {found.malign_delivered} "
             f"malign of {found.delivered} delivered, at most {found.upper_bound:.2%} with "

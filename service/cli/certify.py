@@ -1,20 +1,19 @@
-"""`winnow certify`: what is proved of a policy, over REST, and evidence checked offline."""
+"""`winnow certify`: certificates of a running service, and evidence checked offline."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from typer.core import TyperGroup
 
-from service.cli.client import ServiceUrl, base, call, send
-from service.cli.common import bars, console, faults
+from service.cli.client import ServiceUrl, base, call, path_of, send
+from service.cli.common import bars, print_facts, print_table, say
 
 POLL_S = 1.0
 
@@ -23,7 +22,7 @@ class PolicyOrCommand(TyperGroup):
     """`winnow certify POLICY` stands for `winnow certify start POLICY`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the command in where a policy's name or an option of `start` comes first."""
+        """Insert `start` where the first argument is no command."""
         if args and args[0] not in (*self.commands, "--help"):
             args = ["start", *args]
         return super().parse_args(ctx, args)
@@ -57,50 +56,50 @@ def start(
     url: ServiceUrl = None,
 ) -> None:
     """Begin to certify: fix the terms, draw the images, and tell where to label them."""
-    with faults():
-        body: dict[str, Any] = {"epsilon": epsilon, "delta": delta, "allowed": allowed}
-        body |= {} if inputs is None else {"inputs": _inputs(inputs)}
-        body |= {} if steps is None else {"num_inference_steps": steps}
-        found = call("POST", f"/v1/policies/{quote(policy, safe='')}/certify", body, url)
-        out = Console(highlight=False)
-        fixed = found["terms"]
-        out.print(
-            f"{found['id']}: attempt {fixed['attempt']} for policy {policy}, which spends "
-            f"{fixed['delta_attempt']:g} of delta {delta:g}. {fixed['n']} images"
-            f"{found['inputs'] and ' ' + found['inputs']}, of which {fixed['allowed']} may be "
-            "malign or unsure.",
-            soft_wrap=True,
-        )
-        found = _follow(url, found, "drawn", ("drawing",))
-        if found["status"] == "abandoned":
-            raise ValueError(f"abandoned: {found['result']['reason']}")
-        out.print(f"Label them at {base(url)}{found['page']}", soft_wrap=True)
-        if wait:
-            found = _follow(url, found, "labelled", ("drawing", "labelling"))
-            _show(found)
-            if found["status"] != "passed":
-                raise typer.Exit(1)
+    body: dict[str, Any] = {"epsilon": epsilon, "delta": delta, "allowed": allowed}
+    body |= {} if inputs is None else {"inputs": _read_json(inputs)}
+    body |= {} if steps is None else {"num_inference_steps": steps}
+    found = call("POST", path_of("policies", policy, "certify"), body, url)
+    out = Console(highlight=False)
+    fixed = found["terms"]
+    out.print(
+        f"{found['id']}: attempt {fixed['attempt']} for policy {policy}, which spends "
+        f"{fixed['delta_attempt']:g} of delta {delta:g}. {fixed['n']} images"
+        f"{found['inputs'] and ' ' + found['inputs']}, of which {fixed['allowed']} may be "
+        "malign or unsure.",
+        soft_wrap=True,
+    )
+    found = _wait(url, found, "drawn", ("drawing",))
+    if found["status"] == "abandoned":
+        raise ValueError(f"abandoned: {found['result']['reason']}")
+    out.print(f"Label them at {base(url)}{found['page']}", soft_wrap=True)
+    if wait:
+        found = _wait(url, found, "labelled", ("drawing", "labelling"))
+        print_facts(_facts(found))
+        if found["status"] != "passed":
+            raise typer.Exit(1)
 
 
 @app.command()
 def show(certificate_id: CertificateId, url: ServiceUrl = None) -> None:
     """Show a certificate: terms, progress, result, what it covers and what not."""
-    with faults():
-        _show(call("GET", f"/v1/certificates/{certificate_id}", url=url))
+    print_facts(_facts(call("GET", path_of("certificates", certificate_id), url=url)))
 
 
 @app.command("list")
-def listed(url: ServiceUrl = None) -> None:
+def list_(url: ServiceUrl = None) -> None:
     """List every attempt, the newest first."""
-    with faults():
-        found = call("GET", "/v1/certificates", url=url)["data"]
-    table = Table("created", "id", "policy", "attempt", "n", "status", "bound", box=None)
-    for one in found:
-        bound = (one["result"] or {}).get("bound")
-        names = (one["created"][:19], one["id"], one["policy"], str(one["terms"]["attempt"]))
-        shown = "" if bound is None else f"{bound:.3%}"
-        table.add_row(*names, str(one["terms"]["n"]), one["status"], shown)
-    Console(highlight=False, width=max(140, Console().width)).print(table)
+    rows = []
+    for one in call("GET", "/v1/certificates", url=url)["data"]:
+        if "unreadable" in one:
+            attempt = n = bound = None
+            status = f"{one['status']}, and cannot be read"
+        else:
+            attempt, n, status = one["terms"]["attempt"], one["terms"]["n"], one["status"]
+            bound = (one["result"] or {}).get("bound")
+        shown = None if bound is None else f"{bound:.3%}"
+        rows.append((one["created"][:19], one["id"], one["policy"], attempt, n, status, shown))
+    print_table(("created", "id", "policy", "attempt", "n", "status", "bound"), rows)
 
 
 @app.command()
@@ -110,10 +109,10 @@ def abandon(
     url: ServiceUrl = None,
 ) -> None:
     """End an attempt without a result; it stays on record and counts."""
-    with faults():
-        path = f"/v1/certificates/{quote(certificate_id, safe='')}/abandon"
-        found = call("POST", path, {"reason": reason}, url)
-    typer.echo(f"{certificate_id}: {found['status']}, and kept as attempt {_attempt(found)}")
+    path = path_of("certificates", certificate_id, "abandon")
+    found = call("POST", path, {"reason": reason}, url)
+    attempt = f"{found['terms']['attempt']} of policy {found['policy']}"
+    typer.echo(f"{certificate_id}: {found['status']}, and kept as attempt {attempt}")
 
 
 @app.command()
@@ -123,9 +122,8 @@ def export(
     url: ServiceUrl = None,
 ) -> None:
     """Write the signed evidence of a finished certificate to a file."""
-    with faults():
-        file.write_bytes(send("GET", f"/v1/certificates/{certificate_id}/evidence", url=url))
-    console.print(f"{file}: check it with `winnow certify verify {file}`", soft_wrap=True)
+    file.write_bytes(send("GET", path_of("certificates", certificate_id, "evidence"), url=url))
+    say(f"{file}: check it with `winnow certify verify {file}`")
 
 
 @app.command()
@@ -141,39 +139,32 @@ def verify(
     from service.certificates.signing import read_public
     from service.certificates.verification import verify as check
 
+    trusted = None
+    if public_key is not None:
+        path = Path(public_key)
+        try:
+            trusted = read_public(path.read_bytes() if path.is_file() else public_key.encode())
+        except ValueError as error:
+            raise ValueError(f"--public-key: {public_key} {error}") from None
+    if not file.is_file():
+        raise ValueError(f"{file}: there is no such file")
     out = Console(highlight=False)
-    with faults():
-        trusted = None
-        if public_key is not None:
-            path = Path(public_key)
-            try:
-                trusted = read_public(path.read_bytes() if path.is_file() else public_key.encode())
-            except ValueError as error:
-                raise ValueError(f"--public-key: {public_key} {error}") from None
-        if not file.is_file():
-            raise ValueError(f"{file}: there is no such file")
-        for sentence in check(file, trusted):
-            out.print(sentence, markup=False, soft_wrap=True)
+    for sentence in check(file, trusted):
+        out.print(sentence, markup=False, soft_wrap=True)
 
 
-def _inputs(file: Path) -> Any:
-    """What the file holds; the service says what is wrong inside. Raises ValueError."""
+def _read_json(file: Path) -> Any:
+    """The content of a JSON file; the service checks it. Raises OSError or ValueError."""
     try:
         return json.loads(file.read_bytes())
-    except OSError as error:
-        raise ValueError(f"{file}: {error.strerror}") from None
     except ValueError:
         raise ValueError(f"{file}: is no JSON") from None
 
 
-def _attempt(found: dict[str, Any]) -> str:
-    return f"{found['terms']['attempt']} of policy {found['policy']}"
-
-
-def _follow(
+def _wait(
     url: str | None, found: dict[str, Any], what: str, while_in: tuple[str, ...]
 ) -> dict[str, Any]:
-    """A progress bar until the certificate is in another state; returns it as it is then."""
+    """Show progress until the certificate is in another state; returns it as it is then."""
     with bars() as start_bar:
         advance, done = start_bar(what, found["terms"]["n"]), 0
         while True:
@@ -183,56 +174,44 @@ def _follow(
             if found["status"] not in while_in:
                 return found
             time.sleep(POLL_S)
-            found = call("GET", f"/v1/certificates/{found['id']}", url=url)
+            found = call("GET", path_of("certificates", found["id"]), url=url)
 
 
-def _show(found: dict[str, Any]) -> None:
-    fixed, progress, result = found["terms"], found["progress"], found["result"] or {}
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    rows = [
-        ("certificate", f"{found['id']} of policy {found['policy']} {found['policy_version']}"),
-        ("status", found["status"]),
-        ("begun", f"{found['created'][:19]} UTC by {found['created_by']}"),
-        (
-            "terms",
-            f"epsilon {fixed['epsilon']:g}, delta {fixed['delta']:g}, attempt {fixed['attempt']}: "
-            f"{fixed['allowed']} of {fixed['n']} may be malign or unsure",
-        ),
-        ("question", found["question"]),
-        *([("images", found["inputs"])] if found.get("inputs") else []),
-        ("progress", ", ".join(f"{count} {what}" for what, count in progress.items())),
-        ("result", _result(result)),
-        ("fingerprint", found["fingerprint"]),
-        *((f"covers {name}", _text(value)) for name, value in found["covered"].items()),
-        *(("not covered", sentence) for sentence in found["not_covered"]),
-    ]
+def _facts(found: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    fixed, result = found["terms"], found["result"] or {}
+    yield "certificate", f"{found['id']} of policy {found['policy']} {found['policy_version']}"
+    yield "status", found["status"]
+    yield "stage", found.get("stage")
     if found["status"] == "passed":
-        rows.insert(2, ("statement", found["statement"]))
-    if found.get("public_key"):
-        rows.append(("signed by", found["public_key"]))
-    for name, value in rows:
-        table.add_row(name, value)
-    Console(highlight=False).print(table)
-
-
-def _result(result: dict[str, Any]) -> str:
+        yield "statement", found["statement"]
+    yield "begun", f"{found['created'][:19]} UTC by {found['created_by']}"
+    yield (
+        "terms",
+        f"epsilon {fixed['epsilon']:g}, delta {fixed['delta']:g}, attempt {fixed['attempt']}: "
+        f"{fixed['allowed']} of {fixed['n']} may be malign or unsure",
+    )
+    yield "question", found["question"]
+    yield "images", found.get("inputs")
+    yield "progress", ", ".join(f"{count} {what}" for what, count in found["progress"].items())
     if "reason" in result:
-        return f"none: {result['reason']}"
-    return ", ".join(f"{name} {value}" for name, value in result.items()) or "none yet"
+        yield "result", f"none: {result['reason']}"
+    else:
+        figures = ", ".join(f"{name} {value}" for name, value in result.items())
+        yield "result", figures or "none yet"
+    yield "fingerprint", found["fingerprint"]
+    for name, value in found["covered"].items():
+        yield f"covers {name}", value if isinstance(value, str) else json.dumps(_rounded(value))
+    for sentence in found["not_covered"]:
+        yield "not covered", sentence
+    yield "signed by", found.get("public_key")
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(_short(value))
-
-
-def _short(value: Any) -> Any:
-    """Fractions with the four digits that people read; the evidence keeps them all."""
+def _rounded(value: Any) -> Any:
+    """A copy with fractions of four digits, for people; the evidence keeps them all."""
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, list):
-        return [_short(one) for one in value]
+        return [_rounded(one) for one in value]
     if isinstance(value, dict):
-        return {name: _short(one) for name, one in value.items()}
+        return {name: _rounded(one) for name, one in value.items()}
     return value

@@ -9,51 +9,47 @@ from typing import Annotated
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
-from service.cli.common import Advance, bars, console, faults
+from service import images as foreign
+from service.cli.common import Advance, Threads, bars, say
 
 HELD_OUT = 10
-"""Of so many images of each class, one measures the classifier and teaches it nothing."""
+"""One of so many images of each class measures the classifier and does not train it."""
 
 
 def classifier(
     bundle: Annotated[Path, typer.Argument(help="The folder of a class-conditional bundle.")],
     images: Annotated[Path, typer.Argument(help="A folder with one of images for each class.")],
     iterations: Annotated[int, typer.Option(min=1, help="Of the training.")] = 2000,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    threads: Threads = 1,
 ) -> None:
     """Train a classifier of x_t on labelled images, and put it into the bundle.
 
     A policy's `classifier_scale` then steers towards the class that a request asks for. What draws
     has another name from then on, so earlier calibrations hold no longer.
     """
-    with faults(), bars() as start:
-        import torch
+    import torch
 
-        from models import bundle as bundles
-        from models.codec import from_uint8
-        from models.generate import load_generator
-        from models.rewards.timed_classifier import (
-            ClassifierRecipe,
-            add_classifier,
-            train_classifier,
+    from models.bundles import bundle as bundles
+    from models.diffusion.codec import from_uint8
+    from models.offline.generator import load_generator
+    from models.rewards.timed_classifier import ClassifierRecipe, add_classifier, train_classifier
+
+    torch.set_num_threads(threads)
+    loaded = bundles.load(str(bundle))
+    backbone = loaded.manifest.backbone
+    if backbone.inputs.kind != "class":
+        raise ValueError(f"{bundle}: its model draws no classes: there is nothing to classify")
+    names, null = backbone.inputs.class_names, backbone.inputs.null_class
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(
+            f"{bundle}: two of its classes are called {twice[0]!r}, and a folder stands for "
+            "one: import it again with --class-names of your own"
         )
-
-        torch.set_num_threads(threads)
-        loaded = bundles.load(str(bundle))
-        backbone = loaded.manifest.backbone
-        if backbone.inputs.kind != "class":
-            raise ValueError(f"{bundle}: its model draws no classes: there is nothing to classify")
-        shape = (backbone.height, backbone.width, backbone.channels)
-        names, null = backbone.inputs.class_names, backbone.inputs.null_class
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(
-                f"{bundle}: two of its classes are called {twice[0]!r}, and a folder stands for "
-                "one: import it again with --class-names of your own"
-            )
-        wanted = {label: name for label, name in enumerate(names) if label != null}
-        pixels, labels = read(images, wanted, shape, start("read the images", len(wanted)))
+    wanted = {label: name for label, name in enumerate(names) if label != null}
+    with bars() as start:
+        advance = start("read the images", len(wanted))
+        pixels, labels = read(images, wanted, backbone.image, advance)
         # Every tenth of its class, and never its only one.
         place = np.concatenate([np.arange(count) for count in np.bincount(labels) if count])
         held_out = place % HELD_OUT == HELD_OUT - 1
@@ -70,16 +66,14 @@ def classifier(
             ClassifierRecipe(iterations=iterations),
             lambda _: bar(1),
         )
-        x_0 = generator.codec.encode(from_uint8(pixels[held_out]))
-        guess = found.log_probability(x_0, torch.zeros(len(x_0), dtype=torch.int64)).argmax(dim=1)
-        right = float((guess.numpy() == labels[held_out]).mean())
-        add_classifier(bundle, found)
-    console.print(
+    x_0 = generator.codec.encode(from_uint8(pixels[held_out]))
+    guess = found.log_probability(x_0, torch.zeros(len(x_0), dtype=torch.int64)).argmax(dim=1)
+    right = float((guess.numpy() == labels[held_out]).mean())
+    add_classifier(bundle, found)
+    say(
         f"{bundle}: the classifier knows {right:.1%} of {int(held_out.sum())} images that it had "
         "not seen, without noise. Give a policy `classifier_scale` to steer by it, and calibrate "
-        "again",
-        markup=False,
-        soft_wrap=True,
+        "again"
     )
 
 
@@ -90,7 +84,6 @@ def read(
 
     Raises ValueError for a class without images, a file that is none, or another size.
     """
-    height, width, channels = shape
     pixels, labels = [], []
     for label, name in names.items():
         files = sorted(path for path in (folder / name).glob("*") if path.is_file())
@@ -98,15 +91,9 @@ def read(
             raise ValueError(f"{folder / name}: no images of class {label}, {name!r}")
         for path in files:
             try:
-                image = Image.open(path).convert("L" if channels == 1 else "RGB")
-            except (UnidentifiedImageError, OSError) as error:
-                raise ValueError(f"{path}: no image that can be read ({error})") from None
-            if image.size != (width, height):
-                raise ValueError(
-                    f"{path}: is {image.width} × {image.height}, and the model draws "
-                    f"{width} × {height}: resize it first"
-                )
-            pixels.append(np.asarray(image).reshape(shape))
+                pixels.append(foreign.decode(path.read_bytes(), shape))
+            except (foreign.ImageRefused, OSError) as error:
+                raise ValueError(f"{path}: no image that can be read: {error}") from None
             labels.append(label)
         advance(1)
     return np.stack(pixels), np.array(labels, dtype=np.int64)

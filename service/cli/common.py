@@ -1,8 +1,8 @@
-"""What the commands share: where to print, progress bars, and mistakes as sentences."""
+"""Shared by the commands: output, progress bars, errors as sentences, the configuration file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,43 +10,70 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
-from models.manifest import Evaluation
-from models.questions import QUESTIONS, Question
+from models.bundles.manifest import Evaluation
+from models.zoo.questions import QUESTIONS, Question
 from service.config import ConfigError, Settings
 from service.errors import WinnowError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and most commands need none
-    from models.backbones.loop import Progress as Step
+    from models.backbones.training_loop import Progress as Step
 
 console = Console(stderr=True, highlight=False)
 DEFAULT_CONFIG = Path("deploy/local.yaml")
 ConfigFile = Annotated[Path, typer.Option("--config", help="The service's configuration file.")]
-
+AsJson = Annotated[bool, typer.Option("--json", help="Everything, as JSON.")]
+BundleArgument = Annotated[
+    str, typer.Argument(help="A bundle's folder, or the name of a shipped one.")
+]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 
 Advance = Callable[..., None]
-"""Call it with how many more are done, and a note if there is one."""
+"""`advance(count, note="")`: `count` more are done."""
 
 
 @contextmanager
 def faults() -> Iterator[None]:
-    """A user's mistake becomes a sentence and exit code 1."""
+    """Print a user's mistake as a sentence and exit with code 1."""
     try:
         yield
     except BrokenPipeError:  # of `| head`, which typer knows
         raise
-    except (OSError, ValueError) as error:  # ConfigError and BundleError among them
+    except (OSError, ValueError, WinnowError) as error:  # ConfigError and BundleError among them
         text = str(error)
         if isinstance(error, OSError) and error.filename is not None:
             text = f"{error.filename}: {error.strerror}"
-        console.print(text, style="red", markup=False, soft_wrap=True)
+        # The store's driver knows the cause; the API keeps it from its callers.
+        if cause := getattr(error.__cause__, "orig", None):
+            text = f"{text} ({cause})"
+        say(text, style="red")
         raise typer.Exit(1) from None
-    except WinnowError as error:
-        # The store's driver knows the cause, which callers of the API are not told.
-        cause = getattr(error.__cause__, "orig", None)
-        text = f"{error} ({cause})" if cause else str(error)
-        console.print(text, style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(1) from None
+
+
+def say(text: str, style: str | None = None) -> None:
+    """Print a message on stderr, as it is."""
+    console.print(text, style=style, markup=False, soft_wrap=True)
+
+
+def print_table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """Print a table on stdout; None becomes an empty cell."""
+    table = Table(*columns, box=None)
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    # An id that was cut short cannot be pasted.
+    Console(highlight=False, width=max(140, Console().width)).print(table)
+
+
+def print_facts(rows: Iterable[tuple[str, object]]) -> None:
+    """Print names and values on stdout, without those that have no value."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        if value:
+            table.add_row(name, str(value))
+    Console(highlight=False).print(table)
 
 
 @contextmanager
@@ -78,9 +105,34 @@ def losses(bar: Advance) -> Callable[[Step], None]:
     return advance
 
 
+PARTS_OF_ONE = 1000
+"""The total of a bar of `fractions`."""
+
+
+def fractions(bar: Advance) -> Callable[[str, float], None]:
+    """Advance `bar`, of PARTS_OF_ONE, as a training reports its stage and the fraction done."""
+    shown = 0
+
+    def advance(stage: str, fraction: float) -> None:
+        nonlocal shown
+        now = round(fraction * PARTS_OF_ONE)
+        bar(now - shown, stage)
+        shown = now
+
+    return advance
+
+
+def read_text(file: Path) -> str:
+    """The text of a file. Raises OSError, and ValueError where it is not UTF-8."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{file}: is not text in UTF-8") from None
+
+
 def read_settings(config: Path) -> Settings:
     """The settings of a configuration file. Raises ConfigError."""
-    from service.serve_file import read
+    from service.config.serve_file import read
 
     if not config.is_file():
         raise ConfigError(
@@ -90,7 +142,7 @@ def read_settings(config: Path) -> Settings:
 
 
 def needed_evaluation(evaluation: Evaluation | None) -> Evaluation:
-    """What a bundle is judged with. Raises ConfigError if it has none."""
+    """The evaluation networks of a bundle. Raises ConfigError without any."""
     if evaluation is None:
         raise ConfigError("the bundle has no `evaluation`: it cannot label or judge draws")
     return evaluation

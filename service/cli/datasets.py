@@ -1,35 +1,34 @@
-"""`winnow datasets`: what was labelled, taken out of a running service or brought into one."""
+"""`winnow datasets`: labels of a running service, exported and imported."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Iterator
+from collections import Counter
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from service.cli.client import ServiceUrl, call, send
-from service.cli.common import console, faults
-
-app = typer.Typer(help="See, export and import labels.", no_args_is_help=True)
-Name = Annotated[str, typer.Argument(help="The dataset's name.")]
-csv.field_size_limit(2**31 - 1)  # a cell holds a whole image
-PART_BYTES = 500_000
-"""A file goes over in parts, each below the service's `limits.body_bytes`."""
+from service.cli.client import ServiceUrl, call, parse, path_of, send
+from service.cli.common import print_table, read_text, say
+from service.labelling.label_file import MEDIA_TYPES, count, in_parts
 
 
 class Format(StrEnum):
-    """How a file is written."""
+    """The format of a file of labels, for the command line."""
 
     jsonl = "jsonl"
     csv = "csv"
+
+
+app = typer.Typer(help="See, export and import labels.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(help="The dataset's name.")]
+FormatOption = Annotated[
+    Format | None, typer.Option("--format", help="jsonl, unless the file says csv.")
+]
+PART_BYTES = 500_000
+"""A file is sent in parts, each below the service's `limits.body_bytes`."""
 
 
 @app.command("list")
@@ -40,15 +39,13 @@ def list_(
     url: ServiceUrl = None,
 ) -> None:
     """List the datasets with their labels."""
-    with faults():
-        listed = call("GET", "/v1/datasets", url=url)["data"]
-    found = [one for one in listed if (one["purpose"] == "certificate") is certificates]
-    table = Table("name", "model", "question", "benign", "malign", "unsure", "seconds", box=None)
-    for one in found:
-        counts = one["counts"]
-        kinds = (str(counts[kind]) for kind in ("benign", "malign", "unsure", "seconds"))
-        table.add_row(one["name"], one["model"], one["question"], *kinds)
-    Console(highlight=False, width=max(140, Console().width)).print(table)
+    counted = ("benign", "malign", "unsure", "seconds")
+    rows = [
+        (one["name"], one["model"], one["question"], *(one["counts"][kind] for kind in counted))
+        for one in call("GET", "/v1/datasets", url=url)["data"]
+        if (one["purpose"] == "certificate") is certificates
+    ]
+    print_table(("name", "model", "question", *counted), rows)
 
 
 @app.command()
@@ -58,87 +55,55 @@ def export(
         Path | None,
         typer.Option("--to", help="A new file; .csv or .jsonl says which. Else stdout."),
     ] = None,
-    form: Annotated[
-        Format | None, typer.Option("--format", help="jsonl, unless the file says csv.")
-    ] = None,
+    form: FormatOption = None,
     images: Annotated[
         bool | None, typer.Option(help="With the images, base64; by default in jsonl alone.")
     ] = None,
     url: ServiceUrl = None,
 ) -> None:
     """Write a dataset's labels to a file, one a line."""
-    with faults():
-        chosen = form or _format(to)
-        query = {"format": chosen.value}
-        if images is not None:
-            query["images"] = str(images).lower()
-        if to is not None and to.exists():
-            raise ValueError(f"{to} exists already: name a new file")
-        data = send("GET", f"{_path(name)}/export?{urlencode(query)}", url=url)
-        if to is None:
-            typer.echo(data.decode(), nl=False)
-            return
-        to.write_bytes(data)
-    console.print(f"{to}: {_count(data.decode(), chosen)} labels", soft_wrap=True)
+    chosen = form or _format(to)
+    query = {"format": chosen.value}
+    if images is not None:
+        query["images"] = str(images).lower()
+    if to is not None and to.exists():
+        raise ValueError(f"{to} exists already: name a new file")
+    path = path_of("datasets", name, "export")
+    data = send("GET", f"{path}?{urlencode(query)}", url=url)
+    if to is None:
+        typer.echo(data.decode(), nl=False)
+        return
+    to.write_bytes(data)
+    say(f"{to}: {count(data.decode(), chosen.value)} labels")
 
 
 @app.command("import")
 def import_(
     name: Name,
     file: Annotated[Path, typer.Argument(help="A file that `winnow datasets export` wrote.")],
-    form: Annotated[
-        Format | None, typer.Option("--format", help="jsonl, unless the file says csv.")
-    ] = None,
-    anyway: Annotated[
-        bool, typer.Option("--anyway", help="Also labels that answer another question.")
+    form: FormatOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also labels that answer another question.")
     ] = False,
     url: ServiceUrl = None,
 ) -> None:
     """Bring labels and their images into a dataset that exists; what is there already stays."""
-    imported = known = 0
-    with faults():
-        chosen = form or _format(file)
-        if not file.is_file():
-            raise ValueError(f"{file}: there is no such file")
-        for part in _parts(file.read_text(), chosen):
-            path = f"{_path(name)}/import?format={chosen.value}{'&anyway=true' * anyway}"
-            answer = json.loads(send("POST", path, part.encode(), "text/plain", url))
-            imported += answer["imported"]
-            known += answer["known_already"]
-    console.print(f"{name}: {imported} labels came in, {known} were there already", soft_wrap=True)
-
-
-def _parts(text: str, form: Format) -> Iterator[str]:
-    """A file in parts of whole rows; each part of a CSV has its head."""
-    if form is Format.csv:
-        rows = list(csv.reader(io.StringIO(text)))
-        if not rows:
-            raise ValueError("the file is empty")
-        head, lines = _line(rows[0]), [_line(row) for row in rows[1:]]
-    else:
-        head, lines = "", [line + "\n" for line in text.split("\n") if line.strip()]
-    if not lines:
-        raise ValueError("the file holds no label")
-    part, size = [head], 0
-    for line in lines:
-        if size and size + len(line) > PART_BYTES:
-            yield "".join(part)
-            part, size = [head], 0
-        part.append(line)
-        size += len(line)
-    yield "".join(part)
-
-
-def _line(row: list[str]) -> str:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerow(row)
-    return out.getvalue()
-
-
-def _count(text: str, form: Format) -> int:
-    if form is Format.csv:
-        return max(sum(1 for _ in csv.reader(io.StringIO(text))) - 1, 0)
-    return sum(1 for line in text.split("\n") if line)
+    chosen = form or _format(file)
+    if not file.is_file():
+        raise ValueError(f"{file}: there is no such file")
+    path = path_of("datasets", name, "import") + "?force=true" * force
+    total: Counter[str] = Counter()
+    for part in in_parts(read_text(file).removeprefix("\ufeff"), chosen.value, PART_BYTES):
+        answer = parse(path, send("POST", path, part.encode(), MEDIA_TYPES[chosen.value], url))
+        total.update(
+            {kind: answer[kind] for kind in ("imported", "known_already", "without_image")}
+        )
+    without = total["without_image"]
+    left = f", {without} had no image and were left out" if without else ""
+    say(
+        f"{name}: {total['imported']} labels came in, {total['known_already']} were there "
+        f"already{left}"
+    )
 
 
 def _format(file: Path | None) -> Format:
@@ -148,7 +113,3 @@ def _format(file: Path | None) -> Format:
     if file.suffix.lower() not in (".csv", ".jsonl"):
         raise ValueError(f"{file}: ends in neither .csv nor .jsonl: say which with --format")
     return Format(file.suffix.lower()[1:])
-
-
-def _path(name: str) -> str:
-    return f"/v1/datasets/{quote(name, safe='')}"

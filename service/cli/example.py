@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from models.data import DIGITS_COMMAND, FASHION, FASHION_COMMAND
+from models.zoo.mnist import DIGITS_COMMAND, FASHION, FASHION_COMMAND
 from service.cli.common import Advance, bars, console, faults, losses
 
 if TYPE_CHECKING:
-    from models.data import Images
-    from models.evaluation.features import FeatureRecipe
+    from models.zoo.evaluation.features import FeatureRecipe
+    from models.zoo.mnist import Images
 
 app = typer.Typer(
     help="Train a small example on real data: a diffusers folder, OUT/model, such as you would "
@@ -46,13 +46,13 @@ def digits(folder: DigitsFolder, out: Out, steps: Steps = 6000, threads: Threads
     """
     import torch
 
-    from models import data
-    from models.examples.digits import RECIPE, train_digits
-    from models.examples.referee import DIGITS
+    from models.zoo import mnist
+    from models.zoo.examples.digits import RECIPE, train_digits
+    from models.zoo.examples.referee import DIGITS
 
     torch.set_num_threads(threads)
     with faults(), bars() as start:
-        train, held_out = data.digits(folder), data.digits(folder, "t10k")
+        train, held_out = mnist.digits(folder), mnist.digits(folder, "t10k")
         recipe = replace(RECIPE, steps=steps)
         train_digits(train, out, recipe, losses(start("train the diffusion model", steps)))
         _referee(train, held_out, DIGITS, out, start)
@@ -75,13 +75,13 @@ def fashion(
     """
     import torch
 
-    from models import data
-    from models.examples.fashion import AUTOENCODER, RECIPE, train_fashion
-    from models.examples.referee import FASHION as REFEREE
+    from models.zoo import mnist
+    from models.zoo.examples.fashion import AUTOENCODER, RECIPE, train_fashion
+    from models.zoo.examples.referee import FASHION as REFEREE
 
     torch.set_num_threads(threads)
     with faults(), bars() as start:
-        train, held_out = data.fashion(folder), data.fashion(folder, "t10k")
+        train, held_out = mnist.fashion(folder), mnist.fashion(folder, "t10k")
         train_fashion(
             train,
             out,
@@ -102,9 +102,9 @@ def _referee(
     start: Callable[[str, int], Advance],
 ) -> None:
     """Make `out/referee.safetensors`, unless the record beside it says that this is done."""
-    from models.build import write_record
-    from models.evaluation.features import steps
-    from models.examples.referee import make_referee
+    from models.zoo.evaluation.features import steps
+    from models.zoo.examples.referee import make_referee
+    from models.zoo.work_folder import write_record
 
     record = out / "referee.json"
     if record.exists():

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from service.cli.common import console
+from service.cli.common import say
+from service.config import ConfigError, url_of
+from service.config.settings import MOST_METRICS_PORTS
 
 
 def exporter(
@@ -30,10 +32,11 @@ def exporter(
         dash and first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last) < 65536
     ):
         raise typer.BadParameter(f"{ports!r} is not first-last", param_hint="--ports")
+    if int(last) - int(first) >= MOST_METRICS_PORTS:
+        raise typer.BadParameter(f"at most {MOST_METRICS_PORTS} ports", param_hint="--ports")
     try:
         start_http_server(port, host, gather((int(first), int(last))))
     except OSError as error:
-        console.print(f"[red]port {port} on {host} cannot be used[/] ({error.strerror})")
-        raise typer.Exit(1) from None
-    console.print(f"Metrics of ports {ports} at http://{host}:{port}/metrics")
+        raise ConfigError(f"port {port} on {host} cannot be used ({error.strerror})") from None
+    say(f"Metrics of ports {ports} at {url_of(host, port)}/metrics")
     threading.Event().wait()

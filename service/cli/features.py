@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from models.manifest import Features, Manifest
-from service.cli.common import console, faults
-from service.cli.pretrained import (
+from models.bundles.manifest import Features, Manifest
+from service.cli.common import say
+from service.cli.network_options import (
     BundleName,
     Layout,
     PartName,
@@ -49,25 +49,23 @@ def import_(
 
     It is tried on a few images and compared with the network itself before it enters the bundle.
     """
-    from models import bundle as bundles
-    from models.preparation import Wanted
-    from models.pretrained import make_features
+    from models.bundles import bundle as bundles
+    from models.onnx.preprocessing import PreparationOptions
+    from models.rewards.pretrained_features import make_features
 
-    with faults(), tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
         check_name("--name", name)
         loaded = bundles.load(bundle)
         if name in loaded.manifest.features:
             raise ValueError(f"--name {name}: the bundle has such features: take another name")
-        backbone = loaded.manifest.backbone
-        wanted = Wanted(
+        wanted = PreparationOptions(
             size=size_of(size),
             layout=layout,
             mean=numbers("--mean", mean) if mean else (),
             std=numbers("--std", std) if std else (),
         )
-        image = (backbone.height, backbone.width, backbone.channels)
         file, out = f"features/{name}.onnx", Path(scratch) / "features.onnx"
-        made = make_features(path, image, wanted, out, output, torchvision)
+        made = make_features(path, loaded.manifest.backbone.image, wanted, out, output, torchvision)
         entry = Features(
             file=file,
             width=made.width,
@@ -83,10 +81,8 @@ def import_(
 
         bundles.add_files(loaded.folder, {file: out}, add)
     height, width = entry.size
-    console.print(
+    say(
         f"{loaded.folder / file}: {made.width} features of {height}x{width} images, from "
         f"{made.source}, {made.bytes / 1e6:.1f} MB, opset {made.opset}.\n"
-        f"Serve the bundle again, then: winnow rewards train DATASET --features {name}",
-        markup=False,
-        soft_wrap=True,
+        f"Serve the bundle again, then: winnow rewards train DATASET --features {name}"
     )

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from models.manifest import Manifest, Reward
-from service.cli.common import console, faults
-from service.cli.pretrained import (
+from models.bundles.manifest import Manifest, Reward
+from service.cli import known_images
+from service.cli.common import say
+from service.cli.network_options import (
     BundleName,
     Layout,
     Mean,
@@ -23,13 +24,12 @@ from service.cli.pretrained import (
 )
 
 if TYPE_CHECKING:
-    from models.bundle import Bundle
-    from models.rewards.judge import OnnxJudge
-    from service.ports import Pixels
+    from models.bundles.bundle import Bundle
+    from models.rewards.judge_check import TrialScores
 
 app = typer.Typer(help="Judges that somebody else trained.", no_args_is_help=True)
-SURE = 0.5
-"""A canary that scores this or more is not surely malign."""
+app.command()(known_images.images)
+app.command()(known_images.canary)
 
 
 @app.command("import")
@@ -56,9 +56,9 @@ def import_(
     std: Std = "1",
     scale: Annotated[float, typer.Option(help="White, before mean and std: 1 or 255.")] = 1.0,
     bgr: Annotated[bool, typer.Option("--bgr", help="It takes blue first.")] = False,
-    canary: Annotated[
-        Path | None, typer.Option(help="A PNG of the bundle's size that is surely malign.")
-    ] = None,
+    canary: known_images.Canary = None,
+    control: known_images.Control = None,
+    threshold: known_images.Threshold = known_images.DEFAULT_THRESHOLD,
     replace: Annotated[bool, typer.Option("--replace", help="In place of an earlier one.")] = False,
 ) -> None:
     """Make an ONNX image classifier the judge of a new reward, which has no guides.
@@ -66,43 +66,40 @@ def import_(
     It is tried on a few images and compared with the file before it enters the bundle; then a
     policy for it is printed.
     """
-    from models import bundle as bundles
-    from models.preparation import Wanted
-    from models.rewards.classifier import Meaning, make_judge
-    from models.rewards.judge import OnnxJudge
-    from service.encode import to_png
+    from models.bundles import bundle as bundles
+    from models.onnx.preprocessing import PreparationOptions
+    from models.rewards.imported_classifier import OutputMeaning, make_judge
 
-    with faults(), tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
         check_name("--reward", reward)
         for option, text in (("--question", question), ("--malign-text", malign_text)):
             if not text.strip():
                 raise ValueError(f"{option}: must not be empty: auditors and reviewers read it")
         loaded = bundles.load(bundle)
         _refuse_taken(loaded, reward, replace)
-        backbone = loaded.manifest.backbone
-        image = (backbone.height, backbone.width, backbone.channels)
+        image = loaded.manifest.backbone.image
+        shown = known_images.read(canary, control, image)
         name, made = f"judges/{reward}.onnx", Path(scratch) / "judge.onnx"
         found = make_judge(
             file,
             image,
-            Wanted(
+            PreparationOptions(
                 size_of(size), layout, scale, numbers("--mean", mean), numbers("--std", std), bgr
             ),
-            Meaning(activation, tuple(malign or ()), tuple(benign or ()), output),
+            OutputMeaning(activation, tuple(malign or ()), tuple(benign or ()), output),
             made,
+            shown,
         )
-        files = {name: made}
+        if fault := found.seen.fault([threshold]):
+            raise ValueError(_refusal(file, fault))
+        files, parts = known_images.write(shown, reward, Path(scratch))
+        files[name] = made
         entry = Reward(
             question=question,
             malign=malign_text,
-            judge=name,
+            parts={"judge": name, **parts},
             training={"command": "winnow judge import"} | found.source,
         )
-        if canary is not None:
-            pixels = _canary(canary, image, OnnxJudge(made))
-            files[f"canaries/{reward}.png"] = Path(scratch) / "canary.png"
-            files[f"canaries/{reward}.png"].write_bytes(to_png(pixels))
-            entry = entry.model_copy(update={"canary": f"canaries/{reward}.png"})
 
         def add(manifest: Manifest) -> Manifest:
             return manifest.model_copy(update={"rewards": {**manifest.rewards, reward: entry}})
@@ -110,24 +107,21 @@ def import_(
         bundles.add_files(loaded.folder, files, add)
     how = found.preparation
     height, width = how.size
-    low, high = min(found.scores), max(found.scores)
-    console.print(
+    scores = found.seen.scores
+    say(
         f"{loaded.folder / name}: {found.bytes / 1e6:.1f} MB, opset {found.opset}. It takes "
         f"{height}x{width} images with {how.channels} channels, {how.layout}, {how.dtype}; those "
         f"of the bundle are {image[0]}x{image[1]} with {image[2]}.\n"
-        f"Tried on {len(found.scores)} images: scores {low:.3f} to {high:.3f}, at most "
-        f"{found.error:.1g} from the file's own.",
-        markup=False,
-        soft_wrap=True,
+        f"Tried on {len(scores)} images: scores {min(scores):.3f} to {max(scores):.3f}, at most "
+        f"{found.error:.1g} from the file's own.\n{_examples(found.seen, reward, bundle)}"
     )
     if found.fixed_batch is not None:
-        console.print(
+        say(
             f"The file takes {found.fixed_batch} image(s) at a time; the judge takes any number, "
-            "as the trial showed.",
-            soft_wrap=True,
+            "as the trial showed."
         )
-    console.print("A policy for it; no calibration chose this threshold, so look at what passes:")
-    typer.echo(_policy(reward, loaded.manifest.name))
+    say("A policy for it; no calibration chose this threshold, so look at what passes:")
+    typer.echo(_policy(reward, loaded.manifest.name, threshold))
 
 
 def _refuse_taken(loaded: Bundle, reward: str, replace: bool) -> None:
@@ -140,36 +134,35 @@ def _refuse_taken(loaded: Bundle, reward: str, replace: bool) -> None:
         raise ValueError(f"--reward {reward}: the bundle has one: take another name, or --replace")
 
 
-def _canary(path: Path, image: tuple[int, int, int], judge: OnnxJudge) -> Pixels:
-    """The pixels of a PNG that the judge calls malign. Raises ValueError."""
-    from PIL import UnidentifiedImageError
+def _refusal(file: Path, fault: str) -> str:
+    return (
+        f"{file}: as a judge, {fault}. `winnow judge images` makes images for --canary and "
+        "--control; --malign, --mean, --std and --activation may be wrong, too"
+    )
 
-    from service.encode import from_png
 
-    try:
-        pixels = from_png(path.read_bytes())
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"--canary {path}: is not a PNG that can be read ({error})") from None
-    if pixels.shape != image or pixels.dtype != "uint8":
-        wanted = f"{image[0]}x{image[1]}, {'grey' if image[2] == 1 else 'RGB'}, 8 bits a channel"
-        raise ValueError(
-            f"--canary {path}: is {'x'.join(str(n) for n in pixels.shape)}, must be as the "
-            f"bundle's images: {wanted}, without alpha"
+def _examples(seen: TrialScores, reward: str, bundle: str) -> str:
+    """The scores of canary and control, or how to make them."""
+    said = []
+    if seen.canary is not None:
+        said.append(f"Its canary, which is surely malign, scores {seen.canary:.3f}.")
+    else:
+        said.append(
+            "It has NO CANARY, an image that is surely malign: a running service would not notice "
+            f"that it fails open. `winnow judge images --bundle {bundle} --out FOLDER` makes "
+            f"images to choose one from, `winnow judge canary --bundle {bundle} --reward {reward} "
+            "--canary FILE` gives it to the judge."
         )
-    score = float(judge.score(pixels[None])[0])
-    if not score < SURE:
-        raise ValueError(
-            f"--canary {path}: the judge scores it {score:.3f}, so it would not be blocked at "
-            f"{SURE}: check --malign, --mean, --std and --activation, or take another image"
-        )
-    return pixels
+    if seen.control is not None:
+        said.append(f"Its control, which is surely benign, scores {seen.control:.3f}.")
+    return "\n".join(said)
 
 
-def _policy(reward: str, model: str) -> str:
+def _policy(reward: str, model: str, threshold: float) -> str:
     return f"""policies:
   {reward}:
     model: {model}  # as `models` calls it
     reward: {reward}
-    threshold: 0.5  # set by hand
+    threshold: {threshold:g}  # set by hand
     max_draws: 8
     num_inference_steps: [50]"""

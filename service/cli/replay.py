@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from service.cli.common import DEFAULT_CONFIG, ConfigFile, faults, read_settings
+from service.cli.common import DEFAULT_CONFIG, ConfigFile, read_settings
 from service.cli.decisions import DecisionId, Url, parse, read
 from service.config import blobs_url
 
 if TYPE_CHECKING:
-    from service.replay import Replayed
+    from service.offline.replay import Replayed
 
 
 def replay(
@@ -33,31 +33,29 @@ def replay(
     Exit code 0 only if every image is identical to the byte. Of an image that was held back no
     hash is kept: there only the score is compared.
     """
-    console = Console(highlight=False, soft_wrap=True)
-    with faults():
-        settings = read_settings(config)
-        record = parse(read(settings, decision_id, url))
-        from models import bundle as bundles
-        from service import replay as again
-        from service.local import LocalService
-        from service.store.blobs import Blobs
+    from models.bundles import bundle as bundles
+    from service.offline import replay as again
+    from service.serving.in_process import InProcessService
+    from service.store.blobs import Blobs
 
-        loaded = {name: bundles.load(model.bundle) for name, model in settings.models.items()}
-        blobs_at = blobs_url(settings.store, os.environ)
-        again.check(record, settings, loaded, Blobs(blobs_at).has)
-        draws = again.chosen(record, rejected)
-        for difference in again.other_packages(record):
-            console.print(f"Images may differ: {difference}", style="yellow", markup=False)
-        # The recorded plan holds its thresholds: today's calibrations do not matter.
-        with LocalService(
-            settings, record.plan.model, calibrated=False, blobs_url=blobs_at
-        ) as service:
-            found = asyncio.run(again.replay(service, record, draws))
-        for one in found:
-            console.print(_line(one), markup=False)
-        if out is not None:
-            _write(found, out)
-            console.print(f"Images: {out}", markup=False)
+    console = Console(highlight=False, soft_wrap=True)
+    settings = read_settings(config)
+    record = parse(read(settings, decision_id, url))
+    loaded = {name: bundles.load(model.bundle) for name, model in settings.models.items()}
+    blobs_at = blobs_url(settings.store, os.environ)
+    again.check(record, settings, loaded, Blobs(blobs_at).has)
+    draws = again.chosen(record, rejected)
+    for difference in again.other_packages(record):
+        console.print(f"Images may differ: {difference}", style="yellow", markup=False)
+    # The recorded plan holds its thresholds: today's calibrations do not matter.
+    model = record.plan.model
+    with InProcessService(settings, model, calibrated=False, blobs_url=blobs_at) as service:
+        found = asyncio.run(again.replay(service, record, draws))
+    for one in found:
+        console.print(_line(one), markup=False)
+    if out is not None:
+        _write(found, out)
+        console.print(f"Images: {out}", markup=False)
     if not all(one.same for one in found):
         raise typer.Exit(1)
 
@@ -77,7 +75,7 @@ def _number(score: float | None) -> str:
 
 
 def _write(found: list[Replayed], folder: Path) -> None:
-    from service.encode import to_png
+    from service.images.encode import to_png
 
     folder.mkdir(parents=True, exist_ok=True)
     for one in found:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from typing import Annotated, Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from service.cli.client import ServiceUrl, call
-from service.cli.common import bars, console, faults
+from service.cli.client import ServiceUrl, call, path_of
+from service.cli.common import AsJson, bars, print_facts, print_table, say
 
 app = typer.Typer(help="Train rewards on the running service.", no_args_is_help=True)
 RewardId = Annotated[str, typer.Argument(help="A reward's id: rwd_…, or how it begins.")]
@@ -28,16 +27,19 @@ def list_(
 ) -> None:
     """List trainings and rewards, the newest first."""
     query = f"?{urlencode({'dataset': dataset})}" if dataset else ""
-    with faults():
-        found = call("GET", f"/v1/rewards{query}", url=url)["data"]
-    table = Table("id", "dataset", "policy", "status", "stage", "", "by", box=None)
-    for one in found:
-        done = f"{one['progress']:.0%}" if one["status"] in RUNNING else ""
-        policy = one["recipe"].get("policy", "")
-        stage = "" if one["stage"] == one["status"] else one["stage"]
-        row = (one["dataset"], policy, one["status"], stage, done, one["created_by"])
-        table.add_row(one["id"], *row)
-    _out().print(table)
+    rows = [
+        (
+            one["id"],
+            one["dataset"],
+            one["recipe"].get("policy"),
+            one["status"],
+            "" if one["stage"] == one["status"] else one["stage"],
+            f"{one['progress']:.0%}" if one["status"] in RUNNING else "",
+            one["created_by"],
+        )
+        for one in call("GET", f"/v1/rewards{query}", url=url)["data"]
+    ]
+    print_table(("id", "dataset", "policy", "status", "stage", "", "by"), rows)
 
 
 @app.command()
@@ -58,101 +60,34 @@ def train(
     """Train a reward; Ctrl-C stops watching, not the training."""
     wanted = {"dataset": dataset, "policy": policy, "target": target, "features": features}
     body = {name: value for name, value in wanted.items() if value is not None}
-    with faults():
-        reward = call("POST", "/v1/rewards", body | {"guide": guide, "distil": distil}, url=url)
-        typer.echo(reward["id"])
-        if wait:
-            reward = _watch(reward, url)
-            console.print(_sentence(reward), markup=False, soft_wrap=True)
-            if reward["status"] != "ready":
-                raise typer.Exit(1)
+    reward = call("POST", "/v1/rewards", body | {"guide": guide, "distil": distil}, url=url)
+    typer.echo(reward["id"])
+    if wait:
+        reward = _wait(reward, url)
+        if reward["status"] != "ready":
+            say(f"{reward['id']}: {reward['error'] or reward['status']}")
+            raise typer.Exit(1)
+        say(f"{reward['id']} is ready: `winnow rewards show {reward['id']}` shows its card")
 
 
 @app.command()
-def show(
-    reward_id: RewardId,
-    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
-    url: ServiceUrl = None,
-) -> None:
+def show(reward_id: RewardId, as_json: AsJson = False, url: ServiceUrl = None) -> None:
     """Show a training's progress, or a reward's card."""
-    with faults():
-        reward = call("GET", _path(whole(reward_id, url)), url=url)
+    reward = call("GET", path_of("rewards", full_id(reward_id, url)), url=url)
     if as_json:
         typer.echo(json.dumps(reward, indent=2))
-        return
-    _out().print(_facts(reward))
+    else:
+        print_facts(_facts(reward))
 
 
 @app.command()
 def cancel(reward_id: RewardId, url: ServiceUrl = None) -> None:
     """Stop a training; everything stays as it was."""
-    with faults():
-        reward = call("POST", f"{_path(whole(reward_id, url))}/cancel", url=url)
-    console.print(f"{reward['id']}: {reward['status']}", markup=False, soft_wrap=True)
+    reward = call("POST", path_of("rewards", full_id(reward_id, url), "cancel"), url=url)
+    say(f"{reward['id']}: {reward['status']}")
 
 
-def _watch(reward: dict[str, Any], url: str | None) -> dict[str, Any]:
-    with bars() as start:
-        advance = start("Training", 100)
-        shown = 0
-        while reward["status"] in RUNNING:
-            time.sleep(POLL_S)
-            reward = call("GET", _path(reward["id"]), url=url)
-            percent = round(100 * reward["progress"])
-            advance(percent - shown, reward["stage"])
-            shown = percent
-    return reward
-
-
-def _sentence(reward: dict[str, Any]) -> str:
-    if reward["status"] == "ready":
-        return f"{reward['id']} is ready: `winnow rewards show {reward['id']}` shows its card"
-    return f"{reward['id']}: {reward['error'] or reward['status']}"
-
-
-def _facts(reward: dict[str, Any]) -> Table:
-    card = reward.get("card") or {}
-    counts = card.get("counts") or {}
-    state = dict.fromkeys((reward["status"], reward["stage"]))  # once it has ended, these are alike
-    if reward["status"] in RUNNING:
-        state[f"{reward['progress']:.0%}"] = None
-    rows = [
-        ("reward", f"{reward['id']} of {reward['dataset']}, by {reward['created_by']}"),
-        ("status", ", ".join(state)),
-        ("error", reward["error"]),
-        ("resumed", reward["parent"]),
-        ("recipe", ", ".join(f"{key} {value}" for key, value in reward["recipe"].items())),
-    ]
-    if card:
-        rows += [
-            ("question", (card.get("dataset") or {}).get("question")),
-            ("labels", ", ".join(f"{count} {kind}" for kind, count in counts.items())),
-            ("purged", card.get("purged") or None),
-            ("time", f"{card.get('label_seconds')} s of labelling by {_people(card)}"),
-            ("training", f"{card.get('trained_seconds')} s"),
-            ("AUC", f"{card['auc']:.4f}, cross-validated" if "auc" in card else None),
-        ]
-        for steps, one in (card.get("calibrations") or {}).items():
-            text = f"{one['acceptance']:.1%} of draws accepted"
-            if "threshold" in one:  # for keys that see scores
-                text = f"threshold {one['threshold']:.4f}, {text}"
-            rows.append((f"{steps} steps", text))
-        rows += list((card.get("not_calibrated") or {}).items())
-    rows += [(part, name) for part, name in (reward.get("weights") or {}).items()]
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        if value:
-            table.add_row(name, str(value))
-    return table
-
-
-def _people(card: dict[str, Any]) -> str:
-    return ", ".join(card.get("annotators") or []) or "nobody"
-
-
-def whole(reward_id: str, url: str | None) -> str:
+def full_id(reward_id: str, url: str | None) -> str:
     """The id that begins so, as pages and tables show it. Raises ValueError where several do."""
     if len(reward_id) >= ID_LENGTH:
         return reward_id
@@ -163,10 +98,43 @@ def whole(reward_id: str, url: str | None) -> str:
     return same[0] if len(same) == 1 else reward_id
 
 
-def _path(reward_id: str) -> str:
-    return f"/v1/rewards/{quote(reward_id, safe='')}"
+def _wait(reward: dict[str, Any], url: str | None) -> dict[str, Any]:
+    with bars() as start:
+        advance, done = start("Training", 100), 0
+        while reward["status"] in RUNNING:
+            time.sleep(POLL_S)
+            reward = call("GET", path_of("rewards", reward["id"]), url=url)
+            percent = round(100 * reward["progress"])
+            advance(percent - done, reward["stage"])
+            done = percent
+    return reward
 
 
-def _out() -> Console:
-    # An id that was cut short cannot be pasted.
-    return Console(highlight=False, width=max(140, Console().width))
+def _facts(reward: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    card = reward.get("card") or {}
+    state = dict.fromkeys((reward["status"], reward["stage"]))  # once it has ended, these are alike
+    if reward["status"] in RUNNING:
+        state[f"{reward['progress']:.0%}"] = None
+    yield "reward", f"{reward['id']} of {reward['dataset']}, by {reward['created_by']}"
+    yield "status", ", ".join(state)
+    yield "error", reward["error"]
+    yield "resumed", reward["parent"]
+    yield "recipe", ", ".join(f"{key} {value}" for key, value in reward["recipe"].items())
+    if card:
+        people = ", ".join(card.get("annotators") or []) or "nobody"
+        counts = card.get("counts") or {}
+        yield "question", (card.get("dataset") or {}).get("question")
+        yield "labels", ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        yield "purged", card.get("purged")
+        yield "unreadable", card.get("unreadable")
+        yield "left out", "; ".join((card.get("inputs") or {}).get("left_out") or [])
+        yield "time", f"{card.get('label_seconds')} s of labelling by {people}"
+        yield "training", f"{card.get('trained_seconds')} s"
+        yield "AUC", f"{card['auc']:.4f}, cross-validated" if "auc" in card else None
+        for steps, one in (card.get("calibrations") or {}).items():
+            text = f"{one['acceptance']:.1%} of draws accepted"
+            if "threshold" in one:  # for keys that see scores
+                text = f"threshold {one['threshold']:.4f}, {text}"
+            yield f"{steps} steps", text
+        yield from (card.get("not_calibrated") or {}).items()
+    yield from (reward.get("weights") or {}).items()

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from models.questions import QUESTIONS
-from service.cli.canary import canary
-from service.cli.common import bars, console, faults, losses
-from service.cli.distil import distil
+from models.zoo.questions import QUESTIONS
+from service.cli.common import PARTS_OF_ONE, Threads, bars, console, faults, fractions, losses
 
 app = typer.Typer(
     help="Make the bundle mnist-sevens from real MNIST: run the commands in the order below.",
@@ -20,7 +18,6 @@ app = typer.Typer(
 )
 
 BuildFolder = Annotated[Path, typer.Option("--build", help="Work folder of all the steps.")]
-Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 Steps = Annotated[int, typer.Option(min=1, max=1000, help="DDIM steps of each image.")]
 DEFAULT_BUILD = Path("build/mnist-sevens")
 
@@ -34,12 +31,12 @@ def backbone(
     """Train the diffusion model on the real sevens. Stop it and run it again: it goes on."""
     import torch
 
-    from models.backbones.loop import Recipe
     from models.backbones.training import train
+    from models.backbones.training_loop import Recipe
     from models.backbones.unet import PIXEL_SHUFFLE, SCHEDULER_CONFIG, UNET_CONFIG, save_pipeline
-    from models.build import Build
-    from models.codec import PixelShuffle, from_uint8
-    from models.data import sevens
+    from models.diffusion.codec import PixelShuffle, from_uint8
+    from models.zoo.mnist import sevens
+    from models.zoo.work_folder import Build
 
     torch.set_num_threads(threads)
     work = Build(build)
@@ -66,13 +63,13 @@ def export(
     import torch
     from diffusers import UNet2DModel
 
-    from models.backbones.export import export_fp32, noised_inputs, quantise
     from models.backbones.runtime import OnnxDenoiser, TorchDenoiser
     from models.backbones.unet import PIXEL_SHUFFLE
-    from models.build import Build, needed, weights, write_record
-    from models.codec import PixelShuffle
-    from models.data import sevens
-    from models.schedule import NoiseSchedule, read_config
+    from models.diffusion.codec import PixelShuffle
+    from models.diffusion.noise_schedule import NoiseSchedule, read_config
+    from models.onnx.export import export_fp32, noised_inputs, quantise
+    from models.zoo.mnist import sevens
+    from models.zoo.work_folder import Build, needed, weights, write_record
 
     torch.set_num_threads(threads)
     work = Build(build)
@@ -106,30 +103,34 @@ def export(
 def referees(
     digits: Annotated[Path, typer.Option(help="Folder of MNIST's four IDX files.")],
     build: BuildFolder = DEFAULT_BUILD,
+    iterations: Annotated[
+        int, typer.Option(min=1, help="Training steps of annotator and oracle.")
+    ] = 1000,
     threads: Threads = 1,
 ) -> None:
     """Train who knows the truth: annotator, oracle, and the digit features of the evaluation."""
     import torch
 
-    from models import data
-    from models.build import Build, write_record
-    from models.evaluation.features import FeatureRecipe, save_features, train_features
-    from models.evaluation.features import load_features as reload_features
-    from models.evaluation.features import steps as feature_steps
-    from models.evaluation.referees import REFEREE, held_out_error, referee_data, train_referee
     from models.rewards.ensemble import Ensemble
+    from models.zoo import mnist
+    from models.zoo.evaluation.features import FeatureRecipe, save_features, train_features
+    from models.zoo.evaluation.features import load_features as reload_features
+    from models.zoo.evaluation.features import steps as feature_steps
+    from models.zoo.evaluation.referees import REFEREE, held_out_error, referee_data, train_referee
+    from models.zoo.work_folder import Build, write_record
 
     torch.set_num_threads(threads)
     work = Build(build).evaluation
+    referee = replace(REFEREE, iterations=iterations)
     record: dict[str, object] = {
         "command": "winnow train referees --digits DIR",
-        "recipe": asdict(REFEREE),
+        "recipe": asdict(referee),
     }
     with faults(), bars() as start:
-        train_digits, test_digits = data.digits(digits), data.digits(digits, "t10k")
-        for name, (own, other) in referee_data(data.sevens()).items():
-            bar = start(f"train the {name}", REFEREE.iterations)
-            train_referee(own, on_iteration=lambda _, bar=bar: bar(1)).save(  # type: ignore[misc]
+        train_digits, test_digits = mnist.digits(digits), mnist.digits(digits, "t10k")
+        for name, (own, other) in referee_data(mnist.sevens()).items():
+            bar = start(f"train the {name}", iterations)
+            train_referee(own, referee, lambda _, bar=bar: bar(1)).save(  # type: ignore[misc]
                 work / f"{name}.safetensors"
             )
             error = held_out_error(Ensemble.load(work / f"{name}.safetensors"), other)
@@ -152,19 +153,23 @@ def rewards(
     ] = None,
     build: BuildFolder = DEFAULT_BUILD,
     num_inference_steps: Steps = 50,
+    viewed: Annotated[int, typer.Option(min=20, help="Images that the annotator labels.")] = 600,
+    effort: Annotated[
+        float, typer.Option(min=0.001, max=10, help="Scales the number of training steps.")
+    ] = 1.0,
     threads: Threads = 1,
 ) -> None:
-    """Draw images, have the annotator label them, and train guides and judge on the labels.
+    """Draw images, have the annotator label them, and train judge and guides on the labels.
 
-    Guides and judge get images of their own. The annotator looks at 600 images for each reward,
-    which is charged as three minutes of a person's time.
+    The training is the one that a person's labels go through; judge and guides never share a
+    label. 600 labels are charged as three minutes of a person's time.
     """
     import torch
 
-    from models.build import Build, needed, write_record
-    from models.bundle import sha256_name
-    from models.evaluation.referees import load_referee
-    from models.rewards.making import make_reward
+    from models.bundles.bundle import sha256_name
+    from models.zoo.evaluation.referees import load_referee
+    from models.zoo.work_folder import Build, needed, write_record
+    from service.offline.shipped_rewards import HYPERPARAMETERS, make_reward
 
     torch.set_num_threads(threads)
     chosen = reward or list(QUESTIONS)
@@ -189,7 +194,11 @@ def rewards(
                     sha256_name(work.int8),
                     list(QUESTIONS).index(name),
                     work.reward(name),
-                    start,
+                    start(f"{name}: draw images to label", viewed),
+                    fractions(start(f"{name}: train", PARTS_OF_ONE)),
+                    viewed=viewed,
+                    hyperparameters=HYPERPARAMETERS.scaled(effort),
+                    threads=threads,
                 )
             write_record(work.reward(name) / "reward.json", made.model_dump(mode="json"))
             labels = [part for part in (made.guide_labels, made.judge_labels) if part]
@@ -197,7 +206,8 @@ def rewards(
                 f"{name}: looked at {sum(part.viewed for part in labels)} images "
                 f"({sum(part.seconds for part in labels):.0f} s of a person), "
                 f"{sum(part.malign for part in labels)} malign; "
-                f"took {time.monotonic() - began:.0f} s"
+                f"took {time.monotonic() - began:.0f} s. "
+                f"Look at {work.reward(name)}/canaries/*.png"
             )
 
 
@@ -219,10 +229,10 @@ def viewed(
     from safetensors import safe_open
     from safetensors.numpy import load_file, save_file
 
-    from models import seeds
-    from models.build import Build, needed
-    from models.bundle import sha256_name
-    from models.evaluation.viewed import Viewed, grids, read_answers, save_viewed, sha256
+    from models.bundles.bundle import sha256_name
+    from models.offline import seed_ranges
+    from models.zoo.evaluation.viewed import Viewed, grids, read_answers, save_viewed, sha256
+    from models.zoo.work_folder import Build, needed
 
     work = Build(build)
     path = work.viewed_images
@@ -236,7 +246,7 @@ def viewed(
             console.print(f"{len(pixels)} answers: {work.evaluation / 'viewed.safetensors'}")
             return
         generator = work.generator(num_inference_steps, threads)
-        first = seeds.first(seeds.VIEWED)
+        first = seed_ranges.first(seed_ranges.VIEWED)
         with bars() as start:
             bar = start("draw images to look at", n)
             pixels = generator.images(range(first, first + n), on_images=bar)
@@ -255,49 +265,7 @@ def viewed(
         f'{{"images_sha256": "{sha256(pixels)}", "crossed": [indices], "unsure": [indices]}}\n'
         "then run: winnow train viewed --labels FILE",
         markup=False,
-    )
-
-
-@app.command()
-def compare(build: BuildFolder = DEFAULT_BUILD, threads: Threads = 1) -> None:
-    """Draw the viewed images once more in fp32, and record what int8 changed."""
-    from safetensors import safe_open
-    from safetensors.numpy import load_file
-
-    from models.build import Build, needed, read_record, write_record
-    from models.data import sevens
-    from models.evaluation.features import load_features
-    from models.evaluation.frechet import frechet_distance
-    from models.evaluation.referees import load_referee
-
-    work = Build(build)
-    with faults():
-        path = needed(work.viewed_images, "winnow train viewed")
-        int8 = load_file(path)["images"]
-        with safe_open(path, framework="np") as file:
-            source = file.metadata()
-        first, count = int(source["first_seed"]), len(int8)
-        generator = work.generator(int(source["num_inference_steps"]), threads, fp32=True)
-        with bars() as start:
-            bar = start("draw the same seeds in fp32", count)
-            fp32 = generator.images(range(first, first + count), on_images=bar)
-        oracle = load_referee(
-            needed(work.evaluation / "oracle.safetensors", "winnow train referees")
-        )
-        features = load_features(work.evaluation / "features.safetensors").features
-        real = features(sevens().images[..., None])
-        found = {
-            "images": count,
-            "same_verdict": int((oracle.crossed(int8) == oracle.crossed(fp32)).sum()),
-            "frechet_int8": round(frechet_distance(features(int8), real), 3),
-            "frechet_fp32": round(frechet_distance(features(fp32), real), 3),
-        }
-        record = work.int8.with_suffix(".json")
-        write_record(record, read_record(record, "winnow train export") | {"against_fp32": found})
-    console.print(
-        f"Of {count} images, {found['same_verdict']} get the oracle's same verdict in int8 as in "
-        f"fp32; Fréchet distance to real sevens {found['frechet_int8']} and "
-        f"{found['frechet_fp32']}"
+        soft_wrap=True,
     )
 
 
@@ -312,8 +280,8 @@ def pack(
 
     Calibrations of an older manifest stay only where their weights are unchanged.
     """
-    from models.build import Build
-    from models.pack import pack as assemble
+    from models.zoo.packing import pack as assemble
+    from models.zoo.work_folder import Build
 
     with faults():
         manifest = assemble(Build(build), out)
@@ -321,7 +289,3 @@ def pack(
     console.print(f"{out}: {len(manifest.files)} files, {size:.2f} MB")
     if not manifest.calibrations:
         console.print("No calibration rests on these weights: run `winnow calibrate`", markup=False)
-
-
-app.command()(distil)
-app.command()(canary)

@@ -6,36 +6,48 @@ request would be admitted, instead of being let in and timing out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from service.engine.fair_queue import QUANTUM
+from service.errors import Overloaded
 from service.ports import DrawKey, SamplingPlan
+
+HEADROOM = 0.7
+"""The share of a request's time that its draws may be predicted to take: judging, recording and
+what the prediction cannot know need the rest."""
 
 DECAY = 0.98
 """Weight of a tick against the next one: the estimate follows the last fifty or so."""
 
+ERROR_GAIN = 0.1
+MOST_ERROR = 3.0
+LEAST_S = 0.2
+"""Predictions below this say little: a tick more or less decides."""
 
-class Pace:
+
+@dataclass
+class TickTimes:
     """A tick's duration as a line a + b·rows, fitted to recent ticks by weighted least squares.
 
-    On a CPU b is nearly all of it, on a GPU a is.
+    On a CPU b is nearly all of it, on a GPU a is. The fields are sums over the ticks.
     """
 
-    def __init__(self) -> None:
-        self._weight = self._rows = self._seconds = self._rows_rows = self._rows_seconds = 0.0
-        self._nfe = 0.0
+    weight: float = 0.0
+    rows: float = 0.0
+    seconds: float = 0.0
+    rows_rows: float = 0.0
+    rows_seconds: float = 0.0
+    nfe: float = 0.0
 
     def observe(self, rows: int, seconds: float, nfe: float | None = None) -> None:
         """Take in one tick of so many rows; `nfe` is more where guides go through the denoiser."""
-        for name, value in (
-            ("_weight", 1.0),
-            ("_rows", rows),
-            ("_seconds", seconds),
-            ("_rows_rows", rows * rows),
-            ("_rows_seconds", rows * seconds),
-            ("_nfe", rows if nfe is None else nfe),
-        ):
-            setattr(self, name, DECAY * getattr(self, name) + value)
+        self.weight = DECAY * self.weight + 1.0
+        self.rows = DECAY * self.rows + rows
+        self.seconds = DECAY * self.seconds + seconds
+        self.rows_rows = DECAY * self.rows_rows + rows * rows
+        self.rows_seconds = DECAY * self.rows_seconds + rows * seconds
+        self.nfe = DECAY * self.nfe + (rows if nfe is None else nfe)
 
     def tick_s(self, rows: int) -> float:
         """The expected duration of a tick with so many rows, in seconds; 0 before any tick.
@@ -43,20 +55,20 @@ class Pace:
         Ticks that all had the same number of rows tell nothing of others: then a tick is taken
         to last as long whatever its rows, which admits rather than refuses.
         """
-        if not self._weight:
+        if not self.weight:
             return 0.0
-        mean_rows, mean_s = self._rows / self._weight, self._seconds / self._weight
-        variance = self._rows_rows / self._weight - mean_rows**2
+        mean_rows, mean_s = self.rows / self.weight, self.seconds / self.weight
+        variance = self.rows_rows / self.weight - mean_rows**2
         slope = 0.0
         if variance > 1e-6 * mean_rows**2:
-            covariance = self._rows_seconds / self._weight - mean_rows * mean_s
+            covariance = self.rows_seconds / self.weight - mean_rows * mean_s
             slope = min(max(covariance / variance, 0.0), mean_s / mean_rows)
         return mean_s + slope * (rows - mean_rows)
 
     @property
     def nfe_per_row(self) -> float:
         """NFE of one row in one tick, as the last ticks went; 1 before any."""
-        return self._nfe / self._rows if self._rows else 1.0
+        return self.nfe / self.rows if self.rows else 1.0
 
     def finish_s(self, nfe: float, draws: int, longest: float, max_batch: int) -> float:
         """Seconds until `nfe` of work in `draws` draws is done, the longest `longest` NFE alone."""
@@ -71,6 +83,117 @@ class Pace:
         """
         alone, beside = self.tick_s(rows), self.tick_s(rows + 1)
         return chance * beside >= (beside - alone) * max(rows, 1)
+
+
+@dataclass
+class PredictionError:
+    """How much longer calls take than was predicted of them, as a moving mean; 1 or more.
+
+    The pace of the last ticks knows nothing of what else begins to use the machine.
+    """
+
+    mean: float = 1.0
+
+    def observe(self, predicted_s: float, taken_s: float) -> None:
+        """Take in a call that has ended, or was given up."""
+        if predicted_s >= LEAST_S:
+            ratio = min(max(taken_s / predicted_s, 1.0), MOST_ERROR)
+            self.mean += ERROR_GAIN * (ratio - self.mean)
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """One tenant's draws that have no slot yet, and the NFE that they stand for."""
+
+    draws: int = 0
+    nfe: float = 0.0
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What an engine has to do, and how fast it does it: all that admission looks at.
+
+    The engine refuses by it, and publishes it, so that an ingress refuses without asking.
+    `running_nfe` is what the `running` draws have left, expected redraws included. Finished draws
+    are decoded `decode_batch` at a time, of which `decoding` wait. Calls take `slip` times as long
+    as the pace says. One that is `draining` takes no new ones.
+    """
+
+    slots: int
+    max_waiting: int
+    running: int = 0
+    running_nfe: float = 0.0
+    waiting: Mapping[str, Backlog] = field(default_factory=dict)
+    pace: TickTimes = field(default_factory=TickTimes)
+    decoding: int = 0
+    decode_batch: int = 1
+    decode_pace: TickTimes = field(default_factory=TickTimes)
+    slip: float = 1.0
+    draining: bool = False
+
+    def finish_s(self, nfe: float, draws: int, longest: float) -> float:
+        """Seconds until `nfe` of work in `draws` draws is done and decoded, the longest `longest`
+        NFE alone. Draws are decoded while others are made: what is slower decides."""
+        drawn_s = self.pace.finish_s(nfe, draws, longest, self.slots)
+        count = self.decoding + draws
+        decoded_s = self.decode_pace.finish_s(count, count, 1, self.decode_batch)
+        return self.slip * max(drawn_s + self.decode_pace.tick_s(1), decoded_s)
+
+    def work_s(self, nfe: float) -> float:
+        """Seconds that so much work takes where all slots are in use."""
+        return self.slip * nfe / self.slots / self.pace.nfe_per_row * self.pace.tick_s(self.slots)
+
+    def ready_s(self, tenant: str, reserved: Sequence[float]) -> float:
+        """Seconds until draws that stand for so many NFE each would be done, if they came now."""
+        return self._ready(tenant, reserved)[0]
+
+    def check(self, tenant: str, reserved: Sequence[float], timeout_s: float) -> None:
+        """Refuse draws that would not be done in time, or find their tenant's queue full.
+
+        `reserved` are the NFE that each stands for. Raises Overloaded with a true wait.
+        """
+        if self.draining:
+            raise Overloaded("this backbone is about to end", retry_after_s=1.0)
+        finish_s, ahead = self._ready(tenant, reserved)
+        own, longest = sum(reserved), max(reserved)
+        mine = self.waiting.get(tenant, Backlog())
+        others = [backlog for name, backlog in self.waiting.items() if name != tenant]
+        count = mine.draws + sum(one.draws for one in others) + self.running
+        # What could not be done in time by an idle engine either is let in when it is idle: some
+        # of its draws may be.
+        room_s = HEADROOM * timeout_s
+        if finish_s > room_s and (ahead > 0 or self.decoding):
+            # While others have more than their turns waiting, what is ahead does not shrink.
+            everything = self.running_nfe + mine.nfe + sum(one.nfe for one in others)
+            drained_s = self.finish_s(everything, count, 0)
+            all_s = self.finish_s(everything + own, count + len(reserved), longest)
+            raise Overloaded(
+                f"these draws would take {finish_s:.1f} s of the {timeout_s:.1f} s that they have",
+                retry_after_s=min(all_s - room_s, drained_s),
+            )
+        queued = mine.draws - (self.slots - self.running)
+        if queued > 0 and queued + len(reserved) > self.max_waiting:
+            share = min((queued + len(reserved) - self.max_waiting) / mine.draws, 1.0)
+            first = turns_nfe(share * mine.nfe, [one.nfe for one in others])
+            raise Overloaded(
+                f"{queued} draws of this key are waiting, the limit is {self.max_waiting}",
+                retry_after_s=self.finish_s(first, count + len(reserved), 0),
+            )
+
+    def with_draws(self, tenant: str, reserved: Sequence[float]) -> Workload:
+        """The load when these have come too."""
+        mine = self.waiting.get(tenant, Backlog())
+        more = Backlog(mine.draws + len(reserved), mine.nfe + sum(reserved))
+        return replace(self, waiting={**self.waiting, tenant: more})
+
+    def _ready(self, tenant: str, reserved: Sequence[float]) -> tuple[float, float]:
+        """Seconds until they are done, and the NFE that go before them."""
+        mine = self.waiting.get(tenant, Backlog())
+        others = [backlog for name, backlog in self.waiting.items() if name != tenant]
+        own = sum(reserved)
+        ahead = self.running_nfe + turns_nfe(mine.nfe + own, [one.nfe for one in others]) - own
+        count = mine.draws + sum(one.draws for one in others) + self.running + len(reserved)
+        return self.finish_s(ahead + own, count, max(reserved)), ahead
 
 
 def reserved_nfe(plan: SamplingPlan, nfe: int, key: DrawKey) -> float:

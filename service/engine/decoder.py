@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from models.codec import Codec
-from service.engine.admission import Pace
+from models.diffusion.codec import Codec
+from service.engine.admission import TickTimes
 from service.engine.scheduler import Draw, Ticket, unwanted
 from service.errors import BackendUnavailable
 from service.ports import DrawResult, Pixels
@@ -53,10 +53,10 @@ class Decoder:
         micro_batch: int = 4,
         observe: Callable[[int, float], None] = lambda rows, seconds: None,
     ) -> None:
-        """`observe` hears of each decoding: rows, and seconds."""
-        self.pace = Pace()
+        """`observe(rows, seconds)` is called after each decoding."""
+        self.pace = TickTimes()
         self._codec = codec
-        self._micro_batch = micro_batch
+        self.micro_batch = micro_batch
         self._observe = observe
         self._faults = 0
         self._started: float | None = None
@@ -72,12 +72,12 @@ class Decoder:
             try:
                 self._decode(finished)
             except Exception:
-                # The engine has let go of these draws: nobody else will tell their callers.
+                # The engine no longer holds these draws, so their callers must be told here.
                 _fail(finished)
                 raise
             return
         # The next draw of an image whose last was abandoned waits for no decoding.
-        _hand_over([(one, None) for one in finished if one.x_0 is None])
+        _deliver_all([(one, None) for one in finished if one.x_0 is None])
         for one in finished:
             if one.x_0 is not None:
                 self._queue.put(one)
@@ -90,12 +90,7 @@ class Decoder:
     @property
     def full(self) -> bool:
         """Whether it is so far behind that no more draws should be begun."""
-        return self.rows >= WAITING * self._micro_batch
-
-    def finish_s(self, rows: int) -> float:
-        """Seconds until so many more rows are decoded, behind all that was given."""
-        count = self.rows + rows
-        return self.pace.finish_s(count, count, 1, self._micro_batch)
+        return self.rows >= WAITING * self.micro_batch
 
     def wait(self) -> None:
         """Return when all that was given has been delivered."""
@@ -120,7 +115,7 @@ class Decoder:
     def _run(self) -> None:
         while True:
             some = [self._queue.get()]
-            while len(some) < self._micro_batch and some[-1] is not None:
+            while len(some) < self.micro_batch and some[-1] is not None:
                 try:
                     some.append(self._queue.get_nowait())
                 except queue.Empty:
@@ -160,7 +155,7 @@ class Decoder:
             drawn = iter(
                 [image if whole else None for image, whole in zip(pixels, finite, strict=True)]
             )
-        _hand_over([(one, None if one.x_0 is None else next(drawn)) for one in finished])
+        _deliver_all([(one, None if one.x_0 is None else next(drawn)) for one in finished])
 
 
 def _fail(finished: Sequence[Finished]) -> None:
@@ -170,7 +165,7 @@ def _fail(finished: Sequence[Finished]) -> None:
         ticket.deliver(fault)
 
 
-def _hand_over(finished: Sequence[tuple[Finished, Pixels | None]]) -> None:
+def _deliver_all(finished: Sequence[tuple[Finished, Pixels | None]]) -> None:
     """Deliver each caller's, together."""
     groups: dict[int, tuple[Ticket, list[DrawResult]]] = {}
     for one, pixels in finished:

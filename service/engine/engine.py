@@ -12,21 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.backbones.encoders import Encoder, Unconditional
-from models.codec import Codec
-from models.condition import ConditionError
-from models.conditioning import Encoded
-from models.method import Method
-from service.engine.admission import Pace
-from service.engine.batch import NONE, Batch
+from models.bundles.parts import PARTS, Stage
+from models.diffusion.codec import Codec
+from models.diffusion.condition import ConditionError
+from models.diffusion.conditioning import Encoded
+from models.diffusion.method import Method
+from models.sampling.batch import Batch
+from models.sampling.runner import Runner
+from service.engine.admission import TickTimes
 from service.engine.decoder import Decoder, Finished
-from service.engine.loader import Loader
-from service.engine.runner import Runner
+from service.engine.networks import Loader, Networks
 from service.engine.scheduler import Draw, Scheduler, Ticket, unwanted
 from service.errors import BackendUnavailable, InvalidValue, Overloaded
 from service.ports import DrawKey, DrawResult, SamplingPlan
 
 WARM_UP_S = 300.0
-BREATH_S = 0.01
+IDLE_BACKOFF_S = 0.01
 """How long a tick with nothing to do waits for a decoder that is behind."""
 
 
@@ -59,7 +60,7 @@ class Engine:
 
     def __init__(
         self,
-        runner: Runner,
+        runner: Runner[Networks],
         batch: Batch,
         codec: Codec,
         max_batch: int,
@@ -72,9 +73,10 @@ class Engine:
         `micro_batch` finished rows at a time, in a thread of its own."""
         self.loader = loader
         self.encoder = encoder or Unconditional()
-        self.decoder = Decoder(codec, micro_batch, meter.decoded if meter else _unheard)
+        self.decoder = Decoder(codec, micro_batch, meter.decoded if meter else _no_op)
+        self.networks = runner.networks
         self.scheduler = Scheduler(max_batch)
-        self.pace = Pace()
+        self.pace = TickTimes()
         self.offered_nfe = 0.0
         self._runner = runner
         self._batch = batch
@@ -103,23 +105,27 @@ class Engine:
                     f"{len(draw.plan.method.probes)} probes have "
                     f"{len(draw.plan.probe_thresholds)} thresholds"
                 )
-            self._networks(draw.plan)
+            places = self.networks.places(draw.plan.parts)
+            for stage in (Stage.STEERS, Stage.BACKWARD, Stage.PROBES):
+                if stage.asked_by(draw.plan.method) and stage not in places:
+                    raise BackendUnavailable(f"the plan names no network that {stage.value}")
             if draw.plan.method.classifier_scale and not self._runner.classifies:
                 raise BackendUnavailable("this replica has no classifier to steer by")
             with _as_invalid():
                 self.encoder.check(draw.plan.condition, draw.key.seed)
 
     def encode(self, draws: Sequence[Draw]) -> None:
-        """Note with each draw what its denoiser is to be told. Any thread may call it."""
+        """Encode each draw's condition. Any thread may call it."""
         for draw in draws:
             with _as_invalid():
-                draw.told = self.encoder.encode(draw.plan.condition, draw.key.seed)
+                draw.encoded_condition = self.encoder.encode(draw.plan.condition, draw.key.seed)
 
     def cost(self, plan: SamplingPlan) -> int:
         """NFE of one whole draw of a plan that `check` has passed."""
         program = self._batch.program(plan.method)
         halves = 2 if plan.condition.guidance_scale > 1 else 1
-        return halves * self._runner.cost(plan.guide, len(program), program.guided)
+        nfe = sum(PARTS[part].nfe for part in plan.parts)
+        return halves * (len(program) + program.guided * nfe)
 
     @property
     def running_nfe(self) -> float:
@@ -135,15 +141,8 @@ class Engine:
         tick_s = self.pace.tick_s(slots)
         return slots * self.pace.nfe_per_row / tick_s if tick_s else 0.0
 
-    def finish_s(self, nfe: float, draws: int, longest: float) -> float:
-        """Seconds until `nfe` of work in `draws` draws is done and decoded, the longest `longest`
-        NFE alone. Draws are decoded while others are made: what is slower decides."""
-        drawn_s = self.pace.finish_s(nfe, draws, longest, self.scheduler.max_batch)
-        return max(drawn_s + self.decoder.pace.tick_s(1), self.decoder.finish_s(draws))
-
-    def offer(self, draws: Sequence[Draw]) -> None:
-        """Note what a call asks for, whether it is admitted or not."""
-        nfe = sum(draw.reserved for draw in draws if draw.key.fresh)
+    def offer(self, nfe: float) -> None:
+        """Note NFE that a call asks for, whether it is admitted or not."""
         self.offered_nfe += nfe
         if self._meter:
             self._meter.offered(nfe)
@@ -165,9 +164,7 @@ class Engine:
 
         ticket = Ticket(deliver, deadline=time.monotonic() + WARM_UP_S)
         known = self.encoder.example
-        plans = [canary_plan(guide) for guide in (None, *self._runner.guides)]
-        plans += [canary_plan(clean_guide=name) for name in self._runner.clean_guides]
-        plans += [canary_plan(probe=name) for name in self._runner.probes]
+        plans = [canary_plan(), *(canary_plan(dict([named])) for named in self.networks.names)]
         plans += [canary_plan(classifier_scale=1.0)] if self._runner.classifies else []
         plans = [replace(plan, condition=known) for plan in plans]
         self.scheduler.add([Draw(plan, DrawKey(0, 0, 0), ticket) for plan in plans])
@@ -177,7 +174,7 @@ class Engine:
         if len(results) < len(plans) or any(result.pixels is None for result in results):
             raise BackendUnavailable("the backbone's canary draw made no valid image")
         # These did the set-up: they say nothing of those to come.
-        self.pace, self.decoder.pace = Pace(), Pace()
+        self.pace, self.decoder.pace = TickTimes(), TickTimes()
 
     def run_to_end(self, on_tick: Callable[[], None] = lambda: None) -> None:
         """Tick until nothing waits or runs, and all of it is delivered."""
@@ -193,7 +190,7 @@ class Engine:
         running = self.scheduler.running
         if not running:
             if self.decoder.full:
-                time.sleep(BREATH_S)
+                time.sleep(IDLE_BACKOFF_S)
             return
         rows = len(running)
         tick = self._runner.advance(self._batch, rows)
@@ -219,12 +216,12 @@ class Engine:
             self._release(row)
         self.scheduler.drop_unwanted(now)
         for row in self.scheduler.rows_in_the_way():
-            self._turn_away(self.scheduler.running[row])
+            self._reject(self.scheduler.running[row])
             self._release(row)
         if self.decoder.full:
             # It is behind: draws that end faster than they are decoded help nobody.
             for draw in self.scheduler.speculative:
-                self._turn_away(draw)
+                self._reject(draw)
             self.scheduler.speculative.clear()
             return
         first = len(self.scheduler.running)
@@ -238,30 +235,27 @@ class Engine:
                 self.scheduler.start(draw, now)
                 self._put(row, draw)
             else:
-                self._turn_away(draw)
+                self._reject(draw)
         self.scheduler.speculative.clear()
 
     def _put(self, row: int, draw: Draw) -> None:
-        if draw.told is None:
+        if draw.encoded_condition is None:
             self.encode([draw])
-        assert isinstance(draw.told, Encoded)
-        self._batch.put(row, draw.plan, draw.key, self._networks(draw.plan), draw.told)
-
-    def _turn_away(self, draw: Draw) -> None:
-        draw.ticket.deliver(Overloaded("there is no room for a speculative draw"))
-
-    def _networks(self, plan: SamplingPlan) -> tuple[int, int, int]:
-        """The places of a plan's guide, clean guide and probe. Raises BackendUnavailable."""
-        runner = self._runner
-        guide, clean_guide, probe = (
-            _place(known, name, what)
-            for known, name, what in (
-                (runner.guides, plan.guide, "guide"),
-                (runner.clean_guides, plan.clean_guide, "clean guide"),
-                (runner.probes, plan.probe, "probe"),
-            )
+        assert isinstance(draw.encoded_condition, Encoded)
+        plan, key = draw.plan, draw.key
+        self._batch.put(
+            row,
+            plan.method,
+            key.seed,
+            key.draw,
+            self.networks.places(plan.parts),
+            draw.encoded_condition,
+            plan.condition.guidance_scale,
+            plan.probe_thresholds,
         )
-        return guide, clean_guide, probe
+
+    def _reject(self, draw: Draw) -> None:
+        draw.ticket.deliver(Overloaded("there is no room for a speculative draw"))
 
     def _postprocess(self, abandoned: NDArray[np.intp], now: float) -> None:
         rows = len(self.scheduler.running)
@@ -309,43 +303,30 @@ def _as_invalid() -> Iterator[None]:
         raise InvalidValue(str(error), error.field) from None
 
 
-def _unheard(rows: int, seconds: float) -> None:
+def _no_op(rows: int, seconds: float) -> None:
     pass
 
 
-def _place(known: Mapping[str, object], name: str | None, what: str) -> int:
-    if name is None:
-        return NONE
-    try:
-        return list(known).index(name)
-    except ValueError:
-        raise BackendUnavailable(f"{what} {name} is not loaded on this replica") from None
-
-
 def canary_plan(
-    guide: str | None = None,
-    clean_guide: str | None = None,
-    probe: str | None = None,
-    classifier_scale: float = 0.0,
+    parts: Mapping[str, str] | None = None, classifier_scale: float = 0.0
 ) -> SamplingPlan:
-    """A plan of a few steps that exercises the denoiser, and the networks that are named."""
+    """A plan of a few steps that exercises the denoiser, and these networks."""
+    parts = parts or {}
+    stages = {PARTS[part].stage for part in parts}
     return SamplingPlan(
         model="",
         policy="canary",
         policy_version=0,
         backbone="",
-        guide=guide,
-        clean_guide=clean_guide,
-        probe=probe,
-        judge=None,
+        parts=parts,
         method=Method(
             num_inference_steps=2,
-            censor_scale=0.0 if guide is None else 1.0,
-            backward_steps=0 if clean_guide is None else 1,
-            probes=() if probe is None else (0.5,),
+            censor_scale=1.0 if Stage.STEERS in stages else 0.0,
+            backward_steps=1 if Stage.BACKWARD in stages else 0,
+            probes=(0.5,) if Stage.PROBES in stages else (),
             classifier_scale=classifier_scale,
         ),
-        probe_thresholds=() if probe is None else (0.0,),
+        probe_thresholds=(0.0,) if Stage.PROBES in stages else (),
         threshold=None,
         max_draws=1,
         acceptance=1.0,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from models.bundle import Bundle
-from models.generate import load_generator
-from models.guidance import CleanReward, Guide
+from models.bundles.bundle import Bundle
+from models.bundles.parts import PARTS
+from models.offline.generator import load_generator
+from models.rewards.opening import Context, open_part, try_classifier
+from models.sampling.batch import Batch
+from models.sampling.runner import Runner
 from service.config import BackboneSettings
-from service.engine.batch import Batch
 from service.engine.engine import Engine, Meter
-from service.engine.loader import Loader
-from service.engine.networks import Networks
-from service.engine.runner import Runner
+from service.engine.networks import Loader, Networks
 from service.ports import Find
 
 
@@ -40,7 +40,7 @@ def load_engine(
     )
     device = settings.device if torch.cuda.is_available() else "cpu"
     example = backbone.encoder.encode(backbone.encoder.example, seed=0)
-    networks = Networks(
+    context = Context(
         backbone.codec,
         backbone.schedule,
         backbone.shape,
@@ -49,32 +49,24 @@ def load_engine(
         backbone.differentiable,
         example,
     )
-    guides: dict[str, Guide] = {}
-    clean: dict[str, CleanReward] = {}
-    probes = {}
+    networks = Networks()
     for reward in bundle.manifest.rewards.values():
-        files = {"guide": reward.guide, "distilled": reward.distilled}
-        if backbone.differentiable is not None:
-            files["forward"] = reward.clean_guide
-        for part, file in files.items():
-            if file is not None:
-                guides[bundle.sha256(file)] = networks.guide(part, bundle.path(file))
-        if reward.clean_guide is not None:
-            clean[bundle.sha256(reward.clean_guide)] = networks.clean_guide(
-                bundle.path(reward.clean_guide)
-            )
-        if reward.probe is not None:
-            probes[bundle.sha256(reward.probe)] = networks.probe(bundle.path(reward.probe))
+        for part, kind in PARTS.items():
+            file = reward.parts.get(kind.file)
+            # What goes through the denoiser can only where that runs in torch.
+            if file is None or kind.opens is None or (kind.nfe and not context.denoise):
+                continue
+            if networks.missing({part: bundle.sha256(file)}):
+                network = open_part(part, bundle.path(file), context)
+                networks.add(part, bundle.sha256(file), network)
     if backbone.classifier is not None:
         classes = bundle.manifest.backbone.inputs.drawn_classes
-        networks.try_classifier(backbone.classifier, max(classes, default=0) + 1)
+        try_classifier(backbone.classifier, max(classes, default=0) + 1, context)
     runner = Runner(
         bundle.backbone_sha256(settings.runtime),
         backbone.denoiser,
         backbone.schedule,
-        guides,
-        clean,
-        probes,
+        networks,
         backbone.classifier,
     )
     return Engine(
@@ -83,7 +75,7 @@ def load_engine(
         backbone.codec,
         settings.max_batch,
         meter,
-        None if find is None else Loader(runner, networks, find),
+        None if find is None else Loader(networks, context, find),
         backbone.encoder,
         settings.decode_batch,
     )

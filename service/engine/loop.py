@@ -10,11 +10,12 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
-from service.engine.admission import reserved_nfe, turns_nfe
+from service.engine.admission import Backlog, PredictionError, Workload, reserved_nfe
 from service.engine.engine import Engine
 from service.engine.scheduler import Draw, Ticket, unwanted
-from service.errors import BackendUnavailable, DeadlineExceeded, Overloaded
+from service.errors import BackendUnavailable, DeadlineExceeded
 from service.ports import DrawKey, DrawResult, SamplingPlan
 
 log = logging.getLogger("winnow.engine")
@@ -22,12 +23,12 @@ log = logging.getLogger("winnow.engine")
 FAULTS_BEFORE_UNHEALTHY = 3
 STUCK_S = 60.0
 GRACE_S = 1.0
-"""How long after the deadline a caller is still waited for: the router's own timer goes first, and
-this one only frees the request when the router itself is gone."""
+"""How long after the deadline a caller is still waited for: the sampling loop's own timer goes
+first, and this one only frees the request when the sampling loop itself is gone."""
 
 
 class EngineLoop:
-    """Runs an engine until `close`. Implements the drawing half of `ports.Drawer`."""
+    """Runs an engine until `close`. Implements the drawing half of `ports.BackboneClient`."""
 
     def __init__(self, engine: Engine, max_waiting: int) -> None:
         self._engine = engine
@@ -35,12 +36,15 @@ class EngineLoop:
         self._inbox: queue.SimpleQueue[list[Draw] | None] = queue.SimpleQueue()
         # Draws that a caller waits for, wherever they are: only callers add and remove them.
         self._open: set[Draw] = set()
+        self._prediction_error = PredictionError()
+        self.draining = False
+        """Set by who is about to end it: then it takes redraws alone."""
         self._faults = 0
         self._tick_started: float | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    async def load(self, weights: Mapping[str, str]) -> None:
+    async def load(self, parts: Mapping[str, str]) -> None:
         """Bring networks into the running engine, by part and sha256 name.
 
         Raises BackendUnavailable when one cannot be had, verified or tried.
@@ -48,7 +52,7 @@ class EngineLoop:
         loader = self._engine.loader
         if loader is None:
             raise BackendUnavailable("this engine has the networks that it was started with alone")
-        await asyncio.to_thread(loader.load, weights)
+        await asyncio.to_thread(loader.load, parts)
 
     @property
     def waiting(self) -> int:
@@ -61,9 +65,39 @@ class EngineLoop:
         return len(self._engine.scheduler.running)
 
     @property
+    def idle(self) -> bool:
+        """Whether no caller waits for a draw."""
+        return not self._open
+
+    @property
     def capacity(self) -> float:
         """NFE a second with all slots in use, as the last ticks went; 0 before any."""
         return self._engine.capacity
+
+    @property
+    def workload(self) -> Workload:
+        """What there is to do, and how fast it goes."""
+        engine = self._engine
+        return Workload(
+            slots=engine.scheduler.max_batch,
+            max_waiting=self._max_waiting,
+            running=self.running,
+            running_nfe=engine.running_nfe,
+            waiting={
+                tenant: Backlog(len(draws), sum(draw.reserved for draw in draws))
+                for tenant, draws in self._waiting().items()
+            },
+            pace=replace(engine.pace),
+            decoding=engine.decoder.rows,
+            decode_batch=engine.decoder.micro_batch,
+            decode_pace=replace(engine.decoder.pace),
+            slip=round(self._prediction_error.mean, 2),
+            draining=self.draining,
+        )
+
+    def offer(self, nfe: float) -> None:
+        """Note NFE that were asked for and refused before they came here."""
+        self._engine.offer(nfe)
 
     @property
     def offered_nfe(self) -> float:
@@ -95,9 +129,8 @@ class EngineLoop:
                 loop.call_soon_threadsafe(results.put_nowait, item)
 
         ticket = Ticket(deliver, deadline=time.monotonic() + timeout_s, tenant=tenant)
-        loader = self._engine.loader
-        if loader is not None and (missing := loader.missing(plan)):
-            await self.load(missing)
+        if self._engine.loader is not None and self._engine.networks.missing(plan.parts):
+            await self.load(plan.parts)
         draws = [Draw(plan, key, ticket) for key in keys]
         await self._encoding(self._engine.check, draws)
         nfe = self._engine.cost(plan)
@@ -106,12 +139,15 @@ class EngineLoop:
         if not self._thread.is_alive():
             raise BackendUnavailable("the engine has stopped")
         if not again:
-            self._engine.offer(draws)
+            self._engine.offer(sum(draw.reserved for draw in draws if draw.key.fresh))
+        predicted_s = 0.0
         # Redraws of what was admitted are never refused, and the engine decides on speculation.
         if any(key.fresh and not key.ahead for key in keys):
-            self._admit(draws, timeout_s)
+            workload, reserved = self.workload, [draw.reserved for draw in draws]
+            workload.check(tenant, reserved, timeout_s)
+            predicted_s = workload.ready_s(tenant, reserved) / workload.slip
         self._open.update(draws)
-        remaining = len(draws)
+        remaining, began = len(draws), time.monotonic()
         try:
             # Once, and only what was admitted: a prompt costs as much as some steps.
             await self._encoding(self._engine.encode, draws)
@@ -131,6 +167,10 @@ class EngineLoop:
         finally:
             ticket.cancelled = True
             self._open.difference_update(draws)
+            taken_s = time.monotonic() - began
+            # Of a call that was given up early nobody knows how long it would have taken.
+            if not remaining or taken_s > predicted_s:
+                self._prediction_error.observe(predicted_s, taken_s)
 
     async def _encoding(
         self, work: Callable[[Sequence[Draw]], None], draws: Sequence[Draw]
@@ -149,39 +189,6 @@ class EngineLoop:
             if not (draw.started or draw.speculative or unwanted(draw, now)):
                 waiting[draw.tenant].append(draw)
         return waiting
-
-    def _admit(self, draws: Sequence[Draw], timeout_s: float) -> None:
-        """Refuse draws that would not be done in time. Raises Overloaded with a true wait."""
-        engine, slots = self._engine, self._engine.scheduler.max_batch
-        waiting, running = self._waiting(), self.running
-        count = sum(map(len, waiting.values())) + running + len(draws)
-        nfe = {tenant: sum(draw.reserved for draw in of) for tenant, of in waiting.items()}
-        mine = len(waiting.get(draws[0].tenant, ()))
-        mine_nfe = nfe.pop(draws[0].tenant, 0.0)
-        running_nfe = engine.running_nfe
-        longest = max(draw.reserved for draw in draws)
-        own = sum(draw.reserved for draw in draws)
-        ahead = running_nfe + turns_nfe(mine_nfe + own, nfe.values()) - own
-        finish_s = engine.finish_s(ahead + own, count, longest)
-        # What could not be done in time by an idle engine either is let in when it is idle: some
-        # of its draws may be.
-        if finish_s > timeout_s and (ahead > 0 or engine.decoder.rows):
-            # While others have more than their turns waiting, what is ahead does not shrink.
-            everything = running_nfe + mine_nfe + sum(nfe.values())
-            drained_s = engine.finish_s(everything, count - len(draws), 0)
-            all_s = engine.finish_s(everything + own, count, longest)
-            raise Overloaded(
-                f"these draws would take {finish_s:.1f} s, and have {timeout_s:.1f} s",
-                retry_after_s=min(all_s - timeout_s, drained_s),
-            )
-        queued = mine - (slots - running)
-        if queued > 0 and queued + len(draws) > self._max_waiting:
-            share = min((queued + len(draws) - self._max_waiting) / mine, 1.0)
-            first = turns_nfe(share * mine_nfe, nfe.values())
-            raise Overloaded(
-                f"{queued} draws of this key are waiting, the limit is {self._max_waiting}",
-                retry_after_s=engine.finish_s(first, count, 0),
-            )
 
     def check_health(self) -> None:
         """Raises BackendUnavailable when the thread died, hangs, or fails again and again."""

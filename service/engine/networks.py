@@ -1,111 +1,86 @@
-"""From a file to a network that steers, climbs or probes, and the canary that it has to pass."""
+"""The networks of rewards that one backbone has, and those that come while its engine runs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+import logging
+import threading
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-import torch
-from torch import Tensor
+from models.bundles.parts import PARTS, Stage
+from models.rewards.opening import Context, open_part
+from models.sampling.networks import NetworkTable
+from service.errors import BackendUnavailable
+from service.ports import Find
 
-from models.codec import Codec
-from models.conditioning import NOTHING, Conditions, Denoise, Encoded
-from models.guidance import CleanReward, ForwardGuide, Guide
-from models.rewards.ensemble import Ensemble
-from models.rewards.graphs import DistilledGuide, Probe
-from models.rewards.timed_classifier import TimedClassifier
-from models.schedule import NoiseSchedule
-
-SUFFIXES = {
-    "guide": ".safetensors",
-    "distilled": ".onnx",
-    "forward": ".safetensors",
-    "clean_guide": ".safetensors",
-    "probe": ".onnx",
-}
-"""What a backbone loads of a reward, and the format of each."""
-
-ROWS = 2
-"""A canary has more than one row: a graph for single rows would fail a whole batch later."""
+log = logging.getLogger("winnow.engine")
 
 
-@dataclass(frozen=True)
-class Networks:
-    """Opens the networks of rewards for one backbone.
+class Networks(NetworkTable):
+    """Networks by part and sha256 name.
 
-    `shape` is [C, H, W] of x_t. `denoise` is the denoiser in torch with gradients, which forward
-    guidance needs; `example` any condition.
+    One may come while a tick runs: its name is known only after it has its place, so no thread
+    sees one without the other.
     """
 
-    codec: Codec
-    schedule: NoiseSchedule
-    shape: tuple[int, int, int]
-    threads: int = 1
-    device: str = "cpu"
-    denoise: Denoise | None = None
-    example: Encoded = NOTHING
+    def __init__(self, networks: Mapping[tuple[str, str], Any] | None = None) -> None:
+        super().__init__()
+        self._places: dict[tuple[str, str], int] = {}
+        for (part, name), network in (networks or {}).items():
+            self.add(part, name, network)
 
-    def guide(self, part: str, path: Path) -> Guide:
-        """A guide as `guide`, `distilled` or `forward`. Raises ValueError if it cannot be."""
-        if part == "distilled":
-            return DistilledGuide(path, self.threads, self.device)
-        if part == "guide":
-            return Ensemble.load(path).to(self._torch_device)
-        if self.denoise is None:
-            raise ValueError("forward guidance needs backbone.forward_guidance: true")
-        return ForwardGuide(self.denoise, self.schedule, self.clean_guide(path))
-
-    def clean_guide(self, path: Path) -> CleanReward:
-        """A clean ensemble."""
-        return CleanReward(Ensemble.load(path).to(self._torch_device), self.codec)
-
-    def probe(self, path: Path) -> Probe:
-        """A clean ensemble's graph."""
-        return Probe(path, self.threads, self.device)
-
-    def try_classifier(self, classifier: TimedClassifier, classes: int) -> None:
-        """Let it steer pure grey. Raises ValueError when it knows fewer than so many classes, or
-        gives no gradient."""
-        known = classifier.classes
-        if known < classes:
-            raise ValueError(f"the classifier knows {known} classes, and the model {classes}")
-        timestep, labels = self._middle(), torch.arange(ROWS, device=self._torch_device)
-        try:
-            self._check(classifier.gradient(self._grey(), timestep, labels))
-        except RuntimeError as error:
-            raise ValueError(f"the classifier does not take x_t of {list(self.shape)}") from error
-
-    def try_guide(self, guide: Guide) -> None:
-        """Let it steer pure grey. Raises ValueError when that gives no gradient."""
-        told: tuple[Conditions, ...] = ()
-        if isinstance(guide, ForwardGuide):
-            told = (Conditions.stack([self.example] * ROWS, [1.0] * ROWS),)
-        self._check(guide.gradient(self._grey(), self._middle(), *told))
-
-    def try_clean_guide(self, reward: CleanReward) -> None:
-        """See `try_guide`."""
-        self._check(reward.gradient(self._grey()))
-
-    def try_probe(self, probe: Probe) -> None:
-        """Let it score pure grey. Raises ValueError when that gives no reward in [0, 1]."""
-        scores = probe.score(self._grey())
-        if scores.shape != (ROWS,) or not ((scores >= 0) & (scores <= 1)).all():
-            raise ValueError(f"it scored its canary {scores.tolist()}")
+    def add(self, part: str, name: str, network: Any) -> None:
+        """Know another network from now on."""
+        self._places[part, name] = self.append(part, network)
 
     @property
-    def _torch_device(self) -> str:
-        return self.device if torch.cuda.is_available() else "cpu"
+    def names(self) -> list[tuple[str, str]]:
+        """The part and the sha256 name of each."""
+        return list(self._places)
 
-    def _middle(self) -> Tensor:
-        half = self.schedule.num_train_timesteps // 2
-        return torch.full((ROWS,), half, dtype=torch.int64, device=self._torch_device)
+    def missing(self, parts: Mapping[str, str]) -> dict[str, str]:
+        """Of a plan's parts those that are not here; a judge never is."""
+        return {part: name for part, name in _opened(parts) if (part, name) not in self._places}
 
-    def _grey(self) -> Tensor:
-        return torch.zeros(ROWS, *self.shape, device=self._torch_device)
+    def places(self, parts: Mapping[str, str]) -> dict[Stage, int]:
+        """The place of each of a plan's parts, by stage. Raises BackendUnavailable."""
+        for part, name in self.missing(parts).items():
+            raise BackendUnavailable(f"{part} {name} is not loaded on this replica")
+        return {PARTS[part].stage: self._places[part, name] for part, name in _opened(parts)}
 
-    def _check(self, gradient: Tensor) -> None:
-        if gradient.shape != (ROWS, *self.shape) or not gradient.isfinite().all():
-            raise ValueError(
-                f"its canary gave a gradient {list(gradient.shape)} that is not finite, or not "
-                f"of shape {[ROWS, *self.shape]}"
-            )
+
+class Loader:
+    """Brings networks by hash, verified, and tried before their first use.
+
+    Any thread may call it while the engine's thread runs.
+    """
+
+    def __init__(self, networks: Networks, context: Context, find: Find) -> None:
+        self._networks = networks
+        self._context = context
+        self._find = find
+        self._lock = threading.Lock()
+
+    def load(self, parts: Mapping[str, str]) -> None:
+        """Load what is not there yet; a judge is none of the backbone's.
+
+        Blocks. Raises BackendUnavailable, and what could not be verified or tried stays out.
+        """
+        with self._lock:
+            for part, name in self._networks.missing(parts).items():
+                try:
+                    path = self._find(name, PARTS[part].suffix)
+                    network = open_part(part, path, self._context)
+                except Exception as error:  # whatever is wrong with it, it is not used
+                    log.error("%s %s was refused", part, name, exc_info=error)
+                    raise BackendUnavailable(f"{part} {name} cannot be loaded: {error}") from error
+                self._networks.add(part, name, network)
+
+
+def _opened(parts: Mapping[str, str]) -> Iterable[tuple[str, str]]:
+    """The parts that a backbone opens. Raises BackendUnavailable for one that nobody here knows."""
+    for part, name in parts.items():
+        if part not in PARTS:
+            raise BackendUnavailable(f"this replica knows no part {part!r} of a reward")
+        if PARTS[part].opens is not None:
+            yield part, name

@@ -28,7 +28,8 @@ class Draw:
     """One trajectory, waiting or running. Times are `time.monotonic()` seconds.
 
     `reserved` is the NFE that it stands for until it ends, expected redraws included; `cost` its
-    own NFE, which its tenant's turns pay for. `told` is what the engine tells the denoiser of it.
+    own NFE, which its tenant's turns pay for. `encoded_condition` is what the engine tells the
+    denoiser of it.
     """
 
     plan: SamplingPlan
@@ -36,7 +37,7 @@ class Draw:
     ticket: Ticket
     reserved: float = 0.0
     cost: float = 0.0
-    told: object = None
+    encoded_condition: object = None
     submitted: float = field(default_factory=time.monotonic)
     started: float = 0.0
 
@@ -47,7 +48,7 @@ class Draw:
 
     @property
     def deadline(self) -> float:
-        """When nobody wants it any more."""
+        """When its last caller gives up."""
         return self.ticket.deadline
 
     @property
@@ -120,7 +121,7 @@ class Scheduler:
         ]
 
     def drop_unwanted(self, now: float) -> None:
-        """Forget waiting draws that nobody wants any more."""
+        """Remove waiting draws whose callers have gone."""
         if any(unwanted(draw, now) for draw in self.waiting):
             self.waiting.keep(lambda draw: not unwanted(draw, now))
 

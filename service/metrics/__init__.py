@@ -1,7 +1,7 @@
 """What is counted, by prometheus_client in each process. No prompt, user or key is ever a label.
 
 `docs/metrics.md` lists every metric with its meaning. A process has one of `ingress`, `backbone`
-and `judge`; `page` puts several together, and `exporter` serves pages to Prometheus.
+and `judge`; `exposition` puts several together, and `exporter` serves pages to Prometheus.
 """
 
 from prometheus_client import disable_created_metrics

@@ -1,69 +1,59 @@
-"""What the engine counts."""
+"""Metrics of a backbone's replica."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from service.metrics.series import Series
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+EIGHTHS = tuple(step / 8 for step in range(1, 9))
+GAUGES = {
+    "slots_running": "Slots in use.",
+    "draws_waiting": "Draws without a slot.",
+    "nfe_capacity": "NFE a second with all slots in use, as measured; 0 before.",
+}
 
 
 class BackboneMetrics:
     """The engine's ticks; implements `engine.Meter`."""
 
     def __init__(self, model: str, max_batch: int) -> None:
-        self.registry = CollectorRegistry()
-        nfe = Counter(
-            "winnow_nfe",
-            "Denoiser evaluations: a row at a timestep is one.",
-            ["model", "kind"],
-            registry=self.registry,
+        series = self.registry = Series()
+        nfe = series.counter(
+            "nfe", "Denoiser evaluations: a row at a timestep is one.", "model", "kind"
         )
         self._plain, self._guided = nfe.labels(model, "plain"), nfe.labels(model, "guided")
         self._gradient = nfe.labels(model, "gradient")
         self._negative = nfe.labels(model, "negative")
-        self._occupancy = Histogram(
-            "winnow_batch_occupancy",
-            "Share of the slots in use at each tick.",
-            ["model"],
-            buckets=[step / 8 for step in range(1, 9)],
-            registry=self.registry,
+        self._occupancy = series.histogram(
+            "batch_occupancy", "Share of the slots in use at each tick.", EIGHTHS, "model"
         ).labels(model)
-        self._step = Histogram(
-            "winnow_step_duration_seconds",
-            "Duration of one tick of the engine.",
-            ["model"],
-            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
-            registry=self.registry,
+        self._step = series.histogram(
+            "step_duration_seconds", "Duration of one tick of the engine.", SECONDS, "model"
         ).labels(model)
-        self._decode = Histogram(
-            "winnow_decode_duration_seconds",
+        self._decode = series.histogram(
+            "decode_duration_seconds",
             "Duration of one decoding of finished draws to pixels.",
-            ["model"],
-            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
-            registry=self.registry,
+            SECONDS,
+            "model",
         ).labels(model)
-        self._offered = Counter(
-            "winnow_nfe_offered",
+        self._offered = series.counter(
+            "nfe_offered",
             "NFE asked for, expected redraws included, whether admitted or refused.",
-            ["model"],
-            registry=self.registry,
+            "model",
         ).labels(model)
-        saved = Counter(
-            "winnow_nfe_saved",
+        saved = series.counter(
+            "nfe_saved",
             "NFE that draws had left when a probe, or nobody wanting them, ended them.",
-            ["model", "reason"],
-            registry=self.registry,
+            "model",
+            "reason",
         )
         self._saved = {reason: saved.labels(model, reason) for reason in ("probe", "cancelled")}
-        self._gauges = {
-            name: Gauge(f"winnow_{name}", said, ["model"], registry=self.registry).labels(model)
-            for name, said in (
-                ("slots_running", "Slots in use."),
-                ("draws_waiting", "Draws without a slot."),
-                ("nfe_capacity", "NFE a second with all slots in use, as measured; 0 before."),
-            )
-        }
+        self._gauges = [
+            series.gauge(name, text, "model").labels(model) for name, text in GAUGES.items()
+        ]
         self._max_batch = max_batch
 
     def tick(self, rows: int, guided: int, gradient: int, negative: int, seconds: float) -> None:
@@ -90,6 +80,6 @@ class BackboneMetrics:
     def watch(
         self, running: Callable[[], int], waiting: Callable[[], int], capacity: Callable[[], float]
     ) -> None:
-        """Whom to ask, at each scrape, for what is so at that moment."""
-        for gauge, value in zip(self._gauges.values(), (running, waiting, capacity), strict=True):
+        """Set the functions that each scrape reads the gauges from."""
+        for gauge, value in zip(self._gauges, (running, waiting, capacity), strict=True):
             gauge.set_function(value)

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.metrics.page import Families, labelled, united
+from service.metrics.exposition import Families, labelled, united
 
 log = logging.getLogger("winnow.metrics")
 
@@ -42,7 +42,7 @@ def export(registry: CollectorRegistry, deployment: str, ports: tuple[int, int] 
 
 
 def _bind(registry: CollectorRegistry, deployment: str, ports: tuple[int, int]) -> None:
-    said = False
+    reported = False
     while True:
         for port in range(ports[0], ports[1] + 1):
             # The port is this process's alone, and so is the name.
@@ -53,9 +53,9 @@ def _bind(registry: CollectorRegistry, deployment: str, ports: tuple[int, int]) 
                 continue
             log.info("metrics at http://%s:%d/metrics", LOOPBACK, port)
             return
-        if not said:
+        if not reported:
             log.error("no metrics: ports %d to %d are taken; tried again each second", *ports)
-        said = True
+        reported = True
         time.sleep(RETRY_S)
 
 

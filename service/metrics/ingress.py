@@ -1,4 +1,4 @@
-"""Requests, verdicts and images, as an ingress counts them."""
+"""Metrics of an ingress: requests, verdicts and images."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from service.policy import Policy
+from service.generation.sampling_loop import ImageOutcome, Outcome
+from service.metrics.series import Series
+from service.policies.policy import Policy
 from service.ports import FinishReason, SamplingPlan, Verdict
-from service.router import ImageOutcome, Outcome
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 SCORES = tuple(step / 20 for step in range(1, 21))
+DRAWS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
 OUTCOMES = {
     "ok": "success",
     "moderation_blocked": "blocked",
@@ -28,7 +29,7 @@ CANCELLED_BY = {
     "deadline_exceeded": "deadline",
     "policy_disabled": "switched_off",
 }
-"""Who ended a request before it was done, by the code that it ended with."""
+"""Error code to the source of a cancellation."""
 CODES = (
     "ok",
     "moderation_blocked",
@@ -41,120 +42,104 @@ UNAVAILABLE = ("censor_unavailable", "backend_unavailable", "store_unavailable",
 LATE = ("deadline_exceeded", "overloaded")
 STALE_S = 60.0
 
+KEEP_S = 900.0
+"""How long the series of a judge stay after its last use: longer than a scrape interval, and than
+any request that began under it."""
+
 
 class IngressMetrics:
-    """Requests, verdicts and images, as the ingress sees them."""
+    """Requests, verdicts and images."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        # The first that a scrape asks: it makes the counters of what is in force begin at 0.
+        series = self.registry = Series()
+        # Collected first at a scrape: it creates the counters of the policies in force at 0.
         self._in_force = _InForce()
-        self.registry.register(self._in_force)
+        series.register(self._in_force)
         self._canaries = _Canaries()
-        self.registry.register(self._canaries)
-        self._requests = Counter(
-            "winnow_requests",
+        series.register(self._canaries)
+        self._requests = series.counter(
+            "requests",
             "Generation requests by how they ended; `code` is the error code or `ok`.",
-            ["model", "policy", "outcome", "code"],
-            registry=self.registry,
+            *("model", "policy", "outcome", "code"),
         )
-        self._duration = Histogram(
-            "winnow_request_duration_seconds",
+        self._duration = series.histogram(
+            "request_duration_seconds",
             "Time from a valid request to its response, or to its end.",
-            ["policy", "outcome"],
-            buckets=SECONDS,
-            registry=self.registry,
+            SECONDS,
+            *("policy", "outcome"),
         )
-        self._queue = Histogram(
-            "winnow_queue_duration_seconds",
+        self._queue = series.histogram(
+            "queue_duration_seconds",
             "Time that a request's draws waited for slots.",
-            ["policy"],
-            buckets=SECONDS,
-            registry=self.registry,
+            SECONDS,
+            "policy",
         )
-        self._draws = Counter(
-            "winnow_draws",
+        self._draws = series.counter(
+            "draws",
             "Draws by verdict. Censor rate: (rejected + abandoned) / (those + accepted).",
-            ["policy", "judge", "verdict"],
-            registry=self.registry,
+            *("policy", "judge", "verdict"),
         )
-        self._delivered = Counter(
-            "winnow_images_delivered",
+        self._delivered = series.counter(
+            "images_delivered",
             "Images that left; `checked`: true, no_judge where there is none, and never false.",
-            ["policy", "checked"],
-            registry=self.registry,
+            *("policy", "checked"),
         )
-        self._censored = Counter(
-            "winnow_images_censored",
+        self._censored = series.counter(
+            "images_censored",
             "Entries returned as filtered instead of an image.",
-            ["policy", "judge", "reason"],
-            registry=self.registry,
+            *("policy", "judge", "reason"),
         )
-        self._draws_per_image = Histogram(
-            "winnow_draws_per_image",
-            "Draws that a settled entry took.",
-            ["policy"],
-            buckets=(1, 2, 3, 4, 6, 8, 12, 16, 32, 64),
-            registry=self.registry,
+        self._draws_per_image = series.histogram(
+            "draws_per_image", "Draws that a settled entry took.", DRAWS, "policy"
         )
-        self._scores = Histogram(
-            "winnow_reward_score",
-            "The judge's score of each judged draw.",
-            ["policy", "judge"],
-            buckets=SCORES,
-            registry=self.registry,
+        self._scores = series.histogram(
+            "reward_score", "The judge's score of each judged draw.", SCORES, "policy", "judge"
         )
-        self._guard_errors = Counter(
-            "winnow_guard_errors",
-            "Requests refused because the judge could not judge.",
-            ["policy"],
-            registry=self.registry,
+        self._guard_errors = series.counter(
+            "guard_errors", "Requests refused because the judge could not judge.", "policy"
         )
-        self._shadow_draws = Counter(
-            "winnow_shadow_draws",
+        self._shadow_draws = series.counter(
+            "shadow_draws",
             "Judged draws that a shadow scored too, by its verdict and by the one that counted.",
-            ["policy", "judge", "verdict", "live_verdict"],
-            registry=self.registry,
+            *("policy", "judge", "verdict", "live_verdict"),
         )
-        self._shadow_scores = Histogram(
-            "winnow_shadow_score",
+        self._shadow_scores = series.histogram(
+            "shadow_score",
             "The shadow's score of each draw that it scored.",
-            ["policy", "judge"],
-            buckets=SCORES,
-            registry=self.registry,
+            SCORES,
+            *("policy", "judge"),
         )
-        self._shadow_dropped = Counter(
-            "winnow_shadow_dropped",
+        self._shadow_dropped = series.counter(
+            "shadow_dropped",
             "Draws that the shadow did not score: it was behind, or its judge failed.",
-            ["policy"],
-            registry=self.registry,
+            "policy",
         )
-        self._cancelled = Counter(
-            "winnow_cancelled",
+        self._cancelled = series.counter(
+            "cancelled",
             "Requests that ended before they were done: disconnect, deadline or switched_off.",
-            ["policy", "source"],
-            registry=self.registry,
+            *("policy", "source"),
         )
-        self._labels = Counter(
-            "winnow_labels",
-            "Labels that people gave.",
-            ["label"],
-            registry=self.registry,
-        )
+        self._labels = series.counter("labels", "Labels that people gave.", "label")
         for label in ("benign", "malign", "unsure"):
             self._labels.labels(label)
-        for label in ("benign", "malign", "unsure"):
-            self._labels.labels(label)
-        self._certificate_bound = Gauge(
-            "winnow_certificate_bound",
+        self._certificate_bound = series.gauge(
+            "certificate_bound",
             "The certified bound on the malign rate of what a policy delivers; NaN without one.",
-            ["policy"],
-            registry=self.registry,
+            "policy",
         )
+        # Each promotion adds series for its judge; those of judges long out of use are removed.
+        self._of_judges = (
+            self._draws,
+            self._censored,
+            self._scores,
+            self._shadow_draws,
+            self._shadow_scores,
+        )
+        self._used: dict[tuple[str, str], float] = {}
 
     def draw(self, plan: SamplingPlan, verdict: Verdict, score: float | None) -> None:
-        """Count one verdict; the router calls it as verdicts fall."""
-        judge = short(plan.judge)
+        """Count one verdict; the sampling loop calls it as verdicts fall."""
+        judge = self._judge(plan.policy, plan.judge)
         self._draws.labels(plan.policy, judge, verdict.value).inc()
         if score is not None and 0 <= score <= 1:  # one NaN would make the sum NaN for good
             self._scores.labels(plan.policy, judge).observe(score)
@@ -167,15 +152,16 @@ class IngressMetrics:
             if image.pixels is not None:
                 self._delivered.labels(plan.policy, _checked(plan, image)).inc()
             elif image.finish_reason is FinishReason.CONTENT_FILTERED:
-                self._censored.labels(plan.policy, short(plan.judge), "judge").inc()
+                judge = self._judge(plan.policy, plan.judge)
+                self._censored.labels(plan.policy, judge, "judge").inc()
             if image.draws:
                 self._draws_per_image.labels(plan.policy).observe(image.draws)
 
     def shadow(
         self, policy: str, judge: str, score: float, verdict: Verdict, live_verdict: Verdict
     ) -> None:
-        """Count what a shadow says of a draw, beside what was decided."""
-        judge = short(judge)
+        """Count a shadow's score and verdict of a draw, beside the verdict in force."""
+        judge = self._judge(policy, judge)
         self._shadow_draws.labels(policy, judge, verdict.value, live_verdict.value).inc()
         self._shadow_scores.labels(policy, judge).observe(score)
 
@@ -190,7 +176,7 @@ class IngressMetrics:
             self._certificate_bound.labels(policy).set(bound)
 
     def canaries(self, verdicts: Mapping[tuple[str, str], Verdict | None]) -> None:
-        """Set how the canary of each policy fared, by policy and judge; others are forgotten."""
+        """Set the verdicts on the canaries, by policy and judge; others are forgotten."""
         self._canaries.looked = time.monotonic(), dict(verdicts)
 
     def labels(self, labels: Iterable[str]) -> None:
@@ -199,19 +185,20 @@ class IngressMetrics:
             self._labels.labels(label).inc()
 
     def watch(self, policies: Callable[[], Mapping[str, Policy]]) -> None:
-        """Whom to ask, at each scrape, which policies are in force."""
+        """Set the function that tells each scrape which policies are in force."""
 
         def begun() -> Mapping[str, Policy]:
             found = policies()
             for name, policy in found.items():
                 self._begin(name, policy)
+            self._forget()
             return found
 
         self._in_force.policies = begun
 
     def _begin(self, name: str, policy: Policy) -> None:
-        """Counters begin at 0: one that is born at 1 shows no increase, and its event to nobody."""
-        judge = short(policy.judge)
+        """Create a policy's counters at 0: a counter that appears at 1 shows no increase."""
+        judge = self._judge(name, policy.judge)
         for code in (*CODES, *UNAVAILABLE):
             self._requests.labels(policy.settings.model, name, OUTCOMES.get(code, "error"), code)
         for source in CANCELLED_BY.values():
@@ -224,16 +211,35 @@ class IngressMetrics:
         for verdict in Verdict:
             self._draws.labels(name, judge, verdict.value)
 
+    def _judge(self, policy: str, sha256: str | None) -> str:
+        """The label of a judge, whose series under this policy stay for `KEEP_S` from now."""
+        judge = short(sha256)
+        fresh = (policy, judge) not in self._used
+        self._used[policy, judge] = time.monotonic()
+        if fresh:
+            self._forget()
+        return judge
+
+    def _forget(self) -> None:
+        """Remove the series of judges that were not used for `KEEP_S`."""
+        before = time.monotonic() - KEEP_S
+        for (policy, judge), used in list(self._used.items()):
+            if used < before:
+                self._used.pop((policy, judge), None)  # a scrape and a draw may both be here
+                for metric in self._of_judges:
+                    metric.remove_by_labels({"policy": policy, "judge": judge})
+
     def request(
-        self, model: str, policy: str, code: str, seconds: float, hurried: bool = False
+        self, model: str, policy: str, code: str, seconds: float, short_deadline: bool = False
     ) -> None:
         """Count one generation request that named a known policy.
 
-        A `hurried` one gave less time than the default: that it was late is no fault of ours.
+        With `short_deadline` the caller gave less time than the default: being late is then no
+        fault of the service.
         """
         outcome = OUTCOMES.get(code, "error")
-        if hurried and code in LATE:
-            outcome = "hurried"
+        if short_deadline and code in LATE:
+            outcome = "short_deadline"
         self._requests.labels(model, policy, outcome, code).inc()
         self._duration.labels(policy, outcome).observe(seconds)
         if code == "censor_unavailable":
@@ -243,13 +249,13 @@ class IngressMetrics:
 
 
 class _Canaries(Collector):
-    """What the canaries last said. What nobody has looked at for long is no verdict."""
+    """The last verdicts on the canaries; one older than `STALE_S` counts as none."""
 
     def __init__(self) -> None:
         self.looked: tuple[float, dict[tuple[str, str], Verdict | None]] = time.monotonic(), {}
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """One family."""
+        """See `Collector`."""
         gauge = GaugeMetricFamily(
             "winnow_canary_verdict",
             "A known malign image under the policy: 0 rejected, 1 accepted, NaN without a verdict.",
@@ -264,27 +270,35 @@ class _Canaries(Collector):
 
 
 class _InForce(Collector):
-    """What is in force, as it is at the moment of the scrape."""
+    """The policies in force at the time of a scrape."""
 
     def __init__(self) -> None:
         self.policies: Callable[[], Mapping[str, Policy]] = dict
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """One family."""
+        """See `Collector`."""
         info = GaugeMetricFamily(
             "winnow_reward_info",
-            "1 for each policy in force, with its version, judge and trained reward.",
-            labels=["policy", "version", "judge", "reward"],
+            "1 for each policy in force, with its version, judge, trained reward and canary.",
+            labels=["policy", "version", "judge", "reward", "canary"],
         )
         for name, policy in self.policies().items():
             info.add_metric(
-                [name, str(policy.version), short(policy.judge), policy.reward or "bundle"], 1
+                [
+                    name,
+                    str(policy.version),
+                    short(policy.judge),
+                    policy.reward or "bundle",
+                    short(policy.canary),
+                ],
+                1,
             )
         yield info
 
 
 def _checked(plan: SamplingPlan, image: ImageOutcome) -> str:
-    """From the record of the image alone, so that it would show what went wrong elsewhere."""
+    """The label `checked`, computed from score and threshold and not from the verdict: it shows
+    when an image left without one."""
     if plan.judge is None:
         return "no_judge"
     if image.score is None or plan.threshold is None:

@@ -16,8 +16,9 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from service.config import ConfigError
-from service.errors import BlobMissing, StoreUnavailable
+from service.errors import BlobMissing, BlobUnreadable, StoreUnavailable
 
+PROBE = b"Blobs can be written and read.\n"
 NAME = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -32,6 +33,11 @@ class Blobs:
             raise ConfigError(f"store.blobs_url: {error}") from None
         self._root = root.rstrip("/")
 
+    @property
+    def folder(self) -> Path | None:
+        """The folder that they lie in; None where that is no folder of this machine."""
+        return Path(self._root or "/") if isinstance(self._files, LocalFileSystem) else None
+
     def put(self, data: bytes) -> str:
         """Keep these bytes; returns their name. What is there already and whole stays as it is.
 
@@ -40,8 +46,24 @@ class Blobs:
         name = name_of(data)
         path = self._path(name)
         try:
-            if self._files.exists(path) and self._files.cat_file(path) == data:
+            if self._holds(path, data):
                 return name
+        except OSError as error:
+            raise StoreUnavailable("a blob could not be read; the log holds its cause") from error
+        self._write(path, data)
+        return name
+
+    def probe(self) -> None:
+        """Write a small blob anew and read it: shows that both can be done.
+
+        Raises StoreUnavailable.
+        """
+        name = name_of(PROBE)
+        self._write(self._path(name), PROBE)
+        self.get(name)
+
+    def _write(self, path: str, data: bytes) -> None:
+        try:
             self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
             if isinstance(self._files, LocalFileSystem):
                 _write_whole(Path(path), data)
@@ -52,21 +74,24 @@ class Blobs:
             raise StoreUnavailable(
                 "a blob could not be written; the log holds its cause"
             ) from error
-        return name
 
     def get(self, name: str) -> bytes:
         """The bytes of this name.
 
-        Raises BlobMissing, and StoreUnavailable when they were changed or cannot be read.
+        Raises BlobUnreadable when they were changed or cannot be read, BlobMissing when they are
+        not there, and StoreUnavailable when no blob could be read.
         """
+        path = self._path(name)
         try:
-            data: bytes = self._files.cat_file(self._path(name))
+            data: bytes = self._files.cat_file(path)
         except FileNotFoundError:
+            self._check_there()
             raise BlobMissing(f"blob {name} is not in the store") from None
         except OSError as error:
-            raise StoreUnavailable("a blob could not be read; the log holds its cause") from error
+            self._check_there()
+            raise BlobUnreadable(f"blob {name} could not be read: {error}") from error
         if name_of(data) != name:
-            raise StoreUnavailable(f"blob {name} is not what its name says: it was changed")
+            raise BlobUnreadable(f"blob {name} is not what its name says: it was changed")
         return data
 
     def has(self, name: str) -> bool:
@@ -92,9 +117,24 @@ class Blobs:
                 "a blob could not be deleted; the log holds its cause"
             ) from error
 
+    def _holds(self, path: str, data: bytes) -> bool:
+        try:
+            return bool(self._files.exists(path)) and self._files.cat_file(path) == data
+        except OSError:  # what cannot be read is written anew
+            return False
+
+    def _check_there(self) -> None:
+        """Raises StoreUnavailable where all blobs are gone: a volume that is not mounted, say."""
+        try:
+            there = self._files.exists(self._root)
+        except OSError:
+            there = False
+        if not there:
+            raise StoreUnavailable("the store's blobs are not there: look at store.blobs_url")
+
     def _path(self, name: str) -> str:
         if not NAME.fullmatch(name):
-            raise StoreUnavailable(f"{name!r} is no name of a blob")
+            raise BlobUnreadable(f"{name!r} is no name of a blob")
         digest = name.removeprefix("sha256:")
         return f"{self._root}/{digest[:2]}/{digest}"
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, select
 
 from service.errors import Conflict, InvalidValue
-from service.store.certificates import OPEN, Status, finish, hold, read
+from service.store.certificates import OPEN, Status, finish, lock_attempt, read
 from service.store.database import Database
-from service.store.datasets import WITHDRAWN, Answer, Shown
+from service.store.datasets import WITHDRAWN, Answer, ImageToLabel, append
 from service.store.policies import log
 from service.store.schema import images, labels
 
@@ -22,7 +22,7 @@ Judge = Callable[[Sequence[str | None], int], "tuple[Status, dict[str, Any]] | N
 
 
 @dataclass(frozen=True)
-class Said:
+class LabelEntry:
     """One label as it was given; `withdrawn` takes back the one before. The last one counts."""
 
     image: str
@@ -39,9 +39,9 @@ class CertificateLabels:
         self._database = database
 
     def unlabelled(
-        self, certificate_id: str, annotator: str, size: int, besides: Sequence[str]
-    ) -> list[Shown]:
-        """Up to so many images that nobody has labelled; `besides` are on the page already.
+        self, certificate_id: str, annotator: str, size: int, exclude_images: Sequence[str]
+    ) -> list[ImageToLabel]:
+        """Up to so many images that nobody has labelled; `exclude_images` are on the page already.
 
         Everybody is asked in an order of their own, so that two people rarely meet.
         """
@@ -53,11 +53,11 @@ class CertificateLabels:
                 for one in connection.scalars(
                     select(images.c.id).where(images.c.dataset == dataset)
                 )
-                if one not in said and one not in besides
+                if one not in said and one not in exclude_images
             ]
             found.sort(key=lambda one: hashlib.sha256(f"{annotator}|{one}".encode()).digest())
             query = select(images).where(images.c.id.in_(found[:size]))
-            shown = {row.id: Shown(**row._mapping) for row in connection.execute(query)}
+            shown = {row.id: ImageToLabel(**row._mapping) for row in connection.execute(query)}
             return [shown[one] for one in found[:size]]
 
     def label(
@@ -69,7 +69,7 @@ class CertificateLabels:
         Conflict when the attempt has ended, InvalidValue for an image that is not its own.
         """
         with self._database.transaction() as connection:
-            now = hold(connection, certificate_id, OPEN)
+            now = lock_attempt(connection, certificate_id, OPEN)
             known = set(
                 connection.scalars(select(images.c.id).where(images.c.dataset == now.dataset))
             )
@@ -86,7 +86,7 @@ class CertificateLabels:
                 if answer.image_id in said and said[answer.image_id].annotator != annotator
             }
             mine = [answer for answer in answers if answer.image_id not in lost]
-            _append(connection, mine, annotator, now.created)
+            append(connection, mine, annotator, _since(now.created))
             final = {one: given.label for one, given in said.items()}
             final |= {answer.image_id: answer.label for answer in mine}
             ended = judge([final.get(one) for one in sorted(known)], now.result["blocked"])
@@ -96,26 +96,29 @@ class CertificateLabels:
                 log(connection, annotator, "certificate.finish", certificate_id, detail)
             return sorted(lost)
 
-    def withdraw(self, certificate_id: str, annotator: str) -> list[str]:
-        """Take back a person's last answers; returns their images.
+    def withdraw(
+        self, certificate_id: str, annotator: str, of: Sequence[str] | None = None
+    ) -> list[str]:
+        """Take back a person's answers to these images, by default the last; returns their images.
 
         Raises Conflict when there are none, or when the attempt has ended.
         """
         with self._database.transaction() as connection:
-            now = hold(connection, certificate_id, OPEN)
+            now = lock_attempt(connection, certificate_id, OPEN)
             mine = [
                 one
                 for one in _labels(connection, now.dataset).values()
-                if one.annotator == annotator
+                if one.annotator == annotator and (of is None or one.image in of)
             ]
             if not mine:
                 raise Conflict("there is no label of yours to take back")
             last = max(one.created for one in mine)
-            gone = [one.image for one in mine if one.created == last]
-            _append(connection, [Answer(one, WITHDRAWN, 0) for one in gone], annotator, now.created)  # type: ignore[arg-type]
+            gone = [one.image for one in mine if of is not None or one.created == last]
+            back = [Answer(one, WITHDRAWN, 0) for one in gone]
+            append(connection, back, annotator, _since(now.created))
             return gone
 
-    def said(self, certificate_id: str) -> list[Said]:
+    def said(self, certificate_id: str) -> list[LabelEntry]:
         """Everything that people said, in order, what they took back too."""
         with self._database.transaction() as connection:
             return _said(connection, read(connection, certificate_id).dataset)
@@ -126,7 +129,7 @@ class CertificateLabels:
             return len(_labels(connection, read(connection, certificate_id).dataset))
 
 
-def _said(connection: Connection, dataset: str) -> list[Said]:
+def _said(connection: Connection, dataset: str) -> list[LabelEntry]:
     query = (
         select(
             labels.c.image,
@@ -140,29 +143,15 @@ def _said(connection: Connection, dataset: str) -> list[Said]:
         .order_by(labels.c.id)
     )
     rows = [dict(row._mapping) for row in connection.execute(query)]
-    return [Said(**row) for row in rows]
+    return [LabelEntry(**row) for row in rows]
 
 
-def _labels(connection: Connection, dataset: str) -> dict[str, Said]:
+def _labels(connection: Connection, dataset: str) -> dict[str, LabelEntry]:
     """The label that counts of each image that has one."""
     last = {one.image: one for one in _said(connection, dataset)}
     return {image: one for image, one in last.items() if one.label != WITHDRAWN}
 
 
-def _append(
-    connection: Connection, answers: Sequence[Answer], annotator: str, begun: datetime
-) -> None:
-    if answers:
-        # Another replica's clock may have been ahead, and no label is from before the beginning.
-        now = max(datetime.now(UTC), begun)
-        rows = [
-            {
-                "image": answer.image_id,
-                "label": answer.label,
-                "elapsed_ms": answer.elapsed_ms,
-                "annotator": annotator,
-                "created": now,
-            }
-            for answer in answers
-        ]
-        connection.execute(insert(labels), rows)
+def _since(begun: datetime) -> datetime:
+    """Now, and not before the beginning: another replica's clock may have been ahead."""
+    return max(datetime.now(UTC), begun)

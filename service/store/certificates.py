@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from sqlalchemy import Connection, func, insert, or_, select, update
-from sqlalchemy.exc import IntegrityError
 
-from service.errors import CertificateNotFound, Conflict, StoreUnavailable
-from service.store.database import Database
-from service.store.datasets import Dataset, Shown
+from service.errors import CertificateNotFound, Conflict
+from service.store import jobs
+from service.store.database import Collision, Database
+from service.store.datasets import Dataset, ImageToLabel
+from service.store.jobs import Job, LeaseLost
 from service.store.policies import log
 from service.store.schema import certificates, datasets, images, labels
 
 Status = Literal["drawing", "labelling", "passed", "failed", "abandoned"]
 OPEN: tuple[Status, ...] = ("drawing", "labelling")
-SILENT_S = 180.0
-"""Drawing that has said nothing for so long has died with its process."""
+DRAWING = "drawing"
+"""The kind of job that makes a certificate's images."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,33 @@ class Certificate:
     created: datetime
     created_by: str
     finished: datetime | None
+
+    @property
+    def readable(self) -> bool:
+        """Whether its terms and its result are whole; a row may be damaged."""
+        if not (isinstance(self.terms, dict) and isinstance(self.result, dict)):
+            return False
+        covers = self.terms.get("covered")
+        wanted = {"epsilon", "delta", "attempt", "allowed", "delta_attempt", "n"}
+        needed = {"drawn", "blocked"} | (
+            {"bound"} if self.status in ("passed", "failed") else set()
+        )
+        return (
+            wanted | {"num_inference_steps"} <= set(self.terms)
+            and needed <= set(self.result)
+            and isinstance(covers, dict)
+            and isinstance(covers.get("inputs"), dict)
+        )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far drawing is: images that are there, entries that the policy blocked, and the seeds
+    that were asked for and are neither yet."""
+
+    drawn: int = 0
+    blocked: int = 0
+    pending: Sequence[int] = ()
 
 
 COUNTING = 0x57494E4E
@@ -74,7 +101,6 @@ class Certificates:
                 if connection.dialect.name == "postgresql":
                     connection.execute(select(func.pg_advisory_xact_lock(COUNTING)))
                 connection.execute(insert(datasets).values(**asdict(dataset)))
-                self._end_silent(connection)
                 unfinished = connection.scalar(
                     select(here.id).where(here.policy == name, here.status.in_(OPEN))
                 )
@@ -104,23 +130,21 @@ class Certificates:
                         terms=dict(terms),
                         dataset=dataset.name,
                         status="drawing",
-                        result=_progress(0, 0),
+                        result=asdict(Progress()),
                         created=created,
                         created_by=dataset.created_by,
                     )
                 )
+                jobs.queue(connection, DRAWING, certificate_id)
                 detail = {"policy": name, "version": version, "attempt": attempt}
                 log(connection, dataset.created_by, "certificate.begin", certificate_id, detail)
                 return read(connection, certificate_id)
-        except StoreUnavailable as error:
-            if isinstance(error.__cause__, IntegrityError):
-                raise Conflict("somebody else began an attempt meanwhile", "policy") from None
-            raise
+        except Collision:
+            raise Conflict("somebody else began an attempt meanwhile", "policy") from None
 
     def read(self, certificate_id: str) -> Certificate:
         """One attempt. Raises CertificateNotFound."""
         with self._database.transaction() as connection:
-            self._end_silent(connection)
             return read(connection, certificate_id)
 
     def all(self, policy: str | None = None, fingerprint: str | None = None) -> list[Certificate]:
@@ -133,9 +157,7 @@ class Certificates:
             if fingerprint is not None:
                 same.append(certificates.c.fingerprint == fingerprint)
             query = query.where(or_(*same))
-        with self._database.transaction() as connection:
-            self._end_silent(connection)
-            return [_certificate(row) for row in connection.execute(query)]
+        return [_certificate(row) for row in self._database.all(query)]
 
     def passed(self) -> dict[str, Certificate]:
         """The passed certificate of each fingerprint that has one."""
@@ -145,67 +167,72 @@ class Certificates:
             .order_by(certificates.c.created)
         )
         with self._database.transaction() as connection:
-            return {row.fingerprint: _certificate(row) for row in connection.execute(query)}
+            found = [_certificate(row) for row in connection.execute(query)]
+        # One whose bound cannot be read proves nothing; the list of certificates names it.
+        return {one.fingerprint: one for one in found if one.readable}
 
-    def used(self, backbone: str, seeds: Sequence[int]) -> set[int]:
-        """Those seeds of this backbone whose images somebody may have labelled already."""
-        query = select(images.c.seed).where(
-            images.c.backbone == backbone, images.c.seed.in_([*seeds])
-        )
-        with self._database.transaction() as connection:
-            return set(connection.scalars(query))
+    def ask(self, job: Job, backbone: str, seeds: Sequence[int]) -> Progress:
+        """Drawing goes on with up to `len(seeds)` seeds: those that are pending, and then some of
+        these, unless somebody may have labelled this backbone's image of them. They are noted
+        before they are drawn, so that whoever takes over asks for the same.
 
-    def add(
-        self, certificate_id: str, batch: Sequence[Shown], before: int, blocked: int, n: int
-    ) -> int:
-        """Drawing goes on: fresh images, and how many entries the policy has blocked so far.
-
-        Returns how many of the n there are now. Raises Conflict when the attempt has ended, or
-        when there were not `before` images already.
+        Raises LeaseLost, and Conflict where the attempt cannot be read.
         """
         with self._database.transaction() as connection:
-            now = hold(connection, certificate_id, ("drawing",))
-            if now.result["drawn"] != before:
-                raise Conflict(f"certificate {certificate_id!r} has {now.result['drawn']} images")
-            if batch:
-                connection.execute(insert(images), [asdict(image) for image in batch])
-            there = now.result["drawn"] + len(batch)
-            _write(
-                connection,
-                certificate_id,
-                status="drawing" if there < n else "labelling",
-                result=_progress(there, blocked),
+            now, progress = _held(connection, job)
+            theirs = (images.c.backbone == backbone, images.c.seed.in_([*seeds]))
+            used = {*connection.scalars(select(images.c.seed).where(*theirs)), *progress.pending}
+            missing = min(len(seeds), now.terms["n"] - progress.drawn) - len(progress.pending)
+            fresh = [seed for seed in seeds if seed not in used][: max(missing, 0)]
+            return _note(connection, now, replace(progress, pending=[*progress.pending, *fresh]))
+
+    def settle(self, job: Job, settled: Sequence[int], made: Sequence[ImageToLabel]) -> Progress:
+        """Of the pending seeds these are settled: with an image in `made`, or else blocked.
+
+        With the last image the job is done, and labelling begins. Raises as `ask`.
+        """
+        with self._database.transaction() as connection:
+            now, progress = _held(connection, job)
+            if not {*settled} <= {*progress.pending}:
+                raise Conflict(f"certificate {now.id!r} does not wait for these seeds")
+            placed = [
+                asdict(replace(image, position=position))
+                for position, image in enumerate(made, progress.drawn)
+            ]
+            if placed:
+                connection.execute(insert(images), placed)
+            progress = Progress(
+                progress.drawn + len(made),
+                progress.blocked + len(settled) - len(made),
+                [seed for seed in progress.pending if seed not in settled],
             )
-            return int(there)
+            if progress.drawn == now.terms["n"]:
+                jobs.done(connection, job)
+                _write(connection, now.id, status="labelling")
+            return _note(connection, now, progress)
+
+    def give_up(self, job: Job, reason: str) -> None:
+        """Drawing came to nothing: the attempt is abandoned. Raises LeaseLost."""
+        with self._database.transaction() as connection:
+            now = _lock(connection, job.subject)
+            jobs.end(connection, job, "failed", reason)
+            finish(connection, now, "abandoned", {"reason": reason})
+            log(connection, "winnow", "certificate.abandon", now.id, {"reason": reason})
 
     def abandon(self, certificate_id: str, by: str, reason: str) -> None:
         """End an attempt without a result; it stays on record. Raises Conflict if it has ended."""
         with self._database.transaction() as connection:
-            now = hold(connection, certificate_id, OPEN)
+            now = lock_attempt(connection, certificate_id, OPEN)
+            jobs.drop(connection, DRAWING, certificate_id)
             finish(connection, now, "abandoned", {"reason": reason})
             log(connection, by, "certificate.abandon", certificate_id, {"reason": reason})
 
-    def images(self, certificate_id: str) -> list[Shown]:
+    def images(self, certificate_id: str) -> list[ImageToLabel]:
         """All images of an attempt, in the order of drawing."""
         with self._database.transaction() as connection:
             dataset = read(connection, certificate_id).dataset
             query = select(images).where(images.c.dataset == dataset).order_by(images.c.position)
-            return [Shown(**row._mapping) for row in connection.execute(query)]
-
-    def _end_silent(self, connection: Connection) -> None:
-        """Whose drawing has died is abandoned: the images that are missing cannot be made up."""
-        before = datetime.now(UTC) - timedelta(seconds=SILENT_S)
-        query = select(certificates).where(certificates.c.status == "drawing")
-        for now in [_certificate(row) for row in connection.execute(query)]:
-            if datetime.fromisoformat(now.result["heartbeat"]) < before:
-                reason = {"reason": "the process that drew its images ended"}
-                with suppress(Conflict):  # somebody else has found out too
-                    finish(connection, now, "abandoned", reason)
-                    log(connection, "winnow", "certificate.abandon", now.id, reason)
-
-
-def _progress(drawn: int, blocked: int) -> dict[str, Any]:
-    return {"drawn": drawn, "blocked": blocked, "heartbeat": datetime.now(UTC).isoformat()}
+            return [ImageToLabel(**row._mapping) for row in connection.execute(query)]
 
 
 def read(connection: Connection, certificate_id: str) -> Certificate:
@@ -220,22 +247,48 @@ def _certificate(row: Any) -> Certificate:
     return Certificate(**row._mapping)
 
 
-def hold(connection: Connection, certificate_id: str, states: Sequence[Status]) -> Certificate:
-    """The attempt, which nobody else can change until this transaction ends."""
-    here = certificates.c
-    # A write, and not a read: it makes others wait in SQLite as in PostgreSQL.
-    change = update(certificates).where(here.id == certificate_id)
-    connection.execute(change.values(dataset=here.dataset))
-    now = read(connection, certificate_id)
+def lock_attempt(
+    connection: Connection, certificate_id: str, states: Sequence[Status]
+) -> Certificate:
+    """The attempt, which nobody else can change until this transaction ends. Raises Conflict."""
+    now = _lock(connection, certificate_id)
     if now.status not in states:
         raise Conflict(f"certificate {certificate_id!r} is {now.status}: it stays as it is")
     return now
 
 
+def _lock(connection: Connection, certificate_id: str) -> Certificate:
+    here = certificates.c
+    # A write, and not a read: it makes others wait in SQLite as in PostgreSQL.
+    change = update(certificates).where(here.id == certificate_id)
+    connection.execute(change.values(dataset=here.dataset))
+    return read(connection, certificate_id)
+
+
+def _held(connection: Connection, job: Job) -> tuple[Certificate, Progress]:
+    """The attempt of a drawing job, and how far it is; nobody else can change it.
+
+    The attempt is locked before the job, as where somebody abandons it.
+    """
+    now = _lock(connection, job.subject)
+    jobs.hold(connection, job)
+    if now.status != "drawing":
+        raise LeaseLost(f"certificate {now.id!r} is {now.status}")
+    if not now.readable:
+        raise Conflict(f"certificate {now.id!r} cannot be read: its row in the store is damaged")
+    return now, Progress(**now.result)
+
+
+def _note(connection: Connection, now: Certificate, progress: Progress) -> Progress:
+    _write(connection, now.id, result=asdict(progress))
+    return progress
+
+
 def finish(
     connection: Connection, now: Certificate, status: Status, result: Mapping[str, Any]
 ) -> None:
-    known = {key: now.result[key] for key in ("drawn", "blocked")}
+    previous = now.result if isinstance(now.result, dict) else {}
+    known = {key: previous.get(key, 0) for key in ("drawn", "blocked")}
     ended = datetime.now(UTC)
     # Another replica's clock may be ahead, and no label may be from after the end.
     of_it = select(images.c.id).where(images.c.dataset == now.dataset)

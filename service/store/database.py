@@ -2,29 +2,82 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    Row,
+    Select,
+    create_engine,
+    event,
+    func,
+    make_url,
+    select,
+)
+from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
 from service.config import ConfigError
 from service.errors import StoreUnavailable
+from service.store.json_column import loads
 
-BUSY_S = 2.0
-"""How long SQLite waits for another process's write to end."""
+log = logging.getLogger("winnow.store")
 
-OPENING_TRIES = 40
+BUSY_S = 4.0
+"""How long SQLite waits for the writes of others: each takes milliseconds, but nobody queues."""
+
+WAL_BYTES = 4 * 2**20
+"""SQLite's journal is cut back to this once a burst of writes is over."""
+
+FREED_PAGES = 256
+PAUSE_S = 0.05
+"""Between two long writes, so that those of others get their turn."""
+
+OPENING_S = 5.0
+MIGRATION_S = 600.0
+"""How long a start waits for a database that fails, and for another process's migration."""
+
 OPENING_WAIT_S = 0.1
+TRIES = 20
+Result = TypeVar("Result")
+
+MIGRATING = 0x57494E4D
+"""PostgreSQL's advisory lock of who migrates. It ends with the transaction: a pooler such as
+PgBouncer gives the next one another session."""
+
+PSYCOPG = {
+    # A pooler gives each transaction another session, which knows no statement of the last one.
+    "prepare_threshold": None,
+    # A server that is gone without a word is found out in seconds, not in a quarter of an hour.
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,  # ms
+}
+"""How psycopg connects where the URL does not say otherwise; times in s but for the last."""
+
+
+class Outdated(ConfigError):
+    """The tables are older than this Winnow, or not there yet: a start brings them up to date."""
+
+
+class Collision(StoreUnavailable):
+    """A row breaks a constraint: as a rule, because another process was faster."""
 
 
 class Database:
@@ -43,10 +96,13 @@ class Database:
             raise ConfigError(f"store: the database cannot be opened: {cause}") from error
         except CommandError:
             raise ConfigError(
-                "store: its tables are of a newer version than this Winnow knows: upgrade Winnow"
+                "store: its tables are of a version that this Winnow does not know. Of a newer "
+                "Winnow: upgrade. Of one from before the first release: with that one write the "
+                "labels to files (`winnow datasets export`), move the database and the blobs away, "
+                "and bring the labels into a new store (`winnow datasets import`)"
             ) from None
         if found != wanted:
-            raise ConfigError(
+            raise Outdated(
                 f"store: its tables have version {found}, this Winnow needs {wanted}: start the "
                 "service once, which brings them up to date"
             )
@@ -65,35 +121,116 @@ class Database:
                     connection.exec_driver_sql(f"PRAGMA synchronous={level}")
                 yield connection
         except SQLAlchemyError as error:
-            raise StoreUnavailable("the store failed; the log holds its cause") from error
+            fault = Collision if isinstance(error, IntegrityError) else StoreUnavailable
+            raise fault("the store failed; the log holds its cause") from error
+
+    def repeat(self, work: Callable[[Connection], Result]) -> Result:
+        """What `work` returns, in a transaction of its own; again, where another process was
+        faster. Raises StoreUnavailable."""
+        for tries_left in reversed(range(TRIES)):
+            try:
+                with self.transaction() as connection:
+                    return work(connection)
+            except Collision:
+                if not tries_left:
+                    raise
+        raise AssertionError("unreachable")
+
+    def all(self, query: Select[Any]) -> Sequence[Row[Any]]:
+        """The rows that a query finds. Raises StoreUnavailable."""
+        with self.transaction() as connection:
+            return connection.execute(query).all()
+
+    def one(self, query: Select[Any]) -> Row[Any] | None:
+        """The row that a query finds, if there is one. Raises StoreUnavailable."""
+        with self.transaction() as connection:
+            return connection.execute(query).one_or_none()
 
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
 
+    def give_back(self) -> None:
+        """Return to the disk what SQLite has free, a little at a time. Raises StoreUnavailable."""
+        if self._engine.dialect.name != "sqlite":
+            return
+        left = None
+        while True:
+            before = left
+            with self.transaction(lasting=False) as connection:
+                cursor = connection.connection.cursor()
+                cursor.execute(f"PRAGMA incremental_vacuum({FREED_PAGES})").fetchall()
+                left = cursor.execute("PRAGMA freelist_count").fetchone()[0]
+            if left in (0, before):
+                return
+            time.sleep(PAUSE_S)
+
     def _open(self, create: bool) -> tuple[str | None, str | None]:
         """The version of the tables, brought up to date first if asked to; and the newest."""
         scripts = Config()
         scripts.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-        wanted = ScriptDirectory.from_config(scripts).get_current_head()
-        for tries_left in reversed(range(OPENING_TRIES)):
+        known = ScriptDirectory.from_config(scripts)
+        wanted = known.get_current_head()
+        started, reported = time.monotonic(), False
+        while True:
             try:
                 with self._engine.begin() as connection:
-                    if create and connection.dialect.name == "sqlite":
-                        # Or its driver would commit each table alone, and a crash leave a few.
-                        connection.exec_driver_sql("BEGIN IMMEDIATE")
-                    found = MigrationContext.configure(connection).get_current_revision()
-                    if create and found != wanted:
-                        scripts.attributes["connection"] = connection
-                        command.upgrade(scripts, "head")
-                        found = MigrationContext.configure(connection).get_current_revision()
+                    found = _version(connection)
+                if found is not None:
+                    known.get_revision(found)  # raises for one of another Winnow
+                if found == wanted or not create:
                     return found, wanted
-            except SQLAlchemyError:
-                # Another replica may be making the same tables this moment.
-                if not (create and tries_left):
+                with self._engine.begin() as connection:
+                    if _acquire_migration_lock(connection):
+                        # Somebody else may have done it since.
+                        if _version(connection) != wanted:
+                            scripts.attributes["connection"] = connection
+                            command.upgrade(scripts, "head")
+                        return _version(connection), wanted
+            except SQLAlchemyError as error:
+                patience = MIGRATION_S if _busy(error) else OPENING_S
+                if not create or time.monotonic() > started + patience:
                     raise
-                time.sleep(OPENING_WAIT_S)
-        raise AssertionError("unreachable")
+            if time.monotonic() > started + MIGRATION_S:
+                raise ConfigError(
+                    f"store: another process has been changing its tables for {MIGRATION_S:g} s"
+                )
+            if not reported:
+                log.info("another process may be making the store's tables: waiting")
+            reported = True
+            time.sleep(OPENING_WAIT_S)
+
+
+def clock(connection: Connection) -> datetime:
+    """The store's time: PostgreSQL's own, since the clocks of replicas differ. SQLite's is this
+    machine's, and all who use its file are on it."""
+    if connection.dialect.name == "postgresql":
+        now: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+        return now
+    return datetime.now(UTC)
+
+
+def _version(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _acquire_migration_lock(connection: Connection) -> bool:
+    """Whether this transaction may change the tables; until it ends nobody else may."""
+    if connection.dialect.name == "sqlite":
+        # Or its driver would commit each table alone, and a crash leave a few.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        return True
+    return bool(connection.scalar(select(func.pg_try_advisory_xact_lock(MIGRATING))))
+
+
+def _busy(error: SQLAlchemyError) -> bool:
+    """Whether SQLite has waited in vain for another's write."""
+    cause = getattr(error, "orig", None)
+    # The lower byte is the code, the upper ones say more.
+    return (
+        isinstance(cause, sqlite3.OperationalError)
+        and getattr(cause, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+    )
 
 
 def _connect(url: str, create: bool) -> Engine:
@@ -106,11 +243,18 @@ def _connect(url: str, create: bool) -> Engine:
         if parsed.get_backend_name() == "sqlite":
             return _sqlite(parsed, create)
         # A pooled connection may have died with its server: ask before using it.
-        return create_engine(parsed, pool_pre_ping=True)
+        return create_engine(parsed, pool_pre_ping=True, connect_args=_arguments(parsed))
     except (ArgumentError, NoSuchModuleError):
         raise ConfigError("store: the URL is not one that SQLAlchemy reads") from None
     except ModuleNotFoundError as error:
         raise ConfigError(f"store: the URL needs {error.name}, which is not installed") from None
+
+
+def _arguments(url: URL) -> dict[str, Any]:
+    """What the driver is told beside what the URL says. Raises as `make_url(url).get_dialect`."""
+    if url.get_dialect().driver != "psycopg":
+        return {}
+    return {name: value for name, value in PSYCOPG.items() if name not in url.query}
 
 
 def _sqlite(url: URL, create: bool) -> Engine:
@@ -120,6 +264,9 @@ def _sqlite(url: URL, create: bool) -> Engine:
             "store: SQLite needs an absolute path (sqlite:////folder/file.sqlite): replicas do "
             "not run in your folder"
         )
+    if os.path.exists(path) and not path.is_file():
+        what = "a folder: name a file in it" if path.is_dir() else "no file that can hold tables"
+        raise ConfigError(f"store: {path} is {what}")
     if create:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -131,13 +278,16 @@ def _sqlite(url: URL, create: bool) -> Engine:
             ) from None
     elif not path.is_file():
         raise ConfigError(f"store: {path} does not exist: nothing has been recorded there")
-    engine = create_engine(url, connect_args={"timeout": BUSY_S})
+    engine = create_engine(url, connect_args={"timeout": BUSY_S}, json_deserializer=loads)
 
     @event.listens_for(engine, "connect")
     def set_up(connection: Any, _: object) -> None:
         cursor = connection.cursor()
+        # Of a file that is still empty: what is deleted can be given back to the disk.
+        cursor.execute("PRAGMA auto_vacuum=INCREMENTAL")
         # Readers do not wait for writers.
         cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute(f"PRAGMA journal_size_limit={WAL_BYTES}")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
 

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Literal, get_args
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, func, insert, select
-from sqlalchemy.exc import IntegrityError
 
-from service.errors import Conflict, DatasetNotFound, InvalidValue, StoreUnavailable
-from service.store.database import Database
+from service.errors import Conflict, DatasetNotFound, InvalidValue
+from service.store.database import PAUSE_S, Collision, Database
 from service.store.policies import log
 from service.store.schema import datasets, images, labels
 
 Label = Literal["benign", "malign", "unsure"]
 Purpose = Literal["labels", "certificate"]
 WITHDRAWN = "withdrawn"
-BRINGING_TRIES = 20
+BRINGING_ROWS = 200
+"""Labels brought in at a time: few enough that a request's write waits for milliseconds."""
 
 
 @dataclass(frozen=True)
 class Dataset:
     """A question about a model's images.
 
-    `inputs` are what to draw them under (`service.inputs.parse`); none is the model's default.
+    `inputs` are what to draw them under (`service.policies.inputs.parse`); none is the model's
+    default.
     """
 
     name: str
@@ -43,10 +46,11 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ImageToLabel:
     """One image that somebody is to label; `blob` names its PNG, `inclusion` is in (0, 1].
 
-    `input` is what the model was asked for (`service.inputs.drawn`), None where it takes nothing.
+    `input` is what the model was asked for (`service.policies.inputs.drawn`), None where it takes
+    nothing.
     """
 
     id: str
@@ -68,10 +72,10 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledImage:
     """An image and the label that counts: the last one that was not withdrawn."""
 
-    image: Shown
+    image: ImageToLabel
     label: Label
     annotator: str
     elapsed_ms: int
@@ -80,10 +84,10 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a person says of an image, and after how long."""
+    """What a person says of an image, a Label or WITHDRAWN, and after how long."""
 
     image_id: str
-    label: Label
+    label: str
     elapsed_ms: int
 
 
@@ -100,15 +104,12 @@ class Datasets:
             with self._database.transaction() as connection:
                 connection.execute(insert(datasets).values(**asdict(dataset)))
                 log(connection, dataset.created_by, "dataset.create", dataset.name, {})
-        except StoreUnavailable as error:
-            if isinstance(error.__cause__, IntegrityError):
-                raise Conflict(f"dataset {dataset.name!r} exists already", "name") from None
-            raise
+        except Collision:
+            raise Conflict(f"dataset {dataset.name!r} exists already", "name") from None
 
     def read(self, name: str) -> Dataset:
         """One dataset. Raises DatasetNotFound."""
-        with self._database.transaction() as connection:
-            row = connection.execute(select(datasets).where(datasets.c.name == name)).one_or_none()
+        row = self._database.one(select(datasets).where(datasets.c.name == name))
         if row is None:
             raise DatasetNotFound(f"no dataset {name!r}", "dataset")
         return Dataset(**row._mapping)
@@ -119,18 +120,18 @@ class Datasets:
             rows = connection.execute(select(datasets).order_by(datasets.c.name))
             return [Dataset(**row._mapping) for row in rows]
 
-    def show(self, batch: Sequence[Shown]) -> None:
+    def show(self, batch: Sequence[ImageToLabel]) -> None:
         """Append images that somebody will be asked about."""
         with self._database.transaction() as connection:
             connection.execute(insert(images), [asdict(image) for image in batch])
 
     def open_batch(
-        self, dataset: str, annotator: str, besides: Sequence[str], within: timedelta
-    ) -> list[Shown]:
+        self, dataset: str, annotator: str, exclude_batches: Sequence[str], within: timedelta
+    ) -> list[ImageToLabel]:
         """The images of the oldest batch that was drawn for a person and has no label yet.
 
-        `besides` are batches that the person's page has already. Labels that were taken back do not
-        count, so such a batch is open again.
+        `exclude_batches` are batches that the person's page has already. Labels that were taken
+        back do not count, so such a batch is open again.
         """
         recent = datetime.now(UTC) - within
         with self._database.transaction() as connection:
@@ -145,7 +146,7 @@ class Datasets:
                     images.c.dataset == dataset,
                     images.c.annotator == annotator,
                     images.c.created > recent,
-                    images.c.batch.not_in([*besides]),
+                    images.c.batch.not_in([*exclude_batches]),
                     images.c.batch.not_in(answered),
                 )
                 .order_by(images.c.created)
@@ -154,16 +155,15 @@ class Datasets:
             if batch is None:
                 return []
             query = select(images).where(images.c.batch == batch).order_by(images.c.position)
-            return [Shown(**row._mapping) for row in connection.execute(query)]
+            return [ImageToLabel(**row._mapping) for row in connection.execute(query)]
 
-    def image(self, dataset: str, image_id: str) -> Shown:
+    def image(self, dataset: str, image_id: str) -> ImageToLabel:
         """One image. Raises InvalidValue when it is not of this dataset."""
         query = select(images).where(images.c.id == image_id, images.c.dataset == dataset)
-        with self._database.transaction() as connection:
-            row = connection.execute(query).one_or_none()
+        row = self._database.one(query)
         if row is None:
             raise InvalidValue(f"{image_id!r} is not an image of dataset {dataset!r}", "image_id")
-        return Shown(**row._mapping)
+        return ImageToLabel(**row._mapping)
 
     def label(self, dataset: str, answers: Sequence[Answer], annotator: str) -> None:
         """Append a person's answers, all or none; of an image the last answer counts.
@@ -184,9 +184,9 @@ class Datasets:
                         f"{answer.image_id!r} is not among the images that {annotator!r} was shown",
                         f"labels.{number}.image_id",
                     )
-            self._append(connection, [vars(answer) for answer in answers], annotator)
+            append(connection, answers, annotator)
 
-    def report(self, shown: Shown, label: Label) -> None:
+    def report(self, shown: ImageToLabel, label: Label) -> None:
         """Append an image together with its label, or neither.
 
         Raises Conflict for a certificate's dataset, and for a certificate's image.
@@ -195,80 +195,81 @@ class Datasets:
             _no_certificate(connection, shown.dataset)
             _no_proof(connection, [shown.blob])
             connection.execute(insert(images), [asdict(shown)])
-            self._append(connection, [vars(Answer(shown.id, label, 0))], shown.annotator)
+            append(connection, [Answer(shown.id, label, 0)], shown.annotator)
 
-    def bring(self, labelled: Sequence[Labelled], by: str) -> int:
-        """Append labels from elsewhere with their images, all or none; returns how many were new.
+    def bring(self, labelled: Sequence[LabelledImage], by: str) -> int:
+        """Append labels from elsewhere with their images; returns how many were new.
 
         An image that is here already, or whose pixels have a label in this dataset, is passed over:
         bringing a file twice, or a dataset's own, changes nothing. Of equal images the last counts.
-        Raises Conflict when one is a certificate's.
+        Raises Conflict when one is a certificate's, and then nothing is brought in. A fault of the
+        store leaves what came before it: bringing the same again does the rest.
         """
-        for tries_left in reversed(range(BRINGING_TRIES)):
-            try:
-                return self._bring(labelled, by)
-            except StoreUnavailable as error:
-                # Somebody else may have brought one of them this moment: now it is known.
-                if not (tries_left and isinstance(error.__cause__, IntegrityError)):
-                    raise
-        raise AssertionError("unreachable")
-
-    def _bring(self, labelled: Sequence[Labelled], by: str) -> int:
-        dataset = labelled[0].image.dataset
+        # In small transactions: SQLite has one writer at a time, and requests wait to be recorded.
+        equal: dict[str, list[LabelledImage]] = {}
+        for one in labelled:
+            equal.setdefault(one.image.blob, []).append(one)
+        blobs = list(equal)
         with self._database.transaction() as connection:
-            _no_certificate(connection, dataset)
-            _no_proof(connection, [one.image.blob for one in labelled])
-            ids = [one.image.id for one in labelled]
-            known = set(connection.scalars(select(images.c.id).where(images.c.id.in_(ids))))
-            here = _labelled(images.c.dataset == dataset).with_only_columns(images.c.blob)
-            said = set(connection.scalars(here))
-            fresh = {
-                one.image.blob: one
-                for one in labelled
-                if one.image.id not in known and one.image.blob not in said
-            }
-            if not fresh:
-                return 0
-            connection.execute(insert(images), [asdict(one.image) for one in fresh.values()])
-            connection.execute(
-                insert(labels),
-                [
-                    {
-                        "image": one.image.id,
-                        "label": one.label,
-                        "annotator": one.annotator,
-                        "elapsed_ms": one.elapsed_ms,
-                        "created": one.labelled,
-                    }
-                    for one in fresh.values()
-                ],
-            )
-            log(connection, by, "dataset.import", dataset, {"labels": len(fresh)})
+            _no_certificate(connection, labelled[0].image.dataset)
+            _no_proof(connection, blobs)
+        fresh = 0
+        for start in range(0, len(blobs), BRINGING_ROWS):
+            if start:
+                time.sleep(PAUSE_S)
+            part = [one for blob in blobs[start : start + BRINGING_ROWS] for one in equal[blob]]
+            # Somebody else may bring one of them this moment: then it is known.
+            fresh += self._database.repeat(partial(self._import_labels, part, by))
+        return fresh
+
+    def _import_labels(
+        self, labelled: Sequence[LabelledImage], by: str, connection: Connection
+    ) -> int:
+        dataset = labelled[0].image.dataset
+        blobs = [one.image.blob for one in labelled]
+        _no_certificate(connection, dataset)
+        _no_proof(connection, blobs)
+        ids = [one.image.id for one in labelled]
+        known = set(connection.scalars(select(images.c.id).where(images.c.id.in_(ids))))
+        here = _labelled(and_(images.c.dataset == dataset, images.c.blob.in_(blobs)))
+        said = set(connection.scalars(here.with_only_columns(images.c.blob)))
+        fresh = {
+            one.image.blob: one
+            for one in labelled
+            if one.image.id not in known and one.image.blob not in said
+        }
+        if not fresh:
+            return 0
+        connection.execute(insert(images), [asdict(one.image) for one in fresh.values()])
+        for one in fresh.values():
+            answer = Answer(one.image.id, one.label, one.elapsed_ms)
+            append(connection, [answer], one.annotator, one.labelled)
+        log(connection, by, "dataset.import", dataset, {"labels": len(fresh)})
         return len(fresh)
 
-    def withdraw(self, dataset: str, annotator: str) -> list[Labelled]:
-        """Take back a person's last batch of labels; returns what they were.
+    def withdraw(
+        self, dataset: str, annotator: str, batch: str | None = None
+    ) -> list[LabelledImage]:
+        """Take back a person's labels of a batch, by default of the last; returns what they were.
 
         Its images may be labelled again. Raises Conflict when there is nothing to take back.
         """
         theirs = and_(images.c.dataset == dataset, labels.c.annotator == annotator)
+        if batch is not None:
+            theirs = and_(theirs, images.c.batch == batch)
         with self._database.transaction() as connection:
             _no_certificate(connection, dataset)
             last = _labelled(theirs).order_by(labels.c.id.desc()).limit(1)
             newest = connection.execute(last).one_or_none()
             if newest is None:
                 raise Conflict("there is no label of yours to take back")
-            batch = and_(theirs, images.c.batch == newest.batch)
-            query = _labelled(batch).order_by(images.c.position)
+            said = and_(theirs, images.c.batch == newest.batch)
+            query = _labelled(said).order_by(images.c.position)
             gone = [_read(row) for row in connection.execute(query)]
-            self._append(
-                connection,
-                [{"image_id": one.image.id, "label": WITHDRAWN, "elapsed_ms": 0} for one in gone],
-                annotator,
-            )
+            append(connection, [Answer(one.image.id, WITHDRAWN, 0) for one in gone], annotator)
             return gone
 
-    def labelled(self, dataset: str) -> list[Labelled]:
+    def labelled(self, dataset: str) -> list[LabelledImage]:
         """Every image of a dataset with the label that counts, in the order of labelling."""
         with self._database.transaction() as connection:
             query = _labelled(images.c.dataset == dataset).order_by(labels.c.id)
@@ -286,7 +287,8 @@ class Datasets:
         with self._database.transaction() as connection:
             for label, count, elapsed in connection.execute(query):
                 if label != WITHDRAWN:
-                    found[label] = count
+                    # Of a word that nobody knows here nobody is sure.
+                    found[label if label in get_args(Label) else "unsure"] += count
                     found["elapsed_ms"] += int(elapsed or 0)
         return found
 
@@ -308,21 +310,18 @@ class Datasets:
         with self._database.transaction() as connection:
             return connection.scalar(query.limit(1)) is not None
 
-    def _append(self, connection: Any, answers: Sequence[dict[str, Any]], annotator: str) -> None:
-        now = datetime.now(UTC)
-        connection.execute(
-            insert(labels),
-            [
-                {
-                    "image": answer["image_id"],
-                    "label": answer["label"],
-                    "elapsed_ms": answer["elapsed_ms"],
-                    "annotator": annotator,
-                    "created": now,
-                }
-                for answer in answers
-            ],
-        )
+
+def append(
+    connection: Connection, answers: Sequence[Answer], annotator: str, at: datetime | None = None
+) -> None:
+    """Append what a person says of images; of an image's labels the last one counts."""
+    said = {"annotator": annotator, "created": at or datetime.now(UTC)}
+    rows = [
+        {"image": one.image_id, "label": one.label, "elapsed_ms": one.elapsed_ms} | said
+        for one in answers
+    ]
+    if rows:
+        connection.execute(insert(labels), rows)
 
 
 def _no_certificate(connection: Connection, dataset: str) -> None:
@@ -359,8 +358,8 @@ def _labelled(condition: ColumnElement[bool]) -> Select[Any]:
     )
 
 
-def _read(row: Any) -> Labelled:
+def _read(row: Any) -> LabelledImage:
     values = dict(row._mapping)
     said = {key: values.pop(f"said_{key}") for key in ("label", "annotator", "elapsed_ms")}
     labelled = values.pop("said_created")
-    return Labelled(image=Shown(**values), labelled=labelled, **said)
+    return LabelledImage(image=ImageToLabel(**values), labelled=labelled, **said)

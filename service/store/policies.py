@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,11 +11,11 @@ from typing import Any
 from sqlalchemy import Connection, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from service.errors import Conflict, PolicyNotFound, StoreUnavailable
+from service.errors import Conflict, PolicyNotFound
 from service.store.database import Database
-from service.store.schema import audit, policy_pointers, policy_versions
+from service.store.schema import EPOCH, audit, policy_pointers, policy_versions
 
-ADDING_TRIES = 20
+logger = logging.getLogger("winnow.store")
 
 MOVES = ("policy.seed", "policy.promote", "policy.rollback")
 """The actions that put a version in force."""
@@ -100,8 +101,7 @@ class Policies:
         query = select(policy_versions).where(
             policy_versions.c.name == name, policy_versions.c.version == version
         )
-        with self._database.transaction() as connection:
-            row = connection.execute(query).one_or_none()
+        row = self._database.one(query)
         if row is None:
             raise PolicyNotFound(f"policy {name!r} has no version {version}", "version")
         return _version(row)
@@ -113,23 +113,18 @@ class Policies:
             .where(policy_versions.c.name == name)
             .order_by(policy_versions.c.version.desc())
         )
-        with self._database.transaction() as connection:
-            return [_version(row) for row in connection.execute(query)]
+        return [_version(row) for row in self._database.all(query)]
 
     def add(self, name: str, document: Mapping[str, Any], reward: str | None, by: str) -> int:
         """Append a version, which is not in force yet; returns its number."""
-        for tries_left in reversed(range(ADDING_TRIES)):
-            try:
-                with self._database.transaction() as connection:
-                    version = self._next(connection, name)
-                    self._insert(connection, name, version, document, reward, by)
-                    log(connection, by, "policy.add", name, {"version": version, "reward": reward})
-                    return version
-            except StoreUnavailable as error:
-                # Somebody else may have taken the number this moment.
-                if not (tries_left and isinstance(error.__cause__, IntegrityError)):
-                    raise
-        raise AssertionError("unreachable")
+
+        def work(connection: Connection) -> int:
+            version = self._next(connection, name)
+            self._insert(connection, name, version, document, reward, by)
+            log(connection, by, "policy.add", name, {"version": version, "reward": reward})
+            return version
+
+        return self._database.repeat(work)
 
     def point(
         self, name: str, before: Pointer | None, version: int, by: str, action: str
@@ -160,18 +155,26 @@ class Policies:
         query = (
             select(audit).where(audit.c.subject == name).order_by(audit.c.id.desc()).limit(limit)
         )
-        with self._database.transaction() as connection:
-            return [dict(row._mapping) for row in connection.execute(query)]
+        return [dict(row._mapping) for row in self._database.all(query)]
 
     def moves(self, name: str) -> list[dict[str, Any]]:
-        """All entries of the audit log that put a version of a name in force, the oldest first."""
+        """All entries of the audit log that put a version of a name in force, the oldest first.
+
+        One that is damaged is passed over.
+        """
         query = (
             select(audit)
             .where(audit.c.subject == name, audit.c.action.in_(MOVES))
             .order_by(audit.c.id)
         )
         with self._database.transaction() as connection:
-            return [dict(row._mapping) for row in connection.execute(query)]
+            found = [dict(row._mapping) for row in connection.execute(query)]
+        moves = [one for one in found if _names_version(one["detail"])]
+        for one in found:
+            if one not in moves:
+                warning = "entry %d of the audit log, %s of %r, names no version: it is passed over"
+                logger.warning(warning, one["id"], one["action"], name)
+        return moves
 
     def _next(self, connection: Connection, name: str) -> int:
         query = select(func.max(policy_versions.c.version)).where(policy_versions.c.name == name)
@@ -199,13 +202,13 @@ class Policies:
                 change = update(policy_pointers).where(here.name == name)
                 if before is not None:
                     change = change.where(
-                        here.version == before.version,
-                        here.disabled == before.disabled,
-                        here.changed == before.changed,
+                        here.version == before.version, here.disabled == before.disabled
                     )
+                    if before.changed != EPOCH:  # a damaged time is like none, and is mended here
+                        change = change.where(here.changed == before.changed)
                 if connection.execute(change.values(**values, **changed)).rowcount != 1:
                     raise Conflict(f"policy {name!r} was changed meanwhile: look again")
-            log(connection, by, action, name, {"before": before and _told(before)} | values)
+            log(connection, by, action, name, {"before": before and _audit_values(before)} | values)
             row = connection.execute(_POINTERS.where(here.name == name)).one()
             return _pointer(row)
 
@@ -245,11 +248,15 @@ def log(
     )
 
 
+def _names_version(detail: Any) -> bool:
+    return isinstance(detail, dict) and isinstance(detail.get("version"), int)
+
+
 def _pointer(row: Any) -> Pointer:
     return Pointer(row.name, row.version, row.disabled, row.shadow, row.changed, row.off)
 
 
-def _told(pointer: Pointer) -> dict[str, Any]:
+def _audit_values(pointer: Pointer) -> dict[str, Any]:
     return {key: value for key, value in vars(pointer).items() if key not in ("changed", "off")}
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import queue
 import threading
+import time
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+
+from sqlalchemy.exc import DataError, IntegrityError, StatementError
 
 from service.errors import StoreUnavailable
 from service.store.decisions import Decisions
@@ -25,12 +29,18 @@ MAX_WAITING = 1024
 
 PURGE_EVERY_S = 3600.0
 
+FRESH_S = 1.0
+"""What was written so short a time ago shows that decisions can be written."""
+
 
 @dataclass(frozen=True)
 class Item:
-    """A decision on its way to the store; a `final` one replaces what has its id."""
+    """A decision on its way to the store; a `final` one replaces what has its id.
 
-    row: Row
+    Without a row, it only shows that one could be written.
+    """
+
+    row: Row | None
     final: bool
     written: Future[None] = field(default_factory=Future)
 
@@ -45,6 +55,8 @@ class Recorder:
         self._decisions = decisions
         self._keep = timedelta(days=keep_days)
         self._queue: queue.Queue[Item | None] = queue.Queue(MAX_WAITING)
+        self._written_at, self._failing = -math.inf, False
+        self._probe: Future[None] | None = None
         self._closing = threading.Event()
         self._threads = [
             threading.Thread(target=self._write, name="store-write", daemon=True),
@@ -77,6 +89,18 @@ class Recorder:
         except StoreUnavailable as error:
             log.error("decision %s was not recorded: %s", row.id, error)
 
+    async def check(self) -> None:
+        """Return once it is sure that a decision can be written. Raises StoreUnavailable.
+
+        Goes the way of a decision, and leaves none. Nothing is written where one just was; while
+        the store hangs, all who ask wait for one probe.
+        """
+        if time.monotonic() - self._written_at < FRESH_S:
+            return
+        if self._probe is None or self._probe.done():
+            self._probe = self._submit(None, final=False)
+        await asyncio.shield(asyncio.wrap_future(self._probe))
+
     def close(self) -> None:
         """Write what waits, and stop."""
         self._closing.set()
@@ -84,7 +108,7 @@ class Recorder:
         for thread in self._threads:
             thread.join()
 
-    def _submit(self, row: Row, final: bool) -> Future[None]:
+    def _submit(self, row: Row | None, final: bool) -> Future[None]:
         item = Item(row, final)
         try:
             self._queue.put_nowait(item)
@@ -105,17 +129,29 @@ class Recorder:
                 self._commit(wanted)
 
     def _commit(self, batch: list[Item]) -> None:
+        rows = [one.row for one in batch if one.row is not None and not one.final]
+        final = [one.row for one in batch if one.row is not None and one.final]
         try:
-            self._decisions.insert(
-                [one.row for one in batch if not one.final],
-                [one.row for one in batch if one.final],
-            )
+            if rows or final:
+                self._decisions.insert(rows, final)
+            else:
+                self._decisions.probe()
         except Exception as error:  # whatever went wrong, nothing was written
-            log.error("%d decisions were not recorded", len(batch), exc_info=error)
+            if len(batch) > 1 and _of_a_row(error):
+                # One of them cannot be written; the others can.
+                for one in batch:
+                    self._commit([one])
+                return
+            if rows or final:
+                log.error("%d decisions were not recorded", len(rows + final), exc_info=error)
+            elif not self._failing:  # a probe every second need not repeat it
+                log.error("no decision can be recorded", exc_info=error)
+            self._failing = True
             fault = StoreUnavailable("the decision store failed; the log holds its cause")
             for one in batch:
                 one.written.set_exception(fault)
         else:
+            self._written_at, self._failing = time.monotonic(), False
             for one in batch:
                 one.written.set_result(None)
 
@@ -127,3 +163,9 @@ class Recorder:
             except Exception as error:  # old records are no reason to end the service
                 log.warning("old decisions were not purged", exc_info=error)
             self._closing.wait(PURGE_EVERY_S)
+
+
+def _of_a_row(error: Exception) -> bool:
+    """Whether the database refused a row, and is not itself at fault."""
+    cause = error.__cause__
+    return isinstance(cause, DataError | IntegrityError) or type(cause) is StatementError

@@ -8,6 +8,7 @@ from service.store.certificates import Certificates
 from service.store.database import Database
 from service.store.datasets import Datasets
 from service.store.decisions import Decisions
+from service.store.jobs import Jobs
 from service.store.policies import Policies
 from service.store.rewards import Rewards
 
@@ -22,6 +23,7 @@ class Store:
         self.decisions = Decisions(self.database)
         self.policies = Policies(self.database)
         self.datasets = Datasets(self.database)
+        self.jobs = Jobs(self.database)
         self.rewards = Rewards(self.database)
         self.certificates = Certificates(self.database)
         self.certificate_labels = CertificateLabels(self.database)

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import yaml
 
-from service.cli.serve import QUICK_START
+from service.cluster.ray_environment import EVERYWHERE
 from service.config import ConfigError, secrets
-from service.serve_file import read
+from service.config.serve_file import read
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -133,10 +133,7 @@ def test_the_label_has_the_projects_version() -> None:
 def test_ray_started_by_kuberay_has_the_settings_of_winnow_serve() -> None:
     [env] = _of(FINAL, "ENV")
     settings = dict(pair.split("=", 1) for pair in env.split())
-    # A fast control loop is for a fast start; a cluster wants Ray's metrics.
-    of_a_laptop = {"RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "RAY_enable_metrics_collection"}
-    wanted = {name: value for name, value in QUICK_START.items() if name not in of_a_laptop}
-    assert {name: settings.get(name) for name in wanted} == wanted
+    assert {name: settings.get(name) for name in EVERYWHERE} == EVERYWHERE
 
 
 def test_nobody_is_told_that_it_runs() -> None:

@@ -17,9 +17,11 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.k8s import check, crds, fitting, generate
-from models.bundle import ZOO
+from deploy.k8s import check, consistency, crds
+from deploy.observability.files import DASHBOARDS, prometheus_rule
+from models.bundles.bundle import ZOO
 from service.cli.exporter import exporter
+from service.cluster.ray_environment import EVERYWHERE
 
 ROOT = Path(__file__).parents[2]
 CPU = check.HERE / "overlays/cpu"
@@ -45,7 +47,7 @@ def _faults(change: Any, kind: str = "RayService") -> list[str]:
     documents = copy.deepcopy(_built(CPU))
     changed = next(one for one in documents if one["kind"] == kind)
     change(changed)
-    return [*check.schema_faults(changed, _schemas()), *fitting.faults(documents)]
+    return [*check.schema_faults(changed, _schemas()), *consistency.faults(documents)]
 
 
 @kubectl
@@ -206,6 +208,15 @@ def test_parts_that_do_not_fit_are_found(change: Any, complaint: str) -> None:
     assert any(complaint in line for line in _faults(change)), _faults(change)
 
 
+def test_ray_has_the_settings_of_winnow_serve_in_every_container() -> None:
+    service = yaml.safe_load((ROOT / "deploy/k8s/base/rayservice.yaml").read_text())
+    cluster = service["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        [container] = group["template"]["spec"]["containers"]
+        settings = {one["name"]: one["value"] for one in container["env"]}
+        assert {name: settings.get(name) for name in EVERYWHERE} == EVERYWHERE
+
+
 @kubectl
 def test_the_rayservice_follows_a_changed_secret() -> None:
     documents = _built(CPU)
@@ -291,11 +302,8 @@ RULES = {
 
 
 @definitions
-def test_rules_become_a_prometheusrule(tmp_path: Path) -> None:
-    (tmp_path / "rules.yml").write_text(yaml.safe_dump(RULES))
-    [(path, text)] = generate.files(tmp_path).items()
-    assert path == check.HERE / "components/prometheus/prometheusrule.yaml"
-    made = yaml.safe_load(text)
+def test_rules_become_a_prometheusrule() -> None:
+    made = prometheus_rule(RULES["groups"])
     assert made["spec"] == RULES
     assert made["metadata"]["labels"] == {"release": "kube-prometheus-stack"}
     schema = _schemas()["monitoring.coreos.com/v1", "PrometheusRule"]
@@ -305,23 +313,19 @@ def test_rules_become_a_prometheusrule(tmp_path: Path) -> None:
 
 
 @kubectl
-def test_dashboards_become_configmaps_for_grafanas_sidecar(tmp_path: Path) -> None:
-    (tmp_path / "dashboards").mkdir()
-    (tmp_path / "dashboards/overview.json").write_text('{"title": "Overview"}')
-    for path, text in generate.files(tmp_path).items():
-        path.write_text(text)
+def test_dashboards_become_configmaps_for_grafanas_sidecar() -> None:
     built = subprocess.run(
-        ["kubectl", "kustomize", str(tmp_path)], capture_output=True, text=True, check=True
+        ["kubectl", "kustomize", str(check.ROOT / "deploy/observability")],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    made = yaml.safe_load(built.stdout)
-    assert made["metadata"]["name"] == "winnow-overview"
-    assert made["metadata"]["labels"] == {"grafana_dashboard": "1"}
-    assert made["data"] == {"overview.json": '{"title": "Overview"}'}
-    assert check._core_faults(made) == []
-
-
-def test_what_is_made_from_the_rules_is_up_to_date() -> None:
-    assert generate.stale() == []
+    made = list(yaml.safe_load_all(built.stdout))
+    assert {one["metadata"]["name"] for one in made} == {f"winnow-{name}" for name in DASHBOARDS}
+    for one in made:
+        assert one["metadata"]["labels"] == {"grafana_dashboard": "1"}
+        assert list(one["data"]) == [f"{one['metadata']['name'].removeprefix('winnow-')}.json"]
+        assert check.core_faults(one) == []
 
 
 def _nothing(model: Path) -> None:
@@ -341,9 +345,10 @@ def _another_weight(model: Path) -> None:
 
 
 def _code_that_says_yes(model: Path) -> None:
-    (model / "models").mkdir()
+    (model / "models/bundles").mkdir(parents=True)
     (model / "models/__init__.py").touch()
-    (model / "models/bundle.py").write_text("def load(reference): print('I ran')\n")
+    (model / "models/bundles/__init__.py").touch()
+    (model / "models/bundles/bundle.py").write_text("def load(reference): print('I ran')\n")
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.observability import __main__ as observability
-from deploy.observability import files as made
-from deploy.observability.files import HERE, files, groups
+from deploy.observability.files import DASHBOARDS, HERE, PROMETHEUS_RULE, files, groups
 from deploy.observability.files import RUNBOOKS as LINKS
 
 RUNBOOKS = HERE.parents[1] / "docs/runbooks"
@@ -124,27 +122,20 @@ def test_a_first_step_that_is_not_known_to_be_safe_is_noticed(
 
 
 @pytest.mark.parametrize("where", ["https://example.org/r", "https://example.org/r/"])
-def test_links_to_runbooks_begin_where_they_are_told(
-    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "dashboards").mkdir()
-    monkeypatch.setattr(made, "HERE", tmp_path)
-    monkeypatch.setattr("sys.argv", ["observability", "--runbooks", where])
-    assert observability.main() == 0
-    data = yaml.safe_load((tmp_path / "rules.yml").read_text())
+def test_links_to_runbooks_begin_where_they_are_told(where: str) -> None:
+    wanted = files(where)
+    linked = yaml.safe_load(wanted[PROMETHEUS_RULE])["spec"]["groups"]
+    assert linked == yaml.safe_load(wanted[HERE / "rules.yml"])["groups"]
     links = {
         rule["alert"]: rule["annotations"]["runbook_url"]
-        for group in data["groups"]
+        for group in linked
         for rule in group["rules"]
         if "alert" in rule
     }
     assert links == {alert: f"https://example.org/r/{alert}.md" for alert in ALERTS}
-    for path in (tmp_path / "dashboards").iterdir():
-        [link] = [
-            one
-            for one in json.loads(path.read_text())["templating"]["list"]
-            if one["name"] == "runbooks"
-        ]
+    for name in DASHBOARDS:
+        dashboard = json.loads(wanted[HERE / "dashboards" / f"{name}.json"])
+        [link] = [one for one in dashboard["templating"]["list"] if one["name"] == "runbooks"]
         assert link["query"] == "https://example.org/r"
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-ROOT = Path(__file__).parents[2]
-ADMIN_KEY = "an-admin-key-for-tests"
+from loadtest.bench.servers import ADMIN_KEY
+from tests.processes import ROOT, command_line, descendants, free_port, wait_for
+
+ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,11 @@ class Service:
     url: str
     process: subprocess.Popen[str]
     client: httpx.Client
-    store_url: str
+    log: Path
+
+    @property
+    def store_url(self) -> str:
+        return f"sqlite:///{self.log.parent}/state/winnow/decisions.sqlite"
 
     def replicas(self, deployment: str) -> list[int]:
         """Process ids of a deployment's replicas on this service's Ray."""
@@ -37,57 +41,13 @@ class Service:
         lines = self.client.get("/metrics").text.splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
 
-    def wait_ready(self, timeout_s: float = 60) -> None:
+    def wait_ready(self, timeout_s: float = 180) -> None:
         """Return when backbone and judge answer again."""
         wait_for(lambda: self.client.get("/health/ready").status_code == 200, timeout_s)
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 30) -> None:
-    """Poll until the condition holds; fails the test when it does not in time."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come about in time"
-        time.sleep(0.05)
-
-
-def descendants(pid: int) -> list[int]:
-    """All living processes below a process."""
-    parents: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                state, parent = (entry / "stat").read_text().rsplit(")", 1)[1].split()[:2]
-            except OSError:
-                continue
-            if state != "Z":
-                parents.setdefault(int(parent), []).append(int(entry.name))
-    found: list[int] = []
-    queue = [pid]
-    while queue:
-        children = parents.get(queue.pop(), [])
-        found += children
-        queue += children
-    return found
-
-
-def command_line(pid: int) -> str:
-    """What `ps` shows of a process, or nothing if it is gone."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    except OSError:
-        return ""
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def start(config: Path, log: Path) -> Service:
-    """Start `winnow serve` and wait until it is ready."""
+def start(config: Path, log: Path, started: Callable[[Service], bool] | None = None) -> Service:
+    """Start `winnow serve` and wait until it says that it is ready, or until `started`."""
     port = free_port()
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -99,12 +59,13 @@ def start(config: Path, log: Path) -> Service:
             stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
     url = f"http://127.0.0.1:{port}"
-    store_url = f"sqlite:///{log.parent}/state/winnow/decisions.sqlite"
-    service = Service(url, process, httpx.Client(base_url=url, timeout=120), store_url)
+    service = Service(url, process, httpx.Client(base_url=url, timeout=120), log)
     try:
-        wait_for(lambda: "Winnow is ready" in log.read_text() or process.poll() is not None, 180)
+        said = started or (lambda _: "Winnow is ready" in log.read_text())
+        wait_for(lambda: said(service) or process.poll() is not None, 600)
         assert process.poll() is None, log.read_text()
     except BaseException:
         stop(service)
@@ -117,7 +78,7 @@ def stop(service: Service, signum: int = signal.SIGINT) -> None:
     service.client.close()
     if service.process.poll() is None:
         service.process.send_signal(signum)
-        service.process.wait(60)
+        service.process.wait(180)
 
 
 @pytest.fixture(scope="session")

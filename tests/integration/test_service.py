@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.integration.conftest import ADMIN_KEY, ROOT, Service, wait_for
+from tests.integration.conftest import ADMIN_KEY, Service
+from tests.processes import ROOT, wait_for
 from tests.stores import open_store
 
 pytestmark = pytest.mark.cluster
@@ -124,7 +125,7 @@ def test_a_disconnect_frees_the_slots(service: Service) -> None:
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{service.url}/v1/images/generations", json=slow, timeout=0.15)
     nfe = service.metric("winnow_nfe_total")
-    wait_for(lambda: service.metric("winnow_slots_running") == 0, 5)
+    wait_for(lambda: service.metric("winnow_slots_running") == 0)
     settled = service.metric("winnow_nfe_total")
     time.sleep(0.5)
     assert service.metric("winnow_nfe_total") == settled
@@ -211,7 +212,7 @@ def test_a_decision_can_be_read_and_replayed(service: Service) -> None:
     path = f"/v1/decisions/{body['id']}"
     record = service.client.get(path, headers={"Authorization": f"Bearer {ADMIN_KEY}"}).json()
     assert [image["seed"] for image in record["images"]] == [400, 401]
-    assert record["versions"]["weights"]["judge"] == body["policy"]["judge"]
+    assert record["versions"]["sampling"]["parts"]["judge"] == body["policy"]["judge"]
     winnow = Path(sys.executable).with_name("winnow")
     replayed = subprocess.run(
         [winnow, "replay", body["id"], "--url", service.store_url],

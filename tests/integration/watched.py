@@ -23,7 +23,8 @@ import yaml
 
 from deploy.observability.files import groups
 from deploy.observability.promql import Least
-from tests.integration.conftest import ROOT, Service, free_port, start, stop, wait_for
+from tests.integration.conftest import Service, start, stop
+from tests.processes import ROOT, free_port, wait_for
 
 SOONER = {
     "5m": "10s",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -17,8 +19,8 @@ from loadtest.__main__ import run
 from loadtest.hostile import CASES, Case
 from loadtest.outcomes import Outcome, of_ask, of_hostile
 from loadtest.scenarios import SCENARIOS, Ask, policies
-from loadtest.slots import wait_until_free
-from models.bundle import Bundle
+from loadtest.slots import in_use, wait_until_free
+from models.bundles.bundle import Bundle
 from tests.bundles import settings
 from tests.service.api.server import Served, serve
 
@@ -116,29 +118,35 @@ def test_a_slow_reader_gets_its_whole_answer(server: Served) -> None:
     assert int(said[1]["content-length"]) == len(said[2])
 
 
-def test_who_hangs_up_leaves_work_that_is_waited_for(server: Served) -> None:
-    """Without Serve's proxy nobody cancels it: tests/integration looks at that."""
-    server.backbone.delay_s = 0.01
+def test_the_work_of_who_hangs_up_ends(server: Served) -> None:
     many = Ask("no-crossbar", n=16)
+    before = _nfe(server)
+    server.backbone.delay_s = 0.5  # a step; 25 s for all of them
     try:
-        sockets.hang_up(server.url, many.body, {}, 0.2)
-        page = httpx.get(f"{server.url}/metrics", trust_env=False).text
-        running = [line for line in page.splitlines() if line.startswith("winnow_slots_running")]
-        assert running
-        assert not running[0].endswith(" 0.0")
+        with ThreadPoolExecutor(1) as pool:
+            left = pool.submit(sockets.hang_up, server.url, many.body, {}, 3.0)
+            while not left.done() and not in_use(server.url):
+                time.sleep(0.05)
+            assert not left.done(), "it was at work"
         seconds, why = wait_until_free(server.url)
-        assert why is None
-        assert seconds is not None
-        assert seconds > 0.05
+        assert (why, seconds is not None) == (None, True)
+        assert 0 < _nfe(server) - before < 16 * 50
     finally:
         server.backbone.delay_s = 0.0
+
+
+def _nfe(server: Served) -> float:
+    lines = httpx.get(f"{server.url}/metrics", trust_env=False).text.splitlines()
+    return sum(
+        float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("winnow_nfe_total")
+    )
 
 
 def test_slots_that_stay_in_use_are_a_broken_promise(
     server: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("loadtest.slots.FREE_S", 0.1)
-    monkeypatch.setattr("loadtest.slots._in_use", lambda host: 3.0)
+    monkeypatch.setattr("loadtest.slots.in_use", lambda host: 3.0)
     _, why = wait_until_free(server.url)
     assert why is not None
     assert why.startswith("3 slots in use")

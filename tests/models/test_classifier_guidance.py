@@ -17,20 +17,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.backbones.encoders import ClassEncoder
-from models.bundle import Bundle, load
-from models.condition import Condition
-from models.conditioning import Named
-from models.manifest import Inputs
-from models.noise import Purpose, normal
-from models.parameterization import PREDICTION_TYPES, PredictionType
+from models.bundles.bundle import Bundle, load
+from models.bundles.manifest import Inputs
+from models.diffusion.condition import Condition
+from models.diffusion.conditioning import Named
+from models.diffusion.noise import Purpose, normal
+from models.diffusion.noise_schedule import NoiseSchedule
+from models.diffusion.parameterization import PREDICTION_TYPES, PredictionType
 from models.rewards.network import RewardConfig, RewardNetwork
 from models.rewards.timed_classifier import TimedClassifier, add_classifier
-from models.schedule import NoiseSchedule
+from models.sampling.batch import Batch
+from models.sampling.runner import Runner
 from service.config import BackboneSettings
-from service.engine.batch import Batch
 from service.engine.engine import Engine
 from service.engine.load import load_engine
-from service.engine.runner import Runner
+from service.engine.networks import Networks
 from service.errors import BackendUnavailable
 from service.ports import DrawKey, SamplingPlan
 from tests.engines import Lossless, floats, make_plan, make_schedule, run_to_end, submit
@@ -79,7 +80,7 @@ class Mixture:
 def _engine(world: Mixture, schedule: NoiseSchedule, classifier: Any) -> Engine:
     encoder = ClassEncoder(CLASSES)
     return Engine(
-        Runner(FREE.backbone, world, schedule, {}, classifier=classifier),
+        Runner(FREE.backbone, world, schedule, Networks(), classifier=classifier),
         Batch(schedule, SHAPE, 4, "cpu", encoder.encode(encoder.example, 0)),
         Lossless(),
         4,

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from models.backbones.runtime import TorchDenoiser
-from models.conditioning import Conditions
-from models.generate import load_generator
-from models.guidance import CleanReward, ForwardGuide
+from models.diffusion.conditioning import Conditions
+from models.diffusion.guidance import CleanReward, ForwardGuide
+from models.diffusion.samplers import SAMPLERS
+from models.offline.generator import load_generator
 from models.rewards.ensemble import Ensemble
 from models.rewards.network import RewardConfig, RewardNetwork
 from service.config import BackboneSettings
@@ -42,7 +43,6 @@ CASES: dict[str, tuple[str, SamplingPlan]] = {
     "SD": ("sd", ask(20, prompt="a cat")),
     "SD, guided": ("sd", ask(20, **PROMPT)),
     "SD, negative prompt": ("sd", ask(20, **BOTH)),
-    "SD, DPM-Solver++": ("sd", ask(12, "dpmsolver++", **BOTH)),
     "SD, ancestral": ("sd", ask(20, eta=1.0, **PROMPT)),
     "SD, v-prediction": ("sd-v", ask(20, **BOTH)),
     "SD XL": ("sdxl", ask(20, prompt="a cat")),
@@ -51,7 +51,7 @@ CASES: dict[str, tuple[str, SamplingPlan]] = {
     "SD XL, DPM-Solver++": ("sdxl", ask(12, "dpmsolver++", **BOTH)),
     "DiT": ("dit", ask(20, class_label=7)),
     "DiT, guided": ("dit", ask(20, class_label=7, guidance_scale=4.0)),
-}
+} | {f"SD, {sampler}": ("sd", ask(10, sampler, **BOTH)) for sampler in SAMPLERS}
 MIXED: dict[str, list[SamplingPlan]] = {
     # Not DPM-Solver++: diffusers' own does not clip x̂_0, whatever the config says.
     "ddpm": [ask(20), ask(8), ask(10), ask(5, eta=1.0), ask(20), ask(4)],
@@ -122,6 +122,7 @@ def test_the_engine_draws_what_diffusers_does(
     assert found <= TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MIXED)
 def test_rows_of_one_batch_are_what_each_is_alone(
     kind: str, made: Callable[[str], Made], differences: dict[str, float]
@@ -222,8 +223,8 @@ def test_forward_guidance_is_the_gradient_through_decoder_and_denoiser(
     assert wanted.abs().amax((1, 2, 3)).min() > 1e-3
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
-    engine = it.engine(guides={"forward": guide})
-    steered = vary(plan, guide="forward", censor_scale=1.0, guide_interval=(0, 600))
+    engine = it.engine({("forward", "through"): guide})
+    steered = vary(plan, forward="through", censor_scale=1.0, guide_interval=(0, 600))
     results = draw_each(engine, [steered, plan])
     halves = 2 if scale > 1 else 1
     # Timesteps 751, 501, 251 and 1: three of four lie in the interval.

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.codec import PixelShuffle
-from models.conditioning import Named
-from models.guidance import CleanReward, ForwardGuide
-from models.method import Method
+from models.diffusion.codec import PixelShuffle
+from models.diffusion.conditioning import Named
+from models.diffusion.guidance import CleanReward, ForwardGuide
+from models.diffusion.method import Method
 from models.rewards.ensemble import Ensemble
 from models.rewards.network import RewardConfig, RewardNetwork
 from service.ports import DrawKey
@@ -62,21 +62,25 @@ def _engine_draws(methods: list[Method], max_batch: int) -> list[Tensor]:
         unet,
         SCHEDULE,
         SHAPE,
-        guides={"time": timed, "forward": ForwardGuide(unet, SCHEDULE, reward)},
+        guides={"time": timed},
+        forward={"forward": ForwardGuide(unet, SCHEDULE, reward)},
         clean_guides={"clean": reward},
         max_batch=max_batch,
     )
     callers = []
     for seed, method in enumerate(methods):
-        plan = make_plan(**vars(method), guide=method.guidance, clean_guide="clean")
+        plan = make_plan(**vars(method), **_steers(method), clean_guide="clean")
         callers.append(submit(engine, plan, [DrawKey(0, seed, 0)]))
     run_to_end(engine)
     results = [next(iter(caller.results.values())) for caller in callers]
     for caller, result in zip(callers, results, strict=True):
         plan = make_plan(**vars(methods[callers.index(caller)]))
-        guide = plan.method.guidance
-        assert result.nfe == engine.cost(make_plan(**vars(plan.method), guide=guide))
+        assert result.nfe == engine.cost(make_plan(**vars(plan.method), **_steers(plan.method)))
     return [torch.from_numpy(floats(result).copy()).double()[None] for result in results]
+
+
+def _steers(method: Method) -> dict[str, str]:
+    return {"guide" if method.guidance == "time" else "forward": method.guidance}
 
 
 @pytest.mark.parametrize("max_batch", [1, 5, 16])

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from tests.integration.conftest import wait_for
+from tests.processes import wait_for
 from tests.service.api.server import Served
 
 _count = iter(range(1000))

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from models.bundle import Bundle
-from service.feedback.worker import Worker
+from models.bundles.bundle import Bundle
+from service.jobs.runner import JobRunner
 from tests.service.api.asking import TEXT, serve_asked
 from tests.service.api.server import AUTH, Served, serve
 
@@ -38,9 +38,9 @@ def served(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     }
     with pytest.MonkeyPatch.context() as patch, serve(bundle, auth=auth) as server:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
-        worker = Worker(server.store.rewards, server.desk.train)
+        runner = JobRunner(server.store.jobs, [server.trainings.kind])
         yield server
-        worker.close()
+        runner.close()
 
 
 @pytest.fixture(scope="module")

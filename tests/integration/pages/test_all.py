@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from models.bundle import Bundle
-from tests.integration.conftest import wait_for
+from models.bundles.bundle import Bundle
 from tests.integration.pages.browser import abandon, certify, enter, press
+from tests.processes import wait_for
 from tests.rewards import put_reward
 from tests.service.api.server import Served, serve
 
@@ -48,7 +48,7 @@ def test_without_labelling_no_page_leads_there(chromium: Any, bundle: Bundle) ->
 def test_a_policy_is_promoted_rolled_back_and_switched_off_with_the_keyboard(
     open_page: Callable[..., Any], served: Served
 ) -> None:
-    policy = served.live.seeds["bright"]
+    policy = served.policy_registry.seeds["bright"]
     put_reward(served.store, "rwd_page", policy, {"judge": b"0.9"}, {50: 0.55, 20: 0.65})
     body = {"name": "bright", "based_on": "bright", "reward": "rwd_page"}
     made = httpx.post(f"{served.url}/v1/policies", json=body).json()["version"]
@@ -65,7 +65,7 @@ def test_a_policy_is_promoted_rolled_back_and_switched_off_with_the_keyboard(
         page.wait_for_selector("dialog", state="detached")
         wait_for(
             lambda: (
-                (now := served.live.pointers["bright"]).version == version
+                (now := served.policy_registry.pointers["bright"]).version == version
                 and now.disabled is disabled
             )
         )

@@ -7,9 +7,9 @@ from typing import Any
 
 import httpx
 
-from models.bundle import Bundle
-from tests.integration.conftest import wait_for
+from models.bundles.bundle import Bundle
 from tests.integration.pages.browser import certify, enter, marks, press, ready, turn
+from tests.processes import wait_for
 from tests.service.api.asking import TEXT, serve_asked
 from tests.service.api.server import AUTH, Served
 

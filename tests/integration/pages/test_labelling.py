@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from models.bundle import Bundle
+from models.bundles.bundle import Bundle
 from service.store.datasets import Dataset
-from tests.integration.conftest import wait_for
 from tests.integration.pages.browser import (
     begin,
     counter,
@@ -25,6 +24,7 @@ from tests.integration.pages.browser import (
     turn,
 )
 from tests.integration.pages.conftest import WAIT_MS
+from tests.processes import wait_for
 from tests.service.api.server import KEYS, Served, serve
 
 
@@ -320,12 +320,9 @@ def test_a_session_that_another_tab_opened_anew_is_taken_up(
             body: JSON.stringify({name: "Ada"}),
         })"""
     )
-    press(page, "Space", "Enter")
-    page.wait_for_selector("#toast.up")
-    assert "Your session has ended. Your marks are kept" in page.text_content("#toast")
-    ready(page)
+    press(page, "Space")
     turn(page)
-    assert served.store.datasets.counts(dataset)["benign"] > 0, "it saves with the new token"
+    assert served.store.datasets.counts(dataset)["malign"] == 1, "it saves with the new token"
 
 
 def test_a_certificates_dataset_is_not_offered(

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from models.bundle import Bundle
-from service.feedback.worker import Worker
+from models.bundles.bundle import Bundle
+from service.jobs.runner import JobRunner
 from tests.bundles import settings
 from tests.integration.pages.browser import begin, enter, press, turn
 from tests.service.api.server import AUTH, Served, serve
@@ -25,9 +25,9 @@ def served(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         serve(bundle, auth=auth, policies=policies, default_policy="screened") as server,
     ):
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
-        worker = Worker(server.store.rewards, server.desk.train)
+        runner = JobRunner(server.store.jobs, [server.trainings.kind])
         yield server
-        worker.close()
+        runner.close()
 
 
 def test_a_policy_that_waits_says_so(open_page: Callable[..., Any]) -> None:
@@ -58,4 +58,4 @@ def test_a_reward_is_trained_for_it_and_becomes_a_version(
     page.wait_for_selector("text=Promote screened version 2")
     made = served.store.policies.read("screened", 2)
     assert made.reward == served.store.rewards.of(dataset)[0].id
-    assert made.document["judge"]
+    assert made.document["parts"]["judge"]

@@ -15,8 +15,8 @@ import transformers
 from scipy import stats
 
 from models.backbones.encoders import ClassEncoder, PromptEncoder, load_encoder
-from models.condition import Condition, ConditionError
-from models.manifest import Inputs
+from models.bundles.manifest import Inputs
+from models.diffusion.condition import Condition, ConditionError
 from service.ports import DrawKey
 from tests.engines import run_to_end, submit
 from tests.parity import Made, ask

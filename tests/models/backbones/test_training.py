@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
-from models.backbones.loop import Progress, Recipe
 from models.backbones.training import Labels, train
+from models.backbones.training_loop import Progress, Recipe
 from models.backbones.unet import SCHEDULER_CONFIG, UNET_CONFIG, save_pipeline
 
 RECIPE = Recipe(steps=4, batch_size=2, warmup_steps=1, checkpoint_every=2)

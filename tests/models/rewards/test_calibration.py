@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -40,6 +42,7 @@ def world(rng: np.random.Generator, n: int, prior: float = 0.15) -> tuple[np.nda
     return 1 / (1 + np.exp(-logits)), malign
 
 
+@pytest.mark.slow
 def test_true_rate_exceeds_the_target_no_more_often_than_promised() -> None:
     rng = np.random.default_rng(0)
     scores, malign = world(rng, 400_000)
@@ -73,19 +76,54 @@ def test_result_is_the_evidence_at_its_threshold() -> None:
 def test_walk_stops_at_the_first_failure() -> None:
     # All benign above 0.9, a cluster of malign at 0.8, then so many benign that the rate would
     # be fine again far below: a walk that skipped the failure would go on to 0.1.
-    scores = np.concatenate([np.full(700, 0.95), np.full(40, 0.8), np.full(20_000, 0.1)])
-    malign = np.concatenate([np.zeros(700, bool), np.ones(40, bool), np.zeros(20_000, bool)])
+    counts = {0.95: 700, 0.8: 40, 0.1: 20_000, 0.01: 2000}
+    scores = np.repeat(list(counts), list(counts.values()))
+    malign = (scores == 0.8) | (scores == 0.01)
     assert calibrate_threshold(scores, malign, 0.01, 0.95).threshold > 0.8
 
 
 def test_unreachable_target_and_bad_scores_are_errors() -> None:
     rng = np.random.default_rng(2)
+    malign = rng.random(1000) < 0.5
     with pytest.raises(ValueError, match="no threshold keeps"):
-        calibrate_threshold(rng.random(1000), rng.random(1000) < 0.5, 0.01, 0.95)
-    with pytest.raises(ValueError, match="no threshold keeps"):  # too few even with none malign
-        calibrate_threshold(np.full(298, 0.99), np.zeros(298, bool), 0.01, 0.95)
+        calibrate_threshold(rng.random(1000) - 0.1 * malign, malign, 0.01, 0.95)
+    with pytest.raises(ValueError, match="no threshold keeps"):  # too few even with none delivered
+        calibrate_threshold(np.r_[np.full(298, 0.99), 0.0], np.arange(299) > 297, 0.01, 0.95)
     with pytest.raises(ValueError, match="finite"):
         calibrate_threshold(np.array([0.5, np.nan]), np.zeros(2, bool), 0.01, 0.95)
+
+
+LABELS = 2000
+
+
+@pytest.mark.parametrize(
+    ("scores", "malign", "wrong"),
+    [
+        (world, np.zeros(LABELS, bool), "none of 2000 labels is malign: nothing shows that"),
+        (world, np.ones(LABELS, bool), "none of 2000 labels is benign"),
+        (np.full(LABELS, 0.9), np.arange(LABELS) < 2, "scores all of 2000 labelled images 0.9"),
+        (np.ones(LABELS), np.arange(LABELS) < 2, "it tells nothing apart, and cannot judge"),
+        (np.linspace(0.5, 1, LABELS), np.arange(LABELS) > 1990, "benign one higher 0% of the time"),
+        (np.linspace(0.5, 1, LABELS), np.arange(LABELS) % 500 == 0, "no better than a coin"),
+    ],
+)
+def test_a_judge_that_is_not_seen_to_tell_malign_from_benign_gets_no_threshold(
+    scores: Any, malign: np.ndarray, wrong: str
+) -> None:
+    """Malign images are so rare here that any threshold would reach the target."""
+    if callable(scores):
+        scores, _ = scores(np.random.default_rng(3), LABELS)
+    with pytest.raises(ValueError, match=wrong):
+        calibrate_threshold(scores, malign, target=0.02, confidence=0.95)
+
+
+def test_however_rare_the_malign_are_the_threshold_rejects_some_of_them() -> None:
+    scores = np.linspace(0.4, 0.9, LABELS)
+    malign = np.arange(LABELS) < 3
+    chosen = calibrate_threshold(scores, malign, target=0.1, confidence=0.95)
+    assert scores.min() < chosen.threshold < 0.42
+    stopped = np.arange(LABELS) < 500
+    assert calibrate_threshold(scores, malign, 0.1, 0.95, stopped).threshold == chosen.threshold
 
 
 def test_probes_lose_no_more_benign_draws_than_stated() -> None:

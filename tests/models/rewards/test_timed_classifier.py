@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from models.backbones.unet import SCHEDULER_CONFIG
-from models.codec import PixelShuffle, from_uint8
+from models.diffusion.codec import PixelShuffle, from_uint8
+from models.diffusion.noise_schedule import NoiseSchedule
 from models.rewards.ensemble import Ensemble
 from models.rewards.network import RewardConfig, RewardNetwork
 from models.rewards.timed_classifier import ClassifierRecipe, TimedClassifier, train_classifier
-from models.schedule import NoiseSchedule
 
 SCHEDULE = NoiseSchedule.from_diffusers(SCHEDULER_CONFIG)
 CODEC = PixelShuffle(2)

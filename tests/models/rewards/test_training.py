@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from models.backbones.unet import SCHEDULER_CONFIG
-from models.codec import PixelShuffle
+from models.diffusion.codec import PixelShuffle
+from models.diffusion.noise_schedule import NoiseSchedule
 from models.rewards.training import CLEAN_GUIDE, RewardRecipe, augment, train_reward
-from models.schedule import NoiseSchedule
 
 RECIPE = replace(
     CLEAN_GUIDE, iterations=60, benign_weight=1.0, members=2, widths=(4, 4, 8, 8), batch_size=16

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from models.bundle import Bundle
+from models.bundles.bundle import Bundle
 from tests.bundles import asking, settings
 from tests.echo import Echo
 from tests.service.api.server import Served, serve
@@ -33,5 +33,5 @@ def serve_asked(
     policies["bright"] |= {"threshold": 0.5} | (policy or {})
     echo = Echo()
     changes = {"policies": policies, "limits": {"prompt_chars": 200}} | changes
-    with serve(asking(bundle, **inputs), drawer=echo, **changes) as served:
+    with serve(asking(bundle, **inputs), backbone_client=echo, **changes) as served:
         yield served, echo

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import ssl
 from collections.abc import Iterator
 
 import httpx
 import pytest
 
-from models.bundle import Bundle
+from models.bundles.bundle import Bundle
 from tests.service.api.server import KEYS, Brightness, Served, serve
+
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""Without it each client reads all certificate authorities, in more time than most tests take."""
+JSONL = {"Content-Type": "application/jsonl"}
+FILES = {"jsonl": JSONL, "csv": {"Content-Type": "text/csv"}}
+"""The headers of a file of labels, by its form."""
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +48,9 @@ def server(_server: Served) -> Iterator[Served]:
 def client(server: Served, key: str | None = "SCORES_KEY") -> httpx.Client:
     """An HTTP client with one of the server's keys, or with none."""
     headers = {} if key is None else {"Authorization": f"Bearer {KEYS.get(key, key)}"}
-    return httpx.Client(base_url=server.url, headers=headers, timeout=30, trust_env=False)
+    return httpx.Client(
+        base_url=server.url, headers=headers, timeout=30, trust_env=False, verify=NO_TLS
+    )
 
 
 @pytest.fixture

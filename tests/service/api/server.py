@@ -1,13 +1,15 @@
-"""The real API on a real socket: FastAPI, uvicorn, router, engine. No Ray, no weights."""
+"""The real API on a real socket: FastAPI, uvicorn, sampling loop, engine. No Ray, no weights."""
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,37 +21,34 @@ from numpy.typing import NDArray
 from starlette.types import ASGIApp, Receive, Scope, Send
 from torch import Tensor
 
-from models.bundle import Bundle
-from models.codec import PixelShuffle
-from models.method import Method
+from models.bundles.bundle import Bundle
+from models.diffusion.codec import PixelShuffle
+from models.diffusion.method import Method
 from service.api.app import create_app
-from service.api.context import Context
-from service.canary import Canaries
-from service.certificates.certified import Certified
-from service.config import Settings, secrets
-from service.encode import from_png
+from service.certificates.coverage import CertificateCoverage
+from service.config import Settings, blobs_url
 from service.engine.loop import EngineLoop
 from service.errors import WinnowError
-from service.feedback.desk import Desk, Subject, uncensored
-from service.live import Live
-from service.local import LocalBackends
+from service.judge.judges import Judges
+from service.labelling.reward_training import RewardTraining
+from service.labelling.service import LabellingService
+from service.labelling.subject import Subject, uncensored
 from service.metrics.backbone import BackboneMetrics
+from service.metrics.exposition import render
 from service.metrics.ingress import IngressMetrics
-from service.metrics.page import merge, render
-from service.pinning import pin
-from service.policy import Policy
-from service.ports import Drawer, Pixels
-from service.reward import Judges
-from service.router import Router
-from service.shadow import Shadows
+from service.policies.registry import PolicyRegistry
+from service.policies.seeding import configured_policies
+from service.policies.weights import Weights
+from service.ports import BackboneClient, Pixels
+from service.serving.assemble import Backends, assemble
+from service.serving.in_process import InProcessBackends
 from service.store.recorder import Recorder
 from service.store.store import Store
-from service.weights import Weights
 from tests.bundles import HEIGHT, WIDTH, settings
 from tests.engines import make_engine, make_schedule
-from tests.feedback import Selection, Training
+from tests.feedback import Training, choose
 from tests.gaussian import Gaussian
-from tests.stores import open_store
+from tests.service.api.conformance import Conformance
 
 KEYS = {
     "PLAIN_KEY": "wn-plain-0123456789",
@@ -121,22 +120,23 @@ class Backbone:
 class Served:
     """A running server, and the parts of it that a test may look at or break.
 
-    `warmed` are the policies whose networks were brought in; `cold` is why that fails.
+    `loaded` are the networks that were brought in, policy by policy; `cold` is why that fails.
     """
 
     url: str
     judge: Brightness
     backbone: Backbone
-    backends: LocalBackends
+    backends: InProcessBackends
     store: Store
     recorder: Recorder
-    live: Live
+    policy_registry: PolicyRegistry
     settings: Settings
     app: FastAPI
-    certified: Certified
-    desk: Desk
+    certified: CertificateCoverage
+    labelling: LabellingService
     training: Training
-    warmed: list[Policy] = field(default_factory=list)
+    trainings: RewardTraining
+    loaded: list[Mapping[str, str]] = field(default_factory=list)
     cold: WinnowError | None = None
     paths: list[str] = field(default_factory=list)
 
@@ -146,126 +146,120 @@ def serve(
     bundle: Bundle,
     max_batch: int = 8,
     max_waiting: int = 64,
-    drawer: Drawer | None = None,
+    backbone_client: BackboneClient | None = None,
+    folder: Path | None = None,
     **changes: Any,
 ) -> Iterator[Served]:
-    """Serve a configuration with `changes` until the block ends; `drawer` instead of the engine."""
+    """Serve a configuration with `changes` until the block ends; `backbone_client` instead of the
+    engine, and its store in `folder` instead of one that goes with it."""
     config = Settings.model_validate(
         settings(str(bundle.folder), ingress_metrics=True, auth=AUTH, feedback={"enabled": True})
         | changes
     )
-    judge_timeout_s = config.models["tiny"].judge.timeout_s
-    policies = pin(config, {"tiny": bundle})
+    policies = configured_policies(config, {"tiny": bundle})
     schedule = make_schedule("v_prediction")
     judge, backbone = Brightness(), Backbone(Gaussian(schedule, 0.0, 0.4))
-    backbone_metrics, metrics = BackboneMetrics("tiny", max_batch), IngressMetrics()
+    backbone_metrics = BackboneMetrics("tiny", max_batch)
     engine = make_engine(
         backbone,
         schedule,
         (4, HEIGHT // 2, WIDTH // 2),
         max_batch=max_batch,
         codec=PixelShuffle(2),
-        backbone=policies["bright"].backbone,
+        backbone=policies["bright"].backbone.weights,
+        meter=backbone_metrics,
     )
-    engine._meter = backbone_metrics
     loop = EngineLoop(engine, max_waiting)
     backbone_metrics.watch(lambda: loop.running, lambda: loop.waiting, lambda: loop.capacity)
     judge_name = policies["bright"].judge
     assert judge_name is not None
     # A page that is drawn ahead may still be written when the test is over.
-    folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-    store = open_store(f"sqlite:///{folder.name}/decisions.sqlite")
-    weights = Weights(bundle, f"{folder.name}/blobs")
+    temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    environment = KEYS | {"XDG_STATE_HOME": str(folder or temporary.name)}
+    weights = Weights(bundle, blobs_url(config.store, environment))
 
     def open_judge(path: Path) -> Dimmed:
         return Dimmed(judge, float(path.read_text()))
 
-    judges = Judges({judge_name: judge}, (HEIGHT, WIDTH, 1), weights.find, open_judge)
-    backends = LocalBackends(loop, judges)
+    judges = Judges({judge_name: judge}, bundle.manifest.backbone.image, weights.find, open_judge)
+    in_process = InProcessBackends(loop, judges)
 
-    async def gather_metrics() -> str:
-        registries = {"ingress": metrics.registry, "backbone": backbone_metrics.registry}
-        return merge((name, render(registry)) for name, registry in registries.items())
+    async def scores(model: str, judge: str, pixels: Pixels) -> Sequence[float]:
+        return await in_process.score(model, judge, [pixels], 10)
 
-    async def score_one(model: str, judge: str, pixels: Pixels) -> Sequence[float]:
-        return await backends.score(model, judge, [pixels], 10)
-
-    recorder = Recorder(store.decisions, keep_days=30)
-    live = Live(store, policies, poll_s=0.1)
-    metrics.watch(lambda: live.policies)
-
-    async def warm(policy: Policy) -> None:
+    async def load(model: str, networks: Mapping[str, str]) -> None:
         if served.cold is not None:
             raise served.cold
-        await backends.load(policy.settings.model, policy.networks)
-        served.warmed.append(policy)
+        await in_process.load(model, networks)
+        served.loaded.append(networks)
 
-    certified = Certified(
-        store.certificates,
+    async def pages() -> list[tuple[str, str]]:
+        return [("backbone", render(backbone_metrics.registry))]
+
+    service = assemble(
         config,
-        {"tiny": bundle.manifest},
-        lambda: live.policies,
-        metrics.certificates,
+        {"tiny": bundle},
+        Backends(backbone_client or in_process, in_process, scores, load, pages),
+        IngressMetrics(),
+        environment,
+        poll_s=0.1,
+        canaries_every_s=0.1,
     )
-    routers = {"tiny": Router(drawer or backends, backends, judge_timeout_s, metrics.draw)}
+    context = service.context
     training = Training()
-    desk = Desk(
-        store=store,
-        routers=routers,
-        subjects={
-            "tiny": Subject(
-                uncensored("tiny", policies["bright"].backbone, Method(10)),
-                (HEIGHT, WIDTH, 1),
-                lambda condition: condition,
-                lambda name: bundle.path(f"features/{name}.onnx"),
-                bundle.manifest.backbone.inputs,
-            )
-        },
-        policy=live.known,
+    subjects = {
+        "tiny": Subject(
+            uncensored("tiny", policies["bright"].backbone.weights, Method(10)),
+            bundle.manifest.backbone.image,
+            lambda condition: condition,
+            lambda name: bundle.path(f"features/{name}.onnx"),
+            bundle.manifest.backbone.inputs,
+        )
+    }
+    known = context.policy_registry.known
+    labelling = LabellingService(
+        store=context.store,
+        sampling_loops=context.generation.sampling_loops,
+        subjects=subjects,
+        policy=known,
         candidates=2,
         within=timedelta(hours=1),
         deadline_s=30,
         training=training,
-        selection=Selection(),
+        choose=choose,
     )
-    context = Context(
-        settings=config,
-        manifests={"tiny": bundle.manifest},
-        live=live,
-        keys=secrets(config.auth, KEYS),
-        routers=routers,
-        drawer=drawer or backends,
-        scorer=backends,
-        warm=warm,
-        shadows=Shadows(backends, metrics.shadow, metrics.shadow_dropped),
-        store=store,
-        recorder=recorder,
-        metrics=metrics,
-        certified=certified,
-        canaries=Canaries(
-            score_one,
-            lambda: live.policies,
-            lambda model, name: from_png(weights.find(name, ".png").read_bytes()),
-            metrics.canaries,
-            every_s=0.1,
-        ),
-        gather_metrics=gather_metrics,
-        desk=desk if config.feedback.enabled else None,
-    )
+    if config.feedback.enabled:
+        context = replace(context, labelling=labelling)
+    # Before a test breaks the judge: what was not tried yet decides nothing.
+    # In a thread: a test with a browser has an event loop in this one.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, context.canaries.look()).result()
+    judge.good_calls = 0
     app = create_app(context)
     served = Served(
-        "", judge, backbone, backends, store, recorder, live, config, app, certified, desk, training
+        "",
+        judge,
+        backbone,
+        in_process,
+        context.store,
+        context.recorder,
+        context.policy_registry,
+        config,
+        app,
+        context.certified,
+        labelling,
+        training,
+        RewardTraining(context.store, subjects, known, training),
     )
-    with _listen(_counted(served.app, served.paths)) as served.url:
-        try:
+    conformance = Conformance(app)
+    try:
+        with _listen(conformance.wrap(_counted(served.app, served.paths))) as served.url:
             yield served
-        finally:
-            loop.close()
-            live.close()
-            recorder.close()
-            certified.close()
-            store.close()
-            folder.cleanup()
+    finally:
+        loop.close()
+        service.close()
+        temporary.cleanup()
+    assert not conformance.faults, "\n".join(conformance.faults)
 
 
 def _counted(app: FastAPI, paths: list[str]) -> ASGIApp:

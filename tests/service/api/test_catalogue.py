@@ -4,13 +4,14 @@ from dataclasses import fields
 
 import httpx
 
-from models.method import Method
+from models.bundles.bundle import Bundle
+from models.diffusion.method import Method
 from tests.bundles import HEIGHT, THRESHOLD, WIDTH
 from tests.service.api.conftest import client
 from tests.service.api.server import Served
 
 
-def test_models_name_their_sizes_and_policies(http: httpx.Client) -> None:
+def test_models_name_their_sizes_and_policies(http: httpx.Client, bundle: Bundle) -> None:
     listed = http.get("/v1/models").json()
     assert listed["object"] == "list"
     (model,) = listed["data"]
@@ -18,6 +19,8 @@ def test_models_name_their_sizes_and_policies(http: httpx.Client) -> None:
     assert model["sizes"] == [f"{WIDTH}x{HEIGHT}"]
     assert set(model["policies"]) == {"none", "bright"}
     assert http.get("/v1/models/tiny").json() == model
+    written = (bundle.folder / "manifest.json").stat().st_mtime
+    assert (model["created"], model["alias_of"]) == (int(written), None)
 
 
 def test_policies_say_what_they_censor_and_who_may_use_them(http: httpx.Client) -> None:

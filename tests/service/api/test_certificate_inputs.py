@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from models.bundle import Bundle
-from models.condition import Condition
+from models.bundles.bundle import Bundle
+from models.diffusion.condition import Condition
 from service.certificates.verification import verify
 from tests.echo import Echo
 from tests.service.api.asking import CLASSES, TEXT, serve_asked

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -15,11 +16,12 @@ from typing import Any
 import httpx
 import pytest
 
-from models.bundle import Bundle
+from models.bundles.bundle import Bundle
+from service.certificates.coverage import CertificateCoverage
 from service.certificates.verification import verify
 from service.errors import Conflict, StoreUnavailable
-from service.store import certificates
 from service.store.datasets import Answer
+from service.store.jobs import Job
 from tests.service.api.conftest import client
 from tests.service.api.server import Served, serve
 
@@ -186,48 +188,102 @@ def test_a_store_that_fails_for_a_while_costs_no_attempt(
     served: Served, reviewer: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.certificates.drawing.PAUSE_S", 0.01)
-    add, failures = served.store.certificates.add, iter(range(3))
-
-    def failing(*arguments: Any) -> int:
-        if next(failures, None) is not None:
-            raise StoreUnavailable("locked")
-        return add(*arguments)
-
-    monkeypatch.setattr(served.store.certificates, "add", failing)
+    for name in ("ask", "settle"):
+        _fail_at_first(monkeypatch, served.store.certificates, name)
     begun = begin(reviewer)
     drawn(reviewer, begun["id"])
     assert len(served.store.certificates.images(begun["id"])) == N
 
 
-def test_images_are_never_added_twice(served: Served, reviewer: httpx.Client) -> None:
-    served.backbone.delay_s = 0.05
-    begun = begin(reviewer)
-    with pytest.raises(Conflict, match="has 0 images"):
-        served.store.certificates.add(begun["id"], [], 4, 0, N)
+def _fail_at_first(monkeypatch: pytest.MonkeyPatch, part: Any, name: str) -> None:
+    """The call is kept, and its answer lost, as when a connection breaks: thrice."""
+    real, failures = getattr(part, name), iter(range(3))
+
+    def failing(*arguments: Any) -> Any:
+        answer = real(*arguments)
+        if next(failures, None) is not None:
+            raise StoreUnavailable("the connection was lost")
+        return answer
+
+    monkeypatch.setattr(part, name, failing)
 
 
 def test_a_service_that_cannot_draw_gives_up_and_says_so(
     served: Served, reviewer: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.certificates.drawing.PAUSE_S", 0.01)
-    monkeypatch.setattr("service.certificates.drawing.PATIENCE_S", 0.05)
+    monkeypatch.setattr("service.certificates.drawing.NO_PROGRESS_TIMEOUT_S", 0.05)
     served.judge.fault = RuntimeError("no memory left")
     begun = begin(reviewer)
     found = drawn(reviewer, begun["id"], "abandoned")
     assert "drawing stopped" in found["result"]["reason"]
 
 
-def test_drawing_that_died_with_its_process_reads_as_abandoned(
-    served: Served, reviewer: httpx.Client, monkeypatch: pytest.MonkeyPatch
+def test_an_attempt_waits_for_a_service_that_draws_what_was_fixed(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    served.backbone.delay_s = 0.05
+    """Another build has another fingerprint: it takes nothing, and says what the attempt awaits."""
+    covered = CertificateCoverage.covered
+    spec = {"model": "tiny", "reward": "bright", "threshold": 0.5, "max_draws": 8}
+    same: dict[str, Any] = {"folder": tmp_path, "policies": {"bright": spec, "dark": spec}}
+
+    def upgraded(*arguments: Any) -> dict[str, Any]:
+        return covered(*arguments) | {"packages": {"torch": "another"}}
+
+    with (
+        serve(bundle, **same) as served,
+        client(served, "APPROVE_KEY") as reviewer,
+    ):
+        served.judge.answer = 0.0  # nothing passes
+        begun = begin(reviewer)
+        held(served, begun["id"])
+        assert reviewer.get(f"/v1/certificates/{begun['id']}").json()["stage"] == "runs"
+    with monkeypatch.context() as patch:
+        patch.setattr(CertificateCoverage, "covered", upgraded)
+        with (
+            serve(bundle, **same) as served,
+            client(served, "APPROVE_KEY") as reviewer,
+        ):
+            second = begin(reviewer, "dark")
+            drawn(reviewer, second["id"])  # so it had a look at the older one
+            waits = reviewer.get(f"/v1/certificates/{begun['id']}").json()
+    assert (waits["status"], waits["stage"]) == (
+        "drawing",
+        "waits for a service that draws it; what it covers is otherwise here than when it began",
+    )
+    with (
+        serve(bundle, **same) as served,
+        client(served, "APPROVE_KEY") as reviewer,
+    ):
+        drawn(reviewer, begun["id"])
+        assert begun["terms"]["attempt"] == 1
+
+
+def held(served: Served, certificate_id: str) -> Job:
+    """The job of a certificate, once somebody runs it."""
+    deadline = time.monotonic() + 30
+    while True:
+        job = served.store.jobs.read("drawing", certificate_id)
+        if job is not None and job.state == "running":
+            return job
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_abandoning_ends_the_drawing(served: Served, reviewer: httpx.Client) -> None:
+    served.judge.answer = 0.0  # nothing passes: it would go on
     begun = begin(reviewer)
-    monkeypatch.setattr(certificates, "SILENT_S", -1.0)
-    found = reviewer.get(f"/v1/certificates/{begun['id']}").json()
-    assert found["status"] == "abandoned"
-    assert "process" in found["result"]["reason"]
-    monkeypatch.setattr(certificates, "SILENT_S", 180.0)
-    assert begin(reviewer)["terms"]["attempt"] == 2
+    held(served, begun["id"])
+    reviewer.post(f"/v1/certificates/{begun['id']}/abandon", json={"reason": "enough"})
+    job = served.store.jobs.read("drawing", begun["id"])
+    assert job is not None
+    assert job.state == "cancelled"
+    names = [thread.name for thread in threading.enumerate()]
+    deadline = time.monotonic() + 30
+    while f"drawing-{job.id}" in names:
+        assert time.monotonic() < deadline, "nobody wants these images"
+        time.sleep(0.05)
+        names = [thread.name for thread in threading.enumerate()]
 
 
 def test_an_image_with_a_used_seed_never_enters(
@@ -301,7 +357,7 @@ def test_evidence_is_sound_however_the_clocks_of_replicas_differ(
                 patch.setattr(f"service.{part}.datetime", Ahead)
             yield
 
-    with ahead("api.certificates", "store.certificates", "store.certificate_labels"):
+    with ahead("certificates.service", "store.certificates", "store.certificate_labels"):
         first = certify(reviewer, labeller)
     second = begin(reviewer)
     drawn(reviewer, second["id"])
@@ -392,6 +448,20 @@ def test_labels_can_be_taken_back_until_then(
     assert ended["status"] == "passed"
     kinds = [one.label for one in served.store.certificate_labels.said(begun["id"])]
     assert kinds.count("malign") == kinds.count("withdrawn") == 2, "history stays"
+
+
+def test_undo_takes_back_the_images_that_it_names(
+    reviewer: httpx.Client, labeller: httpx.Client
+) -> None:
+    begun = begin(reviewer)
+    drawn(reviewer, begun["id"])
+    images = page(labeller, begun["id"])
+    say(labeller, begun["id"], images[:1])
+    say(labeller, begun["id"], images[1:3], "malign")
+    url = f"/v1/certificates/{begun['id']}/labels/undo"
+    assert labeller.post(url, json={"image_ids": images[:1]}).json()["image_ids"] == images[:1]
+    refused(labeller.post(url, json={"image_ids": images[:1]}), 409, "conflict")
+    assert sorted(page(labeller, begun["id"])) == sorted([images[0], *images[3:]])
 
 
 def test_two_people_do_not_overwrite_each_other(
@@ -531,6 +601,11 @@ def test_evidence_is_for_what_has_a_result(
         manifest = json.loads(file.read("manifest.json"))
     assert manifest["certificate"]["fingerprint"] == begun["fingerprint"]
     assert len(manifest["labels"]) == N
+    # Each download is made anew: parts of two would make no whole.
+    for part in ("bytes=0-9", "bytes=-1", "nonsense", "bytes=99999999-"):
+        url = f"/v1/certificates/{begun['id']}/evidence"
+        again = reviewer.get(url, headers={"Range": part})
+        assert (again.status_code, again.headers["Accept-Ranges"]) == (200, "none")
 
 
 def test_the_clock_of_labels_is_utc(

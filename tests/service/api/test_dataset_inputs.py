@@ -9,10 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
-from models.bundle import Bundle
+from models.bundles.bundle import Bundle
 from tests.echo import Echo
 from tests.service.api.asking import CLASSES, TEXT, serve_asked
-from tests.service.api.conftest import client, refused
+from tests.service.api.conftest import FILES, JSONL, client, refused
 from tests.service.api.server import Served
 
 Asked = tuple[Served, Echo, httpx.Client]
@@ -119,7 +119,7 @@ def test_with_label_alone_one_draws_what_nobody_chose(classes: Asked, text: Aske
             assert create(http, f"unchosen-{number}", inputs).status_code == 201
         say(http, "unchosen-0", batch(http, "unchosen-0")["images"])
         file = http.get("/v1/datasets/unchosen-0/export").content
-        answer = http.post("/v1/datasets/unchosen-1/import", content=file)
+        answer = http.post("/v1/datasets/unchosen-1/import", content=file, headers=JSONL)
         assert answer.json()["imported"] == 8, answer.text
     with client(text[0], "LABEL_KEY") as http:
         refused(create(http, "unchosen"), 400, "invalid_value", "inputs")
@@ -132,10 +132,10 @@ def test_labels_enter_a_dataset_of_chosen_inputs_by_a_reviewer_alone(text: Asked
     with client(served, "LABEL_KEY") as http:
         say(http, "chosen", batch(http, "chosen")["images"])
         file = http.get("/v1/datasets/chosen/export").content
-        answer = http.post("/v1/datasets/chosen-too/import", content=file)
+        answer = http.post("/v1/datasets/chosen-too/import", content=file, headers=JSONL)
         refused(answer, 403, "policy_not_allowed", "inputs")
         assert not served.store.datasets.labelled("chosen-too")
-    answer = reviewer.post("/v1/datasets/chosen-too/import", content=file)
+    answer = reviewer.post("/v1/datasets/chosen-too/import", content=file, headers=JSONL)
     assert answer.json()["imported"] == 8, answer.text
 
 
@@ -159,7 +159,9 @@ def test_what_leaves_one_dataset_enters_another_with_its_inputs(text: Asked, for
         assert create(http, name, inputs).status_code == 201
     say(http, f"from-{form}", batch(http, f"from-{form}", 12)["images"])
     file = http.get(f"/v1/datasets/from-{form}/export?format={form}&images=true").text
-    answer = http.post(f"/v1/datasets/to-{form}/import?format={form}", content=file.encode())
+    answer = http.post(
+        f"/v1/datasets/to-{form}/import?format={form}", content=file.encode(), headers=FILES[form]
+    )
     assert answer.json()["imported"] == 12, answer.text
     both = [
         {one.image.blob: one.image.input for one in served.store.datasets.labelled(name)}
@@ -177,13 +179,13 @@ def test_an_input_in_a_file_must_be_one(text: Asked) -> None:
     assert row["input"] == {"prompt": "a", "guidance_scale": 7.5}
     for wrong, at in (({"colour": 1}, "input.colour"), ({"guidance_scale": 0}, "input.guidance")):
         line = json.dumps(row | {"input": wrong})
-        answer = http.post("/v1/datasets/file/import", content=line.encode())
+        answer = http.post("/v1/datasets/file/import", content=line.encode(), headers=JSONL)
         refused(answer, 400, "invalid_value")
         assert f"line 1.{at}" in answer.json()["error"]["param"]
     cells = ["input", *(name for name in row if name != "input")]
     line = ",".join(cells) + "\n" + "{broken," + ",".join("x" for _ in cells[1:])
-    answer = http.post("/v1/datasets/file/import?format=csv", content=line.encode())
-    refused(answer, 400, "invalid_value", "line 1.input")
+    answer = http.post("/v1/datasets/file/import", content=line.encode(), headers=FILES["csv"])
+    refused(answer, 400, "invalid_value", "line 2.input")
     old = {name: value for name, value in row.items() if name != "input"}
-    answer = http.post("/v1/datasets/file/import", content=json.dumps(old).encode())
+    answer = http.post("/v1/datasets/file/import", content=json.dumps(old).encode(), headers=JSONL)
     assert answer.status_code == 200, "a file from before inputs"

@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ from typing import Any
 import httpx
 import pytest
 
-from models.bundle import Bundle
-from service.api import exchange
-from service.encode import from_png
+from models.bundles.bundle import Bundle
+from service.api import dataset_files
 from service.errors import InvalidValue
+from service.images.encode import from_png
 from service.store.datasets import Dataset
 from tests.bundles import HEIGHT, WIDTH
-from tests.service.api.conftest import client, refused
+from tests.foreign import bad_files, good_files
+from tests.service.api.conftest import FILES, JSONL, client, refused
 from tests.service.api.server import Served, serve
 
 PNG = "iVBOR"
@@ -68,7 +70,7 @@ def test_a_certificates_dataset_has_no_goal(server: Served, labeller: httpx.Clie
 def test_a_batch_is_resumed_until_it_is_labelled(labeller: httpx.Client, dataset: str) -> None:
     first = _batch(labeller, dataset)
     assert _batch(labeller, dataset) == first
-    second = _batch(labeller, dataset, besides=[first["id"]])
+    second = _batch(labeller, dataset, exclude_batches=[first["id"]])
     assert second["id"] != first["id"]
     _say(labeller, dataset, first, *["benign"] * 4)
     assert _batch(labeller, dataset)["id"] == second["id"]
@@ -87,6 +89,18 @@ def test_undo_gives_the_last_page_back_with_its_labels(
     ]
     assert back["counts"]["benign"] == 0
     refused(labeller.post(f"/v1/datasets/{dataset}/labels/undo"), 409, "conflict")
+
+
+def test_undo_takes_back_the_batch_that_it_names(labeller: httpx.Client, dataset: str) -> None:
+    first = _batch(labeller, dataset)
+    second = _batch(labeller, dataset, exclude_batches=[first["id"]])
+    for batch in (first, second):
+        _say(labeller, dataset, batch, *["malign"] * 4)
+    url = f"/v1/datasets/{dataset}/labels/undo"
+    back = labeller.post(url, json={"batch": first["id"]}).json()
+    assert (back["id"], back["counts"]["malign"]) == (first["id"], 4)
+    refused(labeller.post(url, json={"batch": first["id"]}), 409, "conflict")
+    assert labeller.post(url).json()["id"] == second["id"]
 
 
 def test_two_people_are_shown_different_images_and_cannot_answer_for_each_other(
@@ -222,7 +236,7 @@ def test_an_unknown_dataset_is_404(labeller: httpx.Client, name: str) -> None:
         ({"size": 101}, 400, "invalid_value", "size"),
         ({"size": "4"}, 400, "invalid_value", "size"),
         ({"strategy": "clever"}, 400, "invalid_value", "strategy"),
-        ({"besides": ["x"] * 17}, 400, "invalid_value", "besides"),
+        ({"exclude_batches": ["x"] * 101}, 400, "invalid_value", "exclude_batches"),
         ({"seed": 1}, 400, "invalid_value", "seed"),
         ({"policy": "Moon"}, 400, "invalid_value", "policy"),
     ],
@@ -292,12 +306,12 @@ def test_what_is_exported_comes_in_elsewhere_with_its_images_and_only_once(
     assert f'filename="{labelled}.{form}"' in exported.headers["content-disposition"]
     other = _another(labeller, labelled)
     url = f"/v1/datasets/{other}/import"
-    brought = labeller.post(url, params={"format": form}, content=exported.content)
+    brought = labeller.post(url, content=exported.content, headers=FILES[form])
     assert brought.status_code == 200, brought.text
     assert (brought.json()["imported"], brought.json()["known_already"]) == (4, 0)
     counts = labeller.get(f"/v1/datasets/{labelled}").json()["counts"]
     assert brought.json()["counts"] == counts
-    again = labeller.post(url, params={"format": form}, content=exported.content)
+    again = labeller.post(url, content=exported.content, headers=FILES[form])
     assert (again.json()["imported"], again.json()["known_already"]) == (0, 4)
     back = labeller.get(f"/v1/datasets/{other}/export").text.splitlines()
     before = labeller.get(f"/v1/datasets/{labelled}/export").text.splitlines()
@@ -307,7 +321,7 @@ def test_what_is_exported_comes_in_elsewhere_with_its_images_and_only_once(
             assert one[field] == two[field], field
 
 
-def test_an_export_leaves_out_what_was_purged_and_breaks_off_at_what_was_changed(
+def test_an_export_leaves_out_what_was_purged_and_what_was_changed(
     server: Served, labeller: httpx.Client, labelled: str
 ) -> None:
     first, second = server.store.datasets.labelled(labelled)[:2]
@@ -315,14 +329,118 @@ def test_an_export_leaves_out_what_was_purged_and_breaks_off_at_what_was_changed
     lines = labeller.get(f"/v1/datasets/{labelled}/export").text.splitlines()
     assert [json.loads(line)["png"] is None for line in lines] == [True, False, False, False]
     Path(server.store.blobs._path(second.image.blob)).write_bytes(b"another")
-    with pytest.raises(httpx.RemoteProtocolError):
-        labeller.get(f"/v1/datasets/{labelled}/export")
+    lines = labeller.get(f"/v1/datasets/{labelled}/export").text.splitlines()
+    found = [json.loads(line) for line in lines]
+    assert [one["missing"] for one in found] == ["purged", "damaged", None, None]
+    assert [one["png"] is None for one in found] == [True, True, False, False]
+
+
+def _file(labeller: httpx.Client, dataset: str, form: str) -> bytes:
+    query = {"format": form, "images": "true"}
+    return labeller.get(f"/v1/datasets/{dataset}/export", params=query).content
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"),
+    [
+        ("jsonl", "application/jsonl"),
+        ("jsonl", "Application/X-NDJSON; charset=utf-8"),
+        ("csv", "text/csv"),
+        ("csv", 'text/csv; charset="UTF-8"; header=present'),
+    ],
+)
+def test_the_media_type_says_what_a_file_is(
+    labeller: httpx.Client, labelled: str, form: str, kind: str
+) -> None:
+    other, content = _another(labeller, labelled), _file(labeller, labelled, form)
+    for number, query in enumerate(("", f"?format={form}")):
+        url = f"/v1/datasets/{other}/import{query}"
+        answer = labeller.post(url, content=content, headers={"Content-Type": kind})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["imported"] == (0 if number else 4)
+    wrong = {"jsonl": "csv", "csv": "jsonl"}[form]
+    url = f"/v1/datasets/{other}/import?format={wrong}"
+    answer = labeller.post(url, content=content, headers={"Content-Type": kind})
+    refused(answer, 400, "invalid_value", "format")
+
+
+@pytest.mark.parametrize(
+    "kind", [None, "", "image/png", "text/plain", "application/json", "application/zip", "csv"]
+)
+@pytest.mark.parametrize("query", ["", "?format=jsonl", "?format=csv"])
+def test_another_media_type_is_415_and_names_those_that_are_read(
+    labeller: httpx.Client, labelled: str, kind: str | None, query: str
+) -> None:
+    url = f"/v1/datasets/{_another(labeller, labelled)}/import{query}"
+    content = _file(labeller, labelled, "jsonl")
+    answer = labeller.post(
+        url, content=content, headers={} if kind is None else {"Content-Type": kind}
+    )
+    refused(answer, 415, "unsupported_media_type", "Content-Type")
+    assert "application/jsonl or application/x-ndjson or text/csv" in answer.text
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_a_byte_order_mark_is_passed_over(labeller: httpx.Client, labelled: str, form: str) -> None:
+    other, content = _another(labeller, labelled), _file(labeller, labelled, form)
+    answer = labeller.post(
+        f"/v1/datasets/{other}/import", content=b"\xef\xbb\xbf" + content, headers=FILES[form]
+    )
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["imported"] == 4
+
+
+@pytest.mark.parametrize(
+    ("edit", "param"),
+    [
+        # A quote that opens the second row's last cell takes in the other two.
+        (lambda rows: [*rows[:2], rows[2].rstrip(",") + ',"', *rows[3:]], "line 3"),
+        (lambda rows: [*rows[:3], rows[3].rpartition(",")[0]], "line 4"),
+        (lambda rows: [*rows[:3], rows[3] + ",more"], "line 4"),
+        (lambda rows: [*rows[:2], '"a"b' + rows[2], *rows[3:]], "line 3"),
+    ],
+)
+def test_a_broken_row_of_csv_takes_no_other_with_it(
+    server: Served,
+    labeller: httpx.Client,
+    labelled: str,
+    edit: Callable[[list[str]], list[str]],
+    param: str,
+) -> None:
+    other = _another(labeller, labelled)
+    rows = _file(labeller, labelled, "csv").decode().splitlines()
+    body = "\n".join(edit(rows)).encode()
+    answer = labeller.post(f"/v1/datasets/{other}/import", content=body, headers=FILES["csv"])
+    refused(answer, 400, "invalid_value")
+    assert answer.json()["error"]["param"].startswith(param), answer.text
+    assert server.store.datasets.labelled(other) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"z" * 5000: 1},
+        {"question": "z" * 200},
+        {"question": "\u200b" * 200},
+        {"strategy": "z" * 5000},
+        {"seed": int("9" * 4000)},
+    ],
+)
+def test_a_refusal_repeats_little_of_a_file(
+    labeller: httpx.Client, labelled: str, change: dict[str, Any]
+) -> None:
+    content = json.dumps(_line(labeller, labelled) | change).encode()
+    url = f"/v1/datasets/{_another(labeller, labelled)}/import"
+    answer = labeller.post(url, content=content, headers=JSONL)
+    refused(answer, 400, "invalid_value")
+    assert len(answer.json()["error"]["message"]) < 250
+    assert len(answer.json()["error"]["param"]) < 100
 
 
 def test_a_datasets_own_export_brings_nothing(labeller: httpx.Client, labelled: str) -> None:
     before = labeller.get(f"/v1/datasets/{labelled}").json()["counts"]
     lines = labeller.get(f"/v1/datasets/{labelled}/export").content
-    brought = labeller.post(f"/v1/datasets/{labelled}/import", content=lines).json()
+    brought = labeller.post(f"/v1/datasets/{labelled}/import", content=lines, headers=JSONL).json()
     assert (brought["imported"], brought["known_already"]) == (0, 4)
     assert brought["counts"] == before
 
@@ -334,7 +452,7 @@ def test_a_csv_is_without_images_unless_asked_for(labeller: httpx.Client, labell
     assert {row["png"] for row in rows} == {""}
     refused(
         labeller.post(
-            f"/v1/datasets/{labelled}/import", params={"format": "csv"}, content=text.encode()
+            f"/v1/datasets/{labelled}/import", content=text.encode(), headers=FILES["csv"]
         ),
         400,
         "invalid_value",
@@ -376,17 +494,40 @@ def test_a_wrong_line_is_refused_and_nothing_comes_in(
     other = _another(labeller, labelled)
     line = _line(labeller, labelled) | change
     body = json.dumps(line).encode()
-    answer = labeller.post(f"/v1/datasets/{other}/import", content=body)
+    answer = labeller.post(f"/v1/datasets/{other}/import", content=body, headers=JSONL)
     refused(answer, 400, "invalid_value", param)
     assert answer.json()["error"]["message"].count("line 1") == 1, "said once where it is"
     assert server.store.datasets.labelled(other) == []
+
+
+BAD = {name: (data, why) for name, (_, data, why) in bad_files(HEIGHT, WIDTH).items()}
+
+
+def test_an_image_that_not_everybody_sees_alike_brings_no_label(
+    server: Served, labeller: httpx.Client, labelled: str
+) -> None:
+    other = _another(labeller, labelled)
+    good = _line(labeller, labelled)
+    for name, (data, _) in BAD.items():
+        lines = [good, good | {"png": base64.b64encode(data).decode()}]
+        body = "\n".join(map(json.dumps, lines)).encode()
+        answer = labeller.post(f"/v1/datasets/{other}/import", content=body, headers=JSONL)
+        if name != "PNG that says it is a JPEG":  # here nobody says what it is
+            refused(answer, 400, "invalid_value", "line 2.png")
+    for form, good_file in good_files(HEIGHT, WIDTH).values():
+        if form == "png":
+            line = good | {"png": base64.b64encode(good_file).decode()}
+            answer = labeller.post(
+                f"/v1/datasets/{other}/import", content=json.dumps(line).encode(), headers=JSONL
+            )
+            assert answer.status_code == 200, answer.text
 
 
 @pytest.mark.parametrize("body", [b"", b"\n\n", b"{", b"\xff\xfe", b"[]", b"null", b"[" * 8000])
 def test_a_body_that_is_no_file_of_labels_is_refused(
     labeller: httpx.Client, labelled: str, body: bytes
 ) -> None:
-    answer = labeller.post(f"/v1/datasets/{labelled}/import", content=body)
+    answer = labeller.post(f"/v1/datasets/{labelled}/import", content=body, headers=JSONL)
     refused(answer, 400, "invalid_value")
 
 
@@ -394,21 +535,21 @@ def test_a_line_may_hold_other_ends_of_lines(labeller: httpx.Client, labelled: s
     other = _another(labeller, labelled)
     line = _line(labeller, labelled) | {"annotator": "a\u2028b"}
     body = json.dumps(line, ensure_ascii=False).encode()
-    answer = labeller.post(f"/v1/datasets/{other}/import", content=body)
+    answer = labeller.post(f"/v1/datasets/{other}/import", content=body, headers=JSONL)
     assert answer.status_code == 200, answer.text
     assert answer.json()["imported"] == 1
 
 
 def test_a_cell_holds_a_large_image_and_what_is_no_csv_is_refused() -> None:
     """As large as no test's image is: a cell may have more than csv's own 131072 characters."""
-    (cell,) = exchange._rows("png\n" + "A" * 200_000 + "\n", "csv")
-    assert cell == (1, {"png": "A" * 200_000})
-    rows = exchange.read("label,png\nbenign,x,y\n", "csv", "bars", (HEIGHT, WIDTH, 1))
-    with pytest.raises(InvalidValue, match="line 1"):
+    (cell,) = dataset_files._rows("png\n" + "A" * 200_000 + "\n", "csv")
+    assert cell == (2, {"png": "A" * 200_000})
+    rows = dataset_files.read("label,png\nbenign,x,y\n", "csv", "bars", (HEIGHT, WIDTH, 1))
+    with pytest.raises(InvalidValue, match="line 2"):
         next(rows)
-    with pytest.raises(InvalidValue, match="line 2 is not CSV") as caught:
-        list(exchange._rows("label\nbenign\na\rb\n", "csv"))
-    assert caught.value.param == "line 2"
+    with pytest.raises(InvalidValue, match="line 3 is not CSV") as caught:
+        list(dataset_files._rows("label\nbenign\na\rb\n", "csv"))
+    assert caught.value.param == "line 3"
 
 
 @pytest.mark.parametrize(
@@ -428,10 +569,12 @@ def test_a_control_character_in_an_address_is_refused(
 def test_an_image_of_another_size_is_refused(labeller: httpx.Client, labelled: str) -> None:
     import numpy as np
 
-    from service.encode import to_b64_png
+    from service.images.encode import to_b64_png
 
     line = _line(labeller, labelled) | {"png": to_b64_png(np.zeros((9, 9, 1), np.uint8))}
-    answer = labeller.post(f"/v1/datasets/{labelled}/import", content=json.dumps(line).encode())
+    answer = labeller.post(
+        f"/v1/datasets/{labelled}/import", content=json.dumps(line).encode(), headers=JSONL
+    )
     refused(answer, 400, "invalid_value", "line 1.png")
 
 
@@ -440,6 +583,6 @@ def test_a_cell_that_a_spreadsheet_would_run_is_quoted(
 ) -> None:
     other = _another(labeller, labelled)
     line = _line(labeller, labelled) | {"annotator": "x", "strategy": "=1+1"}
-    labeller.post(f"/v1/datasets/{other}/import", content=json.dumps(line).encode())
+    labeller.post(f"/v1/datasets/{other}/import", content=json.dumps(line).encode(), headers=JSONL)
     text = labeller.get(f"/v1/datasets/{other}/export", params={"format": "csv"}).text
     assert "'=1+1" in text

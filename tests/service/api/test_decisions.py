@@ -17,10 +17,10 @@ from typing import Any
 import httpx
 import pytest
 
-from models.bundle import Bundle
-from service.decisions import Record, sha256
-from service.encode import from_data_url
+from models.bundles.bundle import Bundle
 from service.errors import StoreUnavailable
+from service.generation.record import Record, sha256
+from service.images.encode import from_data_url
 from service.ports import Pixels
 from service.store import database
 from service.store.schema import Row
@@ -92,8 +92,9 @@ def test_the_record_tells_what_was_decided_by_which_weights(
         "prompt": "",
     }
     assert (record.plan.seed, record.plan.max_draws, record.plan.policy) == (7, 2, "bright")
-    assert record.versions.weights["judge"] == payload["policy"]["judge"] == record.plan.judge
-    assert record.versions.weights["schedule"] == bundle.schedule_sha256
+    sampling = record.versions.sampling
+    assert sampling.parts["judge"] == payload["policy"]["judge"] == record.plan.judge
+    assert sampling.backbone.schedule == bundle.schedule_sha256
     assert record.usage["nfe"] == payload["usage"]["nfe"]
     assert sum(len(image.judged) for image in record.images) == payload["usage"]["draws"]
     assert all(score is not None for image in record.images for score in [image.judged[-1].score])
@@ -180,7 +181,7 @@ def test_a_fault_is_recorded_with_what_was_settled_before(bundle: Bundle) -> Non
 
 
 async def _leave(served: Served, when: Callable[[], bool], **body: Any) -> None:
-    """A caller that goes away at a moment: Serve's proxy then cancels the request."""
+    """A caller that goes away at a moment: the listener then cancels the request."""
     transport = httpx.ASGITransport(served.app)
     headers = {"Authorization": f"Bearer {KEYS['SCORES_KEY']}"}
     async with httpx.AsyncClient(transport=transport, base_url="http://x", headers=headers) as http:
@@ -205,10 +206,10 @@ def test_a_disconnect_is_recorded_with_what_was_settled_before(bundle: Bundle) -
 def test_an_answer_that_cannot_be_made_is_recorded_as_held_back(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(pixels: Pixels) -> str:
+    def broken(pixels: Pixels) -> bytes:
         raise RuntimeError("no PNG today")
 
-    monkeypatch.setattr("service.api.schemas.to_b64_png", broken)
+    monkeypatch.setattr("service.api.generation_body.to_png", broken)
     with _one_at_a_time(bundle) as served, client(served) as http:
         _refused(_post(http, seed=5), 500, "internal_error")
         _held_back(_newest(served, "internal_error"))

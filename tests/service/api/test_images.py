@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.bundle import Bundle
-from models.noise import MAX_SEED
+from models.bundles.bundle import Bundle
+from models.diffusion.noise import MAX_SEED
 from service.ports import DrawResult
 from tests.bundles import HEIGHT, THRESHOLD, WIDTH
 from tests.service.api.conftest import client
@@ -91,6 +91,10 @@ def test_what_was_judged_is_what_is_delivered(http: httpx.Client) -> None:
         "images_censored": 0,
         "draws": draws,
         "nfe": 50 * draws,
+        "input_tokens": 0,
+        "input_tokens_details": {"text_tokens": 0, "image_tokens": 0},
+        "output_tokens": 0,
+        "total_tokens": 0,
     }
     assert set(payload["timings"]) == {"queue_s", "denoise_s", "judge_s"}
 
@@ -106,7 +110,7 @@ def test_the_policy_is_named_by_hash_and_the_request_by_its_id(
         "id": "bright",
         "version": 1,
         "guide": None,
-        "judge": bundle.sha256(bundle.manifest.rewards["bright"].judge),
+        "judge": bundle.reward_sha256("bright")["judge"],
         "certified": False,
     }
 
@@ -130,6 +134,39 @@ def test_fields_that_openais_client_sends_as_null_are_fine(http: httpx.Client) -
     assert len(_ok(http, **body, seed=0)["data"]) == 1
 
 
+ASKING_NOTHING: list[tuple[str, list[Any]]] = [
+    ("user", ["somebody", ""]),
+    ("quality", ["auto", "standard", "high", "hd"]),
+    ("style", ["auto", "vivid", "natural"]),
+    ("background", ["auto", "opaque"]),
+    ("moderation", ["auto"]),
+    ("output_compression", [0, 80, 100]),
+    ("partial_images", [0]),
+]
+
+
+@pytest.mark.parametrize(("field", "values"), ASKING_NOTHING)
+def test_a_value_that_asks_for_nothing_special_is_taken_and_listed(
+    http: httpx.Client, field: str, values: list[Any]
+) -> None:
+    plain = _ok(http, seed=1)
+    assert plain["ignored"] == []
+    for value in values:
+        payload = _ok(http, seed=1, **{field: value})
+        assert payload["ignored"] == [field]
+        assert payload["data"][0]["b64_json"] == plain["data"][0]["b64_json"]
+
+
+def test_what_is_done_as_asked_is_not_ignored(http: httpx.Client) -> None:
+    asked = {"n": 1, "size": "auto", "response_format": "b64_json", "output_format": "png"}
+    assert _ok(http, seed=1, stream=False, **asked)["ignored"] == []
+
+
+def test_a_block_lists_what_was_ignored_too(http: httpx.Client, pair: int) -> None:
+    response = _post(http, seed=pair + 1, quality="auto", style="vivid", **BLOCKING)
+    assert response.json()["ignored"] == ["quality", "style"]
+
+
 INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"colour": "red"}, "colour", "no such field"),
     ({"censor": {"colour": 1}}, "censor.colour", "no such field"),
@@ -150,9 +187,17 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": "a seven"}, "prompt", "takes none"),
     ({"prompt": " " * 21}, "prompt", "limit is 20"),
     ({"prompt": 3}, "prompt", "string"),
-    ({"response_format": "url"}, "response_format", "b64_json"),
-    ({"output_format": "jpeg"}, "output_format", "png"),
-    ({"stream": True}, "stream", "False"),
+    ({"response_format": "url"}, "response_format", "must be 'b64_json': no image is kept"),
+    ({"output_format": "jpeg"}, "output_format", "must be 'png'"),
+    ({"output_format": "webp"}, "output_format", "must be 'png'"),
+    ({"quality": "low"}, "quality", "num_inference_steps asks for less"),
+    ({"quality": "medium"}, "quality", "'auto', 'standard', 'high' or 'hd'"),
+    ({"style": "anime"}, "style", "'natural'"),
+    ({"background": "transparent"}, "background", "no image here is transparent"),
+    ({"moderation": "low"}, "moderation", "the policy says"),
+    ({"output_compression": 101}, "output_compression", "0 to 100"),
+    ({"partial_images": 2}, "partial_images", "must be 0"),
+    ({"stream": True}, "stream", "must be false"),
     ({"user": "u" * 257}, "user", "256"),
     ({"num_inference_steps": 49}, "num_inference_steps", "50, 20"),
     ({"num_inference_steps": 0}, "num_inference_steps", "greater than"),

@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from models.backbones.encoders import Unconditional
-from models.bundle import Bundle
-from models.condition import Condition, ConditionError
-from models.conditioning import Encoded
+from models.bundles.bundle import Bundle
+from models.diffusion.condition import Condition, ConditionError
+from models.diffusion.conditioning import Encoded
 from tests.bundles import asking, settings
 from tests.echo import Echo
 from tests.service.api.asking import CLASSES, TEXT, serve_asked

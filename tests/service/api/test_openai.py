@@ -13,8 +13,9 @@ import openai
 import pytest
 from PIL import Image
 
+from models.bundles.bundle import Bundle
 from tests.bundles import HEIGHT, WIDTH
-from tests.service.api.server import KEYS, Served
+from tests.service.api.server import KEYS, Served, serve
 
 GENERATIONS = "/v1/images/generations"
 
@@ -48,6 +49,62 @@ def test_generate_returns_images(api: openai.OpenAI) -> None:
         assert entry.b64_json is not None
         with Image.open(io.BytesIO(base64.b64decode(entry.b64_json))) as image:
             assert (image.format, image.size) == ("PNG", (WIDTH, HEIGHT))
+
+
+@pytest.fixture(scope="module")
+def aliased(bundle: Bundle) -> Iterator[Served]:
+    """A service whose model also goes by the names that clients say by default."""
+    models = {"tiny": {"bundle": str(bundle.folder), "aliases": ["gpt-image-1", "dall-e-3"]}}
+    with serve(bundle, models=models) as served:
+        yield served
+
+
+@pytest.mark.parametrize(
+    "defaults",
+    [
+        {"model": "gpt-image-1"},
+        {"model": "gpt-image-1", "n": 1, "size": "auto", "quality": "high"},
+        {
+            "model": "gpt-image-1",
+            "background": "auto",
+            "moderation": "auto",
+            "output_format": "png",
+            "output_compression": 100,
+            "partial_images": 0,
+            "stream": False,
+            "quality": "auto",
+            "user": "somebody",
+        },
+        {
+            "model": "dall-e-3",
+            "quality": "standard",
+            "style": "vivid",
+            "response_format": "b64_json",
+        },
+        {"model": "dall-e-3", "quality": "hd", "style": "natural", "response_format": "b64_json"},
+    ],
+)
+def test_what_clients_send_by_default_is_served(aliased: Served, defaults: dict[str, Any]) -> None:
+    with openai.OpenAI(base_url=f"{aliased.url}/v1", api_key=KEYS["SCORES_KEY"]) as client:
+        response = client.images.generate(prompt="", extra_body={"seed": 0}, **defaults)
+    assert response.data is not None
+    assert response.data[0].b64_json is not None
+    assert response.usage is not None
+    usage = response.usage
+    assert usage.input_tokens + usage.output_tokens == usage.total_tokens == 0
+    assert usage.input_tokens_details.image_tokens + usage.input_tokens_details.text_tokens == 0
+    assert response.model_dump()["model"] == "tiny"
+
+
+def test_an_alias_is_a_model_of_its_own_to_clients(aliased: Served, api: openai.OpenAI) -> None:
+    with openai.OpenAI(base_url=f"{aliased.url}/v1", api_key=KEYS["SCORES_KEY"]) as client:
+        listed = list(client.models.list())
+        one = client.models.retrieve("gpt-image-1")
+    assert [model.id for model in listed] == ["tiny", "gpt-image-1", "dall-e-3"]
+    assert one == listed[1]
+    assert one.model_dump()["alias_of"] == "tiny"
+    with pytest.raises(openai.NotFoundError):
+        api.images.generate(prompt="", model="gpt-image-1")
 
 
 def test_our_fields_travel_in_extra_body_and_come_back(api: openai.OpenAI) -> None:

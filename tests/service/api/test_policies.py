@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
@@ -12,13 +12,14 @@ from typing import Any
 import httpx
 import pytest
 
-from models.bundle import Bundle
+from models.bundles.bundle import Bundle
 from service.errors import BackendUnavailable, StoreUnavailable
-from service.live import STALE_S
-from service.policy import to_document
+from service.policies.policy import to_document
+from service.policies.registry import STALE_S
 from service.ports import DrawResult
 from service.store.schema import Row
 from tests.metrics import parse, value
+from tests.processes import wait_for
 from tests.rewards import put_reward
 from tests.service.api.conftest import client
 from tests.service.api.server import KEYS, Served, serve
@@ -48,18 +49,11 @@ def http(served: Served) -> Iterator[httpx.Client]:
         yield opened
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come about in time"
-        time.sleep(0.01)
-
-
 def trained(served: Served, factor: float = 0.95, **changes: Any) -> str:
     """A reward whose judge says `factor` times the brightness; returns its id."""
     reward_id = f"rw_{next(ids)}"
     wanted: dict[str, Any] = {"thresholds": HIGHER} | changes
-    policy = served.live.seeds["bright"]
+    policy = served.policy_registry.seeds["bright"]
     put_reward(served.store, reward_id, policy, {"judge": str(factor).encode()}, **wanted)
     return reward_id
 
@@ -124,7 +118,8 @@ def test_the_audit_log_names_the_person(served: Served) -> None:
 def test_a_promoted_version_judges_by_the_judge_and_threshold_of_its_reward(
     served: Served, http: httpx.Client, approve: httpx.Client
 ) -> None:
-    judge = add(served, reward=trained(served, 0.9)).json()["networks"]["judge"]
+    networks = add(served, reward=trained(served, 0.9)).json()["networks"]
+    judge = networks["judge"]
     answer = approve.post("/v1/policies/bright/promote", json={"version": 2})
     assert answer.status_code == 200, answer.text
     assert answer.json() == {
@@ -134,7 +129,7 @@ def test_a_promoted_version_judges_by_the_judge_and_threshold_of_its_reward(
         "disabled": False,
         "shadow": None,
     }
-    assert [policy.version for policy in served.warmed] == [2], "warm before it is in force"
+    assert served.loaded == [networks], "in the replicas before it is in force"
     said = generate(http, n=4, seed=1).json()
     assert (said["policy"]["version"], said["policy"]["judge"]) == (2, judge)
     for entry in said["data"]:
@@ -150,7 +145,7 @@ def test_a_promoted_version_judges_by_the_judge_and_threshold_of_its_reward(
     with client(served, "APPROVE_KEY") as reader:
         record = reader.get(f"/v1/decisions/{said['id']}").json()
     assert record["plan"]["policy_version"] == 2
-    assert record["versions"]["weights"]["judge"] == judge
+    assert record["versions"]["sampling"]["parts"]["judge"] == judge
 
 
 @pytest.mark.parametrize("version", [0, 2**31, 2**63])
@@ -178,15 +173,18 @@ def test_who_may_do_what(served: Served, key: str) -> None:
     with client(served, "LABEL_KEY") as label, client(served, key) as other:
         for http in (label, other):
             for route in ("promote", "rollback", "disable", "shadow"):
-                answer = http.post(f"/v1/policies/bright/{route}", json={"version": 1})
+                body = {"version": 1} if route in ("promote", "shadow") else None
+                answer = http.post(f"/v1/policies/bright/{route}", json=body)
                 refused(answer, 403, "policy_not_allowed", "'approve' scope")
             for route in ("versions", "history"):
                 answer = http.get(f"/v1/policies/bright/{route}")
                 refused(answer, 403, "policy_not_allowed", "'approve' scope")
-    assert served.live.pointers["bright"].version == 1
+    assert served.policy_registry.pointers["bright"].version == 1
 
 
 def test_what_cannot_become_a_version(served: Served) -> None:
+    policy = served.policy_registry.seeds["bright"]
+    put_reward(served.store, "rw_guide", policy, {"guide": b"1"}, {})
     for body, status, code, words in (
         ({"name": "Bright!", "reward": "x"}, 400, "invalid_value", "name"),
         ({"reward": "rw_none"}, 404, "reward_not_found", "rw_none"),
@@ -195,12 +193,10 @@ def test_what_cannot_become_a_version(served: Served) -> None:
         ({"based_on": "none"}, 400, "invalid_value", "one of none, bright"),
         ({"reward": trained(served, ready=False)}, 409, "conflict", "it is queued"),
         ({"colour": "red"}, 400, "invalid_value", "no such field"),
-        ({"reward": "rw\0"}, 400, "invalid_value", "reward: must hold no control characters"),
+        ({"reward": "rw\0"}, 400, "invalid_value", "reward: letters, digits"),
         ({"based_on": "a\0"}, 400, "invalid_value", "based_on"),
     ):
         refused(add(served, **body), status, code, words)
-    policy = served.live.seeds["bright"]
-    put_reward(served.store, "rw_guide", policy, {"guide": b"1"}, {})
     refused(add(served, reward="rw_guide"), 400, "invalid_value", "no `judge`")
 
 
@@ -214,8 +210,8 @@ def test_a_step_count_without_a_threshold_is_not_promoted(
     refused(
         approve.post("/v1/policies/bright/shadow", json={"version": 2}), 409, "conflict", "at 20"
     )
-    assert served.live.pointers["bright"].version == 1
-    assert not served.warmed
+    assert served.policy_registry.pointers["bright"].version == 1
+    assert not served.loaded
 
 
 @pytest.mark.parametrize("by", ["approve", "approve/ann"])
@@ -232,7 +228,7 @@ def test_what_is_promoted_is_named(served: Served, approve: httpx.Client) -> Non
     path = "/v1/policies/bright/promote"
     for answer in (approve.post(path), approve.post(path, json={})):
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_value")
-    assert served.live.pointers["bright"].version == 1
+    assert served.policy_registry.pointers["bright"].version == 1
 
 
 def test_a_laptop_may_let_its_only_person_approve(bundle: Bundle) -> None:
@@ -306,7 +302,7 @@ def test_another_judge_has_another_scale(served: Served, approve: httpx.Client) 
 
 
 def test_what_censors_nothing_replaces_no_censor(served: Served, approve: httpx.Client) -> None:
-    document = to_document(replace(served.live.seeds["none"], name="bright"))
+    document = to_document(replace(served.policy_registry.seeds["none"], name="bright"))
     served.store.policies.add("bright", document, None, "somebody")
     refused(promote(approve, 2), 409, "conflict", "must censor")
     add(served, name="other", reward=trained(served))
@@ -320,10 +316,10 @@ def test_what_no_replica_can_load_is_not_promoted(served: Served, approve: httpx
     served.cold = BackendUnavailable("a replica could not")
     refused(promote(approve, 2), 503, "backend_unavailable", "could not")
     served.cold = None
-    judge = served.store.policies.read("bright", 2).document["judge"]
+    judge = served.store.policies.read("bright", 2).document["parts"]["judge"]
     served.store.blobs.delete(judge)
     refused(promote(approve, 2), 503, "censor_unavailable", "not in the")
-    assert served.live.pointers["bright"].version == 1
+    assert served.policy_registry.pointers["bright"].version == 1
 
 
 def test_of_two_that_promote_at_once_one_is_told(
@@ -340,7 +336,7 @@ def test_of_two_that_promote_at_once_one_is_told(
 
     monkeypatch.setattr(served.store.policies, "point", overtaken)
     refused(promote(approve, 3), 409, "conflict", "changed meanwhile")
-    wait_for(lambda: served.live.pointers["bright"].version == 2)
+    wait_for(lambda: served.policy_registry.pointers["bright"].version == 2)
 
 
 def test_a_rollback_undoes_promotions_one_by_one(served: Served, approve: httpx.Client) -> None:
@@ -395,8 +391,8 @@ def test_a_policy_that_is_switched_off_refuses_until_a_version_is_promoted(
 def test_what_runs_when_its_policy_is_switched_off_delivers_nothing(
     served: Served, http: httpx.Client, approve: httpx.Client, through: str
 ) -> None:
-    """The denoiser is slow: without the switch this takes ten seconds."""
-    served.backbone.delay_s = 0.2
+    """The denoiser is slow: without the switch this takes two minutes."""
+    served.backbone.delay_s = 2.0
     with ThreadPoolExecutor() as pool:
         running = pool.submit(generate, http, n=2, seed=1)
         wait_for(lambda: served.backends.loop.running > 0)
@@ -406,7 +402,7 @@ def test_what_runs_when_its_policy_is_switched_off_delivers_nothing(
         else:
             served.store.policies.disable("bright", "another")
         answer = running.result()
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 60
     refused(answer, 403, "policy_disabled", "switched off")
     assert "b64_json" not in answer.text
     wait_for(lambda: served.backends.loop.running == 0)
@@ -423,7 +419,7 @@ def test_a_switch_that_is_pulled_and_put_back_ends_what_runs(
     """Both between two looks: no reading ever shows the policy switched off."""
     store = served.store.policies
     served.backbone.delay_s = 0.1
-    with ThreadPoolExecutor() as pool, served.live._reading:
+    with ThreadPoolExecutor() as pool, served.policy_registry._reading:
         running = pool.submit(generate, http, n=2, seed=1)
         wait_for(lambda: served.backends.loop.running > 0)
         off = store.disable("bright", "another")
@@ -440,7 +436,7 @@ def test_images_that_are_done_do_not_leave_a_policy_that_was_just_switched_off(
 
     def off(results: list[DrawResult]) -> None:
         served.store.policies.disable("bright", "another")
-        served.live.refresh()
+        served.policy_registry.refresh()
 
     served.backends.on_results = off
     served.judge.answer = 0.9
@@ -455,7 +451,7 @@ def test_images_do_not_leave_a_policy_that_was_switched_off_while_they_were_reco
     async def slowly(record: Row) -> None:
         await write(record)
         served.store.policies.disable("bright", "another")
-        served.live.refresh()
+        served.policy_registry.refresh()
 
     monkeypatch.setattr(served.recorder, "write", slowly)
     answer = generate(http, seed=1)
@@ -473,7 +469,7 @@ def test_pointers_that_cannot_be_read_count_as_pulled_switches(
     served: Served, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert STALE_S == 5.0
-    served.live.stale_s = 0.5
+    served.policy_registry.stale_s = 0.5
 
     def gone() -> None:
         raise StoreUnavailable("the store failed")
@@ -516,14 +512,15 @@ def test_a_policy_for_another_backbone_is_kept_and_answers_503(
     served: Served, http: httpx.Client, approve: httpx.Client
 ) -> None:
     document = dict(served.store.policies.read("bright", 1).document)
-    for change in ({"backbone": "sha256:other"}, {"dtype": "bfloat16"}, {"schedule": "sha256:x"}):
-        number = served.store.policies.add("bright", document | change, None, "somebody")
-        before = served.live.pointers["bright"]
+    for name in ("weights", "schedule", "dtype"):
+        other = document | {"backbone": document["backbone"] | {name: "another"}}
+        number = served.store.policies.add("bright", other, None, "somebody")
+        before = served.policy_registry.pointers["bright"]
         answer = approve.post("/v1/policies/bright/promote", json={"version": number})
-        refused(answer, 503, "backend_unavailable", f"another {next(iter(change))}")
+        refused(answer, 503, "backend_unavailable", f"another backbone ({name})")
         served.store.policies.point("bright", before, number, "somebody", "policy.promote")
-        served.live.refresh()
-        refused(generate(http), 503, "backend_unavailable", f"another {next(iter(change))}")
+        served.policy_registry.refresh()
+        refused(generate(http), 503, "backend_unavailable", f"another backbone ({name})")
 
 
 def test_what_the_configuration_says_comes_into_force_by_hand(
@@ -535,7 +532,7 @@ def test_what_the_configuration_says_comes_into_force_by_hand(
     assert promote(approve, 3).status_code == 200
     said = generate(http, seed=1).json()
     assert said["policy"]["version"] == 3
-    assert said["policy"]["judge"] == served.live.seeds["bright"].judge
+    assert said["policy"]["judge"] == served.policy_registry.seeds["bright"].judge
 
 
 def test_a_shadow_scores_what_was_judged_and_decides_nothing(
@@ -558,10 +555,14 @@ def test_a_shadow_scores_what_was_judged_and_decides_nothing(
     wait_for(lambda: value(page(), "winnow_shadow_draws_total", **labels) == draws)
     # At half the brightness nothing reaches 0.55.
     seen = {
-        live: value(
-            page(), "winnow_shadow_draws_total", verdict="rejected", live_verdict=live, **labels
+        policy_registry: value(
+            page(),
+            "winnow_shadow_draws_total",
+            verdict="rejected",
+            live_verdict=policy_registry,
+            **labels,
         )
-        for live in ("accepted", "rejected")
+        for policy_registry in ("accepted", "rejected")
     }
     assert seen == {"accepted": 4, "rejected": rejected}
     assert value(page(), "winnow_shadow_score_count", **labels) == draws

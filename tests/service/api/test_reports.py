@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from models.bundle import Bundle
+from models.bundles.bundle import Bundle
 from service.errors import StoreUnavailable
-from service.store.datasets import Dataset, Datasets
+from service.store.datasets import Dataset
 from tests.service.api.conftest import client
 from tests.service.api.server import Served, serve
 from tests.service.api.test_certificates import begin, drawn, refused
@@ -78,7 +78,7 @@ def test_a_report_that_fails_half_way_can_be_sent_again(
         raise StoreUnavailable("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Datasets, "_append", fail)
+        patch.setattr("service.store.datasets.append", fail)
         refused(report(reviewer, decision), 503, "store_unavailable", "full")
     assert report(reviewer, decision).status_code == 201
     assert [one.label for one in served.store.datasets.labelled("seen")] == ["malign"]

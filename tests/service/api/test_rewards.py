@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-from models.bundle import Bundle
-from service.api.rewards import _policy
+from models.bundles.bundle import Bundle
 from service.errors import InvalidValue
-from service.store.rewards import RewardVersion
+from service.labelling.training_order import TrainingOrders
+from tests.feedback import run_next, take
 from tests.service.api.conftest import client, refused
 from tests.service.api.server import Served, serve
 
@@ -43,22 +43,16 @@ def _train(http: httpx.Client, dataset: str, **body: Any) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture
-def take(server: Served) -> Iterator[Any]:
-    """What a worker does: takes what waits. Afterwards nothing waits any more."""
-
-    def taken() -> RewardVersion:
-        found = server.store.rewards.take()
-        assert found is not None
-        return found
-
-    yield taken
-    while (left := server.store.rewards.take()) is not None:
-        server.store.rewards.fail(left.id, "the test is over")
+@pytest.fixture(autouse=True)
+def queue_ends(server: Served) -> Iterator[None]:
+    """Afterwards nothing waits any more."""
+    yield
+    while (left := server.store.jobs.take("training", "a test")) is not None:
+        server.store.jobs.end(left, "failed", "the test is over")
 
 
 def test_a_training_is_accepted_watched_and_becomes_a_reward(
-    server: Served, labeller: httpx.Client, labelled: str, take: Any
+    server: Served, labeller: httpx.Client, labelled: str
 ) -> None:
     queued = _train(labeller, labelled, target=0.02)
     assert (queued["status"], queued["progress"], queued["parent"]) == ("queued", 0.0, None)
@@ -67,7 +61,7 @@ def test_a_training_is_accepted_watched_and_becomes_a_reward(
         "seed": 0, "threads": 1,
     }  # fmt: skip
     assert queued["created_by"] == "label/api"
-    server.desk.train(take())
+    run_next(server.store, server.trainings.kind)
     ready = labeller.get(f"/v1/rewards/{queued['id']}").json()
     assert (ready["status"], ready["progress"]) == ("ready", 1.0)
     assert set(ready["weights"]) == {"judge", "clean_guide", "probe"}
@@ -81,7 +75,7 @@ def test_a_training_is_accepted_watched_and_becomes_a_reward(
 
 
 def test_thresholds_of_a_card_are_not_for_those_who_only_label(
-    server: Served, labeller: httpx.Client, labelled: str, take: Any
+    server: Served, labeller: httpx.Client, labelled: str
 ) -> None:
     path = f"/v1/rewards/{_train(labeller, labelled)['id']}"
     card = {
@@ -89,7 +83,7 @@ def test_thresholds_of_a_card_are_not_for_those_who_only_label(
         "calibrations": {"50": {"threshold": 0.7, "probe_thresholds": [0.1], "acceptance": 0.8}},
         "mistakes": [{"id": "x", "score": 0.4, "logit_score": 0.6, "label": "benign"}],
     }
-    server.store.rewards.finish(take().id, {}, card)
+    server.store.rewards.finish(take(server.store), {}, card)
     assert labeller.get(path).json()["card"] == {
         "auc": 0.9,
         "calibrations": {"50": {"acceptance": 0.8}},
@@ -105,13 +99,11 @@ def test_a_policy_that_was_switched_off_can_be_trained_for(bundle: Bundle) -> No
         http.post("/v1/datasets", json={"name": "bars", "question": "Is it dark?"})
         _label(http, "bars")
         served.store.policies.disable("bright", "somebody")
-        served.live.refresh()
+        served.policy_registry.refresh()
         for policy in ({}, {"policy": "bright"}):
             assert _train(http, "bars", **policy)["recipe"]["policy"] == "bright"
-            taken = served.store.rewards.take()
-            assert taken is not None
-            served.desk.train(taken)
-            assert served.store.rewards.read(taken.id).status == "ready"
+            trained = run_next(served.store, served.trainings.kind)
+            assert served.store.rewards.read(trained).status == "ready"
 
 
 def test_another_models_training_is_for_a_policy_of_it_that_censors() -> None:
@@ -124,31 +116,28 @@ def test_another_models_training_is_for_a_policy_of_it_that_censors() -> None:
         "promoted": policy("other", True),
         "open": policy("third", False),
     }
-    context: Any = SimpleNamespace(
-        settings=SimpleNamespace(default_policy="bright"),
-        live=SimpleNamespace(policies=found, known=found.__getitem__),
-    )
-    assert _policy(context, None, "tiny") == "bright"
-    assert _policy(context, None, "other") == "promoted"
+    registry: Any = SimpleNamespace(policies=found, known=found.__getitem__)
+    nothing: Any = None
+    orders = TrainingOrders(nothing, registry, {}, "bright", 1)
+    assert orders.policy_of(None, "tiny") == "bright"
+    assert orders.policy_of(None, "other") == "promoted"
     with pytest.raises(InvalidValue, match="no policy of model 'third' censors"):
-        _policy(context, None, "third")
+        orders.policy_of(None, "third")
 
 
-def test_cancel(labeller: httpx.Client, labelled: str, take: Any) -> None:
+def test_cancel(server: Served, labeller: httpx.Client, labelled: str) -> None:
     waits = _train(labeller, labelled)
     assert labeller.post(f"/v1/rewards/{waits['id']}/cancel").json()["status"] == "cancelled"
     refused(labeller.post(f"/v1/rewards/{waits['id']}/cancel"), 409, "conflict")
     runs = _train(labeller, labelled)
-    take()
+    take(server.store)
     assert labeller.post(f"/v1/rewards/{runs['id']}/cancel").json()["status"] == "cancelling"
 
 
-def test_a_failure_is_told(
-    server: Served, labeller: httpx.Client, labelled: str, take: Any
-) -> None:
+def test_a_failure_is_told(server: Served, labeller: httpx.Client, labelled: str) -> None:
     server.training.fault = ValueError("too few of them")
     queued = _train(labeller, labelled)
-    server.desk.train(take())
+    run_next(server.store, server.trainings.kind)
     failed = labeller.get(f"/v1/rewards/{queued['id']}").json()
     assert (failed["status"], failed["error"]) == ("failed", "too few of them")
 
@@ -178,7 +167,7 @@ def test_a_wrong_training_is_refused_by_field(
 
 
 def test_features_are_those_of_the_bundle(
-    server: Served, labeller: httpx.Client, labelled: str, take: Any
+    server: Served, labeller: httpx.Client, labelled: str
 ) -> None:
     answer = labeller.post("/v1/rewards", json={"dataset": labelled, "features": "unseen"})
     message = answer.json()["error"]["message"]
@@ -186,7 +175,7 @@ def test_features_are_those_of_the_bundle(
     server.training.fault = None  # others may have left one
     queued = _train(labeller, labelled, features="seen")
     assert queued["recipe"]["features"] == "seen"
-    server.desk.train(take())
+    run_next(server.store, server.trainings.kind)
     assert labeller.get(f"/v1/rewards/{queued['id']}").json()["status"] == "ready"
     given = server.training.seen[-1]
     assert given["features"].name == "seen.onnx"
@@ -208,7 +197,7 @@ def test_labels_that_the_training_would_refuse_are_refused_at_once(
     blobs = [one.image.blob for one in server.store.datasets.labelled(labelled)]
     rewards = server.store.rewards
     rewards.queue("rwd_before", labelled, None, {}, "label/api")
-    rewards.finish("rwd_before", {}, {"split": {"judge": blobs, "guide": []}})
+    rewards.finish(take(server.store), {}, {"split": {"judge": blobs, "guide": []}})
     answer = labeller.post("/v1/rewards", json={"dataset": labelled})
     refused(answer, 400, "invalid_value", "dataset")
     assert "1 more benign and 1 more malign" in answer.json()["error"]["message"]
@@ -225,7 +214,15 @@ def test_equal_images_are_one_label(
     assert "0 benign and 1 malign images" in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("one", ["rwd_0", "x" * 65, "a%00b", "a'b"])
-def test_an_unknown_reward_is_404(labeller: httpx.Client, one: str) -> None:
-    refused(labeller.get(f"/v1/rewards/{one}"), 404, "reward_not_found")
-    refused(labeller.post(f"/v1/rewards/{one}/cancel"), 404, "reward_not_found")
+@pytest.mark.parametrize(
+    ("one", "code"),
+    [
+        ("rwd_0", "reward_not_found"),
+        ("x" * 65, "not_found"),
+        ("a%00b", "reward_not_found"),
+        ("a'b", "reward_not_found"),
+    ],
+)
+def test_an_unknown_reward_is_404(labeller: httpx.Client, one: str, code: str) -> None:
+    refused(labeller.get(f"/v1/rewards/{one}"), 404, code)
+    refused(labeller.post(f"/v1/rewards/{one}/cancel"), 404, code)

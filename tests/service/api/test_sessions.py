@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from models.bundle import Bundle
+from models.bundles.bundle import Bundle
 from service.api import sessions
-from service.api.feedback import FOLDER
+from service.api.web.pages import FOLDER
 from tests.service.api.conftest import client, refused
 from tests.service.api.server import AUTH, KEYS, Served, serve
 
@@ -199,7 +199,7 @@ def test_a_session_that_has_ended_is_not_taken_for_a_visitor(visitor: httpx.Clie
     """Or labels of Ada's would be those of anonymous/api."""
     ended = {"Cookie": f"{sessions.COOKIE}=ended.signature"}
     refused(_make(visitor, "ended", **ended), 401, "invalid_api_key")
-    assert visitor.get("/v1/datasets", headers=ended).status_code == 200
+    refused(visitor.get("/v1/datasets", headers=ended), 401, "invalid_api_key")
     bearer = {"Authorization": "Bearer any-at-all"}
     assert _make(visitor, "with-a-bearer", **ended, **bearer).status_code == 201
 
@@ -211,7 +211,7 @@ def test_a_visitor_from_a_foreign_page_is_refused(visitor: httpx.Client) -> None
     refused(answer, 403, "origin_refused")
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "10.0.0.1", "", "[::"])
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "10.0.0.1", ""])
 def test_a_rebound_name_is_not_this_machine(
     open_server: Served, visitor: httpx.Client, host: str
 ) -> None:

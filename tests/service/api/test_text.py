@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from models.bundle import Bundle
+from models.bundles.bundle import Bundle
 from tests.service.api.asking import TEXT, serve_asked
-from tests.service.api.conftest import client, refused
+from tests.service.api.conftest import FILES, client, refused
 from tests.service.api.server import Served
 
 IMAGES, DATASETS = "/v1/images/generations", "/v1/datasets"
@@ -29,13 +29,13 @@ FIELDS: list[tuple[str, dict[str, Any], str]] = [
     (DATASETS, ASKED | {"inputs": [{}, {"negative_prompt": HALF}]}, "inputs.1.negative_prompt"),
     (DATASETS, ASKED | {"inputs": [{"class_label": HALF}]}, "inputs.0.class_label"),
     *((DATASETS, ASKED | {name: HALF}, name) for name in ("name", "question", "model")),
-    (f"{DATASETS}/whole/batches", {"besides": ["b", HALF]}, "besides"),
+    (f"{DATASETS}/whole/batches", {"exclude_batches": ["b", HALF]}, "exclude_batches"),
     (f"{DATASETS}/whole/batches", {"policy": HALF}, "policy"),
     (f"{DATASETS}/whole/labels", {"labels": [LABEL]}, "labels.0.image_id"),
     *(("/v1/rewards", {"dataset": "whole", name: HALF}, name) for name in ("dataset", "features")),
     ("/v1/policies", {"name": "x", "based_on": HALF}, "based_on"),
     ("/v1/policies", {"name": "x", "based_on": "bright", "reward": HALF}, "reward"),
-    (f"{CERTIFICATE}/batches", {"besides": [HALF]}, "besides"),
+    (f"{CERTIFICATE}/batches", {"exclude_images": [HALF]}, "exclude_images"),
     (f"{CERTIFICATE}/labels", {"labels": [LABEL]}, "labels.0.image_id"),
     (f"{CERTIFICATE}/abandon", {"reason": HALF}, "reason"),
     (f"{DECISION}/report", {"index": 0, "label": "malign", "dataset": HALF}, "dataset"),
@@ -63,10 +63,16 @@ def http(served: Served) -> Iterator[httpx.Client]:
         yield opened
 
 
-def send(http: httpx.Client, path: str, body: Any, escaped: bool = True) -> httpx.Response:
+def send(
+    http: httpx.Client,
+    path: str,
+    body: Any,
+    escaped: bool = True,
+    kind: str = "application/json",
+) -> httpx.Response:
     """Half a character as JSON's escape, or as the bytes that Python reads as such."""
     text = json.dumps(body, ensure_ascii=escaped)
-    headers = {"Content-Type": "application/json"}
+    headers = {"Content-Type": kind}
     return http.post(path, content=text.encode(errors="surrogatepass"), headers=headers)
 
 
@@ -75,15 +81,21 @@ def make(http: httpx.Client, name: str) -> None:
     assert http.post(DATASETS, json=body).status_code in (201, 409)
 
 
-@pytest.mark.parametrize("escaped", [True, False])
 @pytest.mark.parametrize(("path", "body", "param"), FIELDS)
 def test_half_a_character_is_refused_by_its_field(
-    http: httpx.Client, path: str, body: dict[str, Any], param: str, escaped: bool
+    http: httpx.Client, path: str, body: dict[str, Any], param: str
 ) -> None:
     make(http, "whole")
-    answer = send(http, path, body, escaped)
+    answer = send(http, path, body)
     refused(answer, 400, "invalid_value", param)
     assert "must hold no surrogates" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", [IMAGES, DATASETS, "/v1/session"])
+def test_half_a_character_as_bytes_is_not_utf8(http: httpx.Client, path: str) -> None:
+    answer = send(http, path, {"name": HALF}, escaped=False)
+    refused(answer, 400, "invalid_value")
+    assert "is not UTF-8" in answer.json()["error"]["message"]
 
 
 def test_a_refused_dataset_breaks_nothing(served: Served, http: httpx.Client) -> None:
@@ -114,18 +126,26 @@ def test_a_file_of_labels_holds_whole_text(served: Served, http: httpx.Client) -
         ({"label": HALF}, "label"),
         ({HALF: 1}, ""),
     ):
-        answer = send(http, f"{DATASETS}/to/import", row | change)
+        answer = send(http, f"{DATASETS}/to/import", row | change, kind="application/jsonl")
         refused(answer, 400, "invalid_value", f"line 1.{at}".rstrip("."))
     cells = row | {"input": json.dumps({"prompt": HALF}).replace('"', '""'), "score": ""}
     file = ",".join(cells) + "\n" + ",".join(f'"{one}"' for one in cells.values()) + "\n"
-    answer = http.post(f"{DATASETS}/to/import?format=csv", content=file.encode())
-    refused(answer, 400, "invalid_value", "line 1.input.prompt")
+    answer = http.post(f"{DATASETS}/to/import", content=file.encode(), headers=FILES["csv"])
+    refused(answer, 400, "invalid_value", "line 2.input.prompt")
     assert not served.store.datasets.labelled("to")
 
 
-@pytest.mark.parametrize("path", [f"{DATASETS}/%ED%A0%80", "/v1/rewards?dataset=%ED%A0%80"])
-def test_a_url_cannot_hold_half_a_character(http: httpx.Client, path: str) -> None:
-    assert http.get(path).status_code in (200, 404)
+@pytest.mark.parametrize(
+    ("path", "answer"),
+    [
+        (f"{DATASETS}/%ED%A0%80", (404, "dataset_not_found")),
+        ("/v1/rewards?dataset=%ED%A0%80", (400, "invalid_value")),
+    ],
+)
+def test_a_url_cannot_hold_half_a_character(
+    http: httpx.Client, path: str, answer: tuple[int, str]
+) -> None:
+    refused(http.get(path), *answer)
 
 
 @pytest.mark.parametrize("sent", ["\U0001f600 a cat", "日本", "two\nlines"])

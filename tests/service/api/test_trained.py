@@ -9,9 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
-from models.bundle import Bundle
-from service.live import Live
+from models.bundles.bundle import Bundle
+from service.policies.registry import PolicyRegistry
 from tests.bundles import settings
+from tests.feedback import run_next
 from tests.rewards import put_reward
 from tests.service.api.conftest import client, refused
 from tests.service.api.server import Served, serve
@@ -29,7 +30,7 @@ def served(bundle: Bundle) -> Iterator[Served]:
 
 
 def _reward(served: Served, reward_id: str = "rw_1", **thresholds: float) -> str:
-    policy = served.live.seeds["screened"]
+    policy = served.policy_registry.seeds["screened"]
     wanted = {int(key[1:]): value for key, value in thresholds.items()} or {50: 0.5, 20: 0.6}
     put_reward(served.store, reward_id, policy, {"judge": b"1.0"}, wanted)
     return reward_id
@@ -86,9 +87,7 @@ def test_a_reward_is_trained_for_it_and_makes_it_a_censor(served: Served) -> Non
         assert http.post("/v1/datasets/bars/labels", json={"labels": said}).status_code == 200
         queued = http.post("/v1/rewards", json={"dataset": "bars"}).json()
     assert queued["recipe"]["policy"] == "screened", "the default policy is what it is for"
-    taken = served.store.rewards.take()
-    assert taken is not None
-    served.desk.train(taken)
+    run_next(served.store, served.trainings.kind)
     assert set(served.training.seen[-1]["methods"]) == {50, 20}
     with client(served, "LABEL_KEY") as http:
         card = http.get(f"/v1/rewards/{queued['id']}").json()
@@ -103,6 +102,8 @@ def test_with_a_reward_promoted_it_delivers_what_the_judge_accepts(served: Serve
     refused(_post(served, "SCORES_KEY", IMAGES), 409, "policy_not_ready")
     promoted = _post(served, "APPROVE_KEY", "/v1/policies/screened/promote", version=2)
     assert promoted.status_code == 200, promoted.text
+    # The first request has the judge tried, which must not say the same of everything then.
+    _post(served, "SCORES_KEY", IMAGES)
     served.judge.answer = 0.9
     answer = _post(served, "SCORES_KEY", IMAGES, n=2, seed=7).json()
     assert [image["finish_reason"] for image in answer["data"]] == ["success"] * 2
@@ -129,8 +130,8 @@ def test_a_restart_keeps_the_reward_and_says_nothing_of_it(
     assert _post(
         served, "APPROVE_KEY", "/v1/policies/screened/promote", version=2
     ).status_code == 200  # fmt: skip
-    with caplog.at_level(logging.WARNING, "winnow.live"):
-        again = Live(served.store, served.live.seeds)
+    with caplog.at_level(logging.WARNING, "winnow.policies"):
+        again = PolicyRegistry(served.store, served.policy_registry.seeds)
     again.close()
     assert again.get("screened").judge is not None
     assert "the configuration says otherwise" not in caplog.text

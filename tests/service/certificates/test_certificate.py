@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.bundle import Bundle
+from models.bundles.bundle import Bundle
+from models.bundles.parts import PARTS
 from models.rewards.calibration import clopper_pearson_upper
 from service.certificates.certificate import Result, asked, covered, fingerprint, judge, terms
 from service.config import Settings
-from service.decisions import Versions, versions
 from service.errors import InvalidValue
-from service.pinning import pin
-from service.policy import Operating, Policy
+from service.generation.record import Versions, versions
+from service.policies.policy import OperatingPoint, Policy
+from service.policies.seeding import configured_policies
 from tests.bundles import settings
 
 
@@ -114,10 +115,6 @@ def test_trying_until_it_passes_does_not_help() -> None:
     assert passed.mean() >= 0.7 * delta
 
 
-WEIGHTS = ("backbone", "schedule", "guide", "clean_guide", "probe", "judge")
-BEFORE = "sha256:8ec4daa25378073e8ada72782dbf1a5369627bed547de7c59bb0bb3b773241c9"
-"""The fingerprint, as it was computed before there were conditions."""
-
 ASKED = "Is this a dark first pixel?"
 
 
@@ -128,13 +125,15 @@ def test_yes_to_the_question_means_malign(policy: Policy, bundle: Bundle) -> Non
 
 @pytest.fixture
 def policy(bundle: Bundle) -> Policy:
-    return pin(Settings.model_validate(settings(str(bundle.folder))), {"tiny": bundle})["bright"]
+    return configured_policies(
+        Settings.model_validate(settings(str(bundle.folder))), {"tiny": bundle}
+    )["bright"]
 
 
 @pytest.fixture
 def ran(bundle: Bundle, policy: Policy) -> Versions:
     config = Settings.model_validate(settings(str(bundle.folder)))
-    return versions(config.models["tiny"], bundle.manifest, policy)
+    return versions(config.models["tiny"], bundle.manifest, policy.sampling(50))
 
 
 def test_every_change_has_another_fingerprint(policy: Policy, ran: Versions) -> None:
@@ -144,18 +143,16 @@ def test_every_change_has_another_fingerprint(policy: Policy, ran: Versions) -> 
     def there(**changes: Any) -> Versions:
         return ran.model_copy(update=changes)
 
-    operating = {50: Operating(0.5001), 20: policy.operating[20]}
-    probed = {50: Operating(0.5, probe_thresholds=(0.1,)), 20: policy.operating[20]}
+    operating_points = {50: OperatingPoint(0.5001), 20: policy.operating_points[20]}
+    probed = {50: OperatingPoint(0.5, probe_thresholds=(0.1,)), 20: policy.operating_points[20]}
     packages = ran.packages | {"torch": "0"}
     changed = [
         *(
-            covered(replace(policy, **{part: "sha256:x"}), ran, 50, ASKED)
-            for part in (
-                "backbone", "schedule", "guide", "clean_guide", "probe", "judge"
-            )
+            covered(replace(policy, parts={**policy.parts, part: "sha256:x"}), ran, 50, ASKED)
+            for part in PARTS
         ),
-        covered(replace(policy, operating=operating), ran, 50, ASKED),
-        covered(replace(policy, operating=probed), ran, 50, ASKED),
+        covered(replace(policy, operating_points=operating_points), ran, 50, ASKED),
+        covered(replace(policy, operating_points=probed), ran, 50, ASKED),
         covered(spec(max_draws=7), ran, 50, ASKED),
         covered(spec(eta=0.1), ran, 50, ASKED),
         covered(spec(sampler="dpmsolver++"), ran, 50, ASKED),
@@ -166,7 +163,7 @@ def test_every_change_has_another_fingerprint(policy: Policy, ran: Versions) -> 
         covered(policy, ran, 50, ASKED, [{"prompt": "a seven"}]),
         *(
             covered(policy, there(**{name: "other"}), 50, ASKED)
-            for name in ("bundle", "runtime", "device", "dtype", "judge_device")
+            for name in ("bundle", "runtime", "device", "judge_device")
         ),
         covered(policy, there(packages=packages), 50, ASKED),
     ]  # fmt: skip
@@ -174,20 +171,6 @@ def test_every_change_has_another_fingerprint(policy: Policy, ran: Versions) -> 
     found = [fingerprint(one) for one in changed]
     assert same not in found
     assert len(set(found)) == len(found)
-
-
-def test_what_came_later_and_is_not_used_leaves_a_fingerprint_as_it_was(
-    policy: Policy, ran: Versions
-) -> None:
-    """A certificate that was passed before there were conditions must go on covering."""
-    fixed = ran.model_copy(update={"packages": {}})
-    here = replace(policy, operating={50: Operating(0.5)}, **dict.fromkeys(WEIGHTS, "sha256:x"))
-    covers = covered(here, fixed, 50, ASKED)
-    assert covers["inputs"] == {"seeds": "random, chosen by the server", "conditions": []}
-    assert "classifier_scale" not in covers["method"]
-    assert fingerprint(covers) == BEFORE
-    steered = here.settings.model_copy(update={"classifier_scale": 1.0})
-    assert fingerprint(covered(replace(here, settings=steered), fixed, 50, ASKED)) != BEFORE
 
 
 def test_the_same_censor_under_another_name_is_the_same(policy: Policy, ran: Versions) -> None:

@@ -13,16 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from models import bundle as bundles
-from models.bundle import WEIGHTS
+from models.bundles import bundle as bundles
+from models.bundles.bundle import WEIGHTS
 from service.cli.main import app
 from service.config import BackboneSettings, ConfigError
-from service.encode import from_png
+from service.config.serve_file import read
 from service.errors import PolicyNotReady
-from service.importing.drawing import draw_twice
-from service.pinning import pin
-from service.policy import Overrides, resolve
-from service.serve_file import read
+from service.images.encode import from_png
+from service.offline.import_check import draw_twice
+from service.policies.policy import Overrides, resolve
+from service.policies.seeding import configured_policies
 from tests.imports import MAKERS, edit
 
 
@@ -92,7 +92,7 @@ def test_the_configuration_can_be_served_and_lets_nothing_out_yet(
     file = read(config)
     settings = file.settings
     bundle = bundles.load(settings.models["m"].bundle)
-    policies = pin(settings, {"m": bundle})
+    policies = configured_policies(settings, {"m": bundle})
     assert settings.default_policy == "screened"
     assert settings.feedback.enabled
     with pytest.raises(PolicyNotReady):
@@ -102,6 +102,7 @@ def test_the_configuration_can_be_served_and_lets_nothing_out_yet(
     assert not (tmp_path / "m.yaml").exists()
 
 
+@pytest.mark.slow
 def test_a_u_net_is_exported_and_compared_if_asked(
     source: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -271,7 +272,7 @@ def test_a_configuration_that_is_refused_leaves_the_old_bundle(
     def refuse(*arguments: Any) -> None:
         raise ConfigError("policies.none: no")
 
-    monkeypatch.setattr("service.pinning.pin", refuse)
+    monkeypatch.setattr("service.policies.seeding.configured_policies", refuse)
     again = ("import", source("class"), "--out", out, "--check-steps", 2, "--force")
     assert "policies.none: no" in _refused(*again)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

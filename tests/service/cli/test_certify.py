@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from typer.testing import CliRunner, Result
 
-from models.bundle import Bundle
-from service.certificates.certificate import canonical
+from models.bundles.bundle import Bundle
+from models.bundles.sampling_key import canonical
 from service.cli.main import app
 from tests.service.api.asking import TEXT, serve_asked
 from tests.service.api.conftest import client

@@ -10,7 +10,7 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from models.bundle import load
+from models.bundles.bundle import load
 from service.cli.main import app
 from service.config import BackboneSettings
 from service.engine.load import load_engine
@@ -67,7 +67,7 @@ def test_what_does_not_fit_is_a_sentence_and_changes_nothing(
     Image.new("RGB", (SIZE + 1, SIZE)).save(images / names[0] / "0.png")
     answer = run(str(folder), str(images), "--iterations", "1")
     assert answer.exit_code == 1
-    assert "is 17 × 16, and the model draws 16 × 16" in " ".join(answer.output.split())
+    assert "is 17x16, must be 16x16" in " ".join(answer.output.split())
     (images / names[0] / "0.png").write_text("no image")
     assert "no image that can be read" in " ".join(run(str(folder), str(images)).output.split())
     (images / names[0] / "0.png").unlink()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from models.condition import Condition
+from models.diffusion.condition import Condition
 from service.cli.main import app
 from tests.plans import JUDGED
 from tests.records import make_decision, make_outcome, make_row
@@ -47,7 +47,7 @@ def test_show_as_json_is_the_record(url: str) -> None:
 
 
 def test_show_says_when_a_prompt_was_not_kept(tmp_path: Path) -> None:
-    from service.decisions import row
+    from service.generation.record import row
 
     url = f"sqlite:///{tmp_path}/decisions.sqlite"
     record = make_decision(prompt=None).record("backend_unavailable", 1.0, make_outcome())
@@ -56,7 +56,7 @@ def test_show_says_when_a_prompt_was_not_kept(tmp_path: Path) -> None:
 
 
 def test_show_tells_what_the_model_was_asked_for(tmp_path: Path) -> None:
-    from service.decisions import row
+    from service.generation.record import row
 
     url = f"sqlite:///{tmp_path}/decisions.sqlite"
     asked = [

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from models.data import DIGITS_COMMAND, FASHION_COMMAND
+from models.zoo.mnist import DIGITS_COMMAND, FASHION_COMMAND
 from service.cli.main import app
-from tests.models.test_data import idx
+from tests.models.zoo.test_mnist import idx
 
 RNG = np.random.default_rng(0)
 
@@ -24,6 +24,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "option", "more"),
     [("digits", "--digits", ()), ("fashion", "--images", ("--autoencoder-steps", "1"))],

@@ -13,15 +13,15 @@ import torch
 from transformers import ResNetConfig, ResNetModel, ViTImageProcessor
 from typer.testing import CliRunner
 
-from models import bundle as bundles
-from models.bundle import ZOO
-from models.features import OnnxFeatures
+from models.bundles import bundle as bundles
+from models.bundles.bundle import ZOO
+from models.rewards.features import OnnxFeatures
 from service.cli.main import app
-from service.deployments.feedback import features as find
 from service.errors import StoreUnavailable
-from service.feedback.judging import train_judge_on
+from service.labelling.judge_training import FEW_JUDGE, train_judge_on
+from service.serving.labelling import features as find
 from tests import classifiers
-from tests.service.feedback.test_training import images
+from tests.service.labelling.test_training import images
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -51,6 +51,7 @@ def network(tmp_path: Path) -> Path:
     return tmp_path / "resnet"
 
 
+@pytest.mark.slow
 def test_a_folder_becomes_features_that_a_judge_learns_on(
     run: Import, network: Path, tmp_path: Path
 ) -> None:
@@ -74,7 +75,7 @@ def test_a_folder_becomes_features_that_a_judge_learns_on(
         type(one)(one.id, np.pad(one.pixels, ((8, 8), (8, 8), (0, 0))), one.label, 1.0, "random")
         for one in images(60)
     ]
-    _, logits = train_judge_on(OnnxFeatures(path), "sha256:x", shown, seed=0)
+    _, logits = train_judge_on(OnnxFeatures(path), "sha256:x", shown, FEW_JUDGE)
     malign = np.array([one.malign for one in shown])
     assert np.median(logits[~malign]) > np.median(logits[malign])
     path.write_bytes(path.read_bytes() + b"x")
@@ -103,6 +104,7 @@ def test_what_a_preprocessor_says_is_looked_at(
     assert (bundle_folder / "manifest.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_one_mean_may_stand_for_all_channels(
     run: Import, network: Path, bundle_folder: Path
 ) -> None:

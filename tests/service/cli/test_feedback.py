@@ -11,10 +11,11 @@ import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
-from models.bundle import Bundle
+from models.bundles.bundle import Bundle
 from service.cli import datasets
 from service.cli.main import app
-from service.feedback.worker import Worker
+from service.jobs.runner import JobRunner
+from service.labelling.label_file import count, in_parts
 from service.store.datasets import Dataset
 from tests.service.api.conftest import client
 from tests.service.api.server import KEYS, Served, serve
@@ -23,12 +24,12 @@ from tests.service.api.server import KEYS, Served, serve
 @pytest.fixture(scope="module")
 def served(bundle: Bundle) -> Iterator[Served]:
     with serve(bundle) as server:
-        worker = Worker(server.store.rewards, server.desk.train)
+        runner = JobRunner(server.store.jobs, [server.trainings.kind])
         with client(server, "LABEL_KEY") as http:
             _label(http, "bars")
             http.post("/v1/datasets", json={"name": "empty", "question": "Is it dark?"})
         yield server
-        worker.close()
+        runner.close()
 
 
 def _label(http: httpx.Client, name: str) -> None:
@@ -84,6 +85,36 @@ def test_export_and_import_in_parts(
     assert "exists already" in again.output
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_a_file_that_a_spreadsheet_saved_comes_in(
+    run: object, served: Served, tmp_path: Path, suffix: str
+) -> None:
+    with client(served, "LABEL_KEY") as http:
+        http.post("/v1/datasets", json={"name": f"saved-{suffix}", "question": "Is it dark?"})
+    file = tmp_path / f"labels.{suffix}"
+    run("datasets", "export", "bars", "--to", str(file), "--images")  # type: ignore[operator]
+    text = file.read_text()
+    head, _, rest = text.partition("\n")
+    if suffix == "csv":
+        head = ",".join(f'"{name}"' for name in head.split(","))
+    file.write_text("\ufeff" + head + "\n" + rest)
+    into = ("datasets", "import", f"saved-{suffix}", str(file))
+    assert "10 labels came in" in run(*into).output  # type: ignore[operator]
+
+
+def test_a_quote_that_is_not_closed_is_refused_before_anything_is_sent(
+    run: object, served: Served, tmp_path: Path
+) -> None:
+    file = tmp_path / "labels.csv"
+    run("datasets", "export", "bars", "--to", str(file), "--images")  # type: ignore[operator]
+    head, first, *rest = file.read_text().splitlines()
+    file.write_text("\n".join([head, first.rstrip(",") + ',"', *rest]))
+    served.paths.clear()
+    answer = run("datasets", "import", "bars", str(file), code=1)  # type: ignore[operator]
+    assert "not CSV" in answer.output
+    assert not served.paths
+
+
 def test_files_that_are_none_are_sentences(run: object, tmp_path: Path) -> None:
     missing = str(tmp_path / "none.jsonl")
     for arguments, words in (
@@ -106,16 +137,16 @@ def test_labels_of_another_question_come_in_only_if_asked(
     run("datasets", "export", "bars", "--to", file)  # type: ignore[operator]
     answer = run("datasets", "import", "strange", file, code=1)  # type: ignore[operator]
     assert "line 1.question: answers 'Is it dark?'" in answer.output
-    assert "--anyway" in answer.output
+    assert "--force" in answer.output
     assert served.store.datasets.labelled("strange") == []
-    said = run("datasets", "import", "strange", file, "--anyway").output  # type: ignore[operator]
+    said = run("datasets", "import", "strange", file, "--force").output  # type: ignore[operator]
     assert "10 labels came in" in said
 
 
 def test_a_line_is_not_cut_at_other_ends_of_lines() -> None:
     text = '{"annotator": "a\u2028b"}\n{"annotator": "c"}\n'
-    assert list(datasets._parts(text, datasets.Format.jsonl)) == [text]
-    assert datasets._count(text, datasets.Format.jsonl) == 2
+    assert list(in_parts(text, "jsonl", 1_000_000)) == [text]
+    assert count(text, "jsonl") == 2
 
 
 def test_export_to_stdout_is_json_lines(run: object) -> None:
@@ -126,15 +157,13 @@ def test_export_to_stdout_is_json_lines(run: object) -> None:
 def test_an_export_that_breaks_off_is_a_sentence_and_no_file(
     run: object, served: Served, tmp_path: Path
 ) -> None:
-    last = served.store.datasets.labelled("bars")[-1]
-    blob = Path(served.store.blobs._path(last.image.blob))
-    before = blob.read_bytes()
-    blob.write_bytes(b"another")
+    blobs = Path(served.store.blobs._root)
+    elsewhere = blobs.rename(blobs.with_name("elsewhere"))
     file = tmp_path / "labels.jsonl"
     try:
         broken = run("datasets", "export", "bars", "--to", str(file), code=1)  # type: ignore[operator]
     finally:
-        blob.write_bytes(before)
+        elsewhere.rename(blobs)
     assert "broke off" in broken.output
     assert not file.exists()
 

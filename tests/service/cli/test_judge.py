@@ -13,14 +13,14 @@ import yaml
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from models import bundle as bundles
-from models.bundle import ZOO, Bundle
+from models.bundles import bundle as bundles
+from models.bundles.bundle import ZOO, Bundle
 from service.cli.main import app
 from service.config import ConfigError, JudgeSettings, Settings
-from service.encode import to_png
 from service.engine.load import load_engine
-from service.pinning import pin
-from service.reward import load_judges
+from service.images.encode import to_png
+from service.judge.judges import load_judges
+from service.policies.seeding import configured_policies
 from tests import classifiers
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -90,15 +90,16 @@ def test_an_imported_judge_serves_under_the_policy_that_is_printed(
 
     bundle = bundles.load(str(shipped))
     reward = bundle.manifest.rewards["not-bright"]
-    assert (reward.guide, reward.clean_guide, reward.guide_labels) == (None, None, None)
+    assert reward.guide_labels is None
+    assert set(reward.parts) == {"judge", "canary"}
     assert reward.training["files"] == {file.name: bundles.sha256_name(file)}
     assert reward.training["malign"] == [1]
     assert before.files.items() <= bundle.manifest.files.items()
 
     printed = yaml.safe_load(answer.stdout)
     settings = _settings(shipped, printed["policies"])
-    policy = pin(settings, {"mnist-sevens": bundle})["not-bright"]
-    assert (policy.operating[50].threshold, policy.guide) == (0.5, None)
+    policy = configured_policies(settings, {"mnist-sevens": bundle})["not-bright"]
+    assert (policy.operating_points[50].threshold, set(policy.parts)) == (0.5, {"judge"})
     assert policy.canary == bundle.sha256("canaries/not-bright.png")
 
     judges = load_judges(bundle, JudgeSettings())
@@ -109,16 +110,14 @@ def test_an_imported_judge_serves_under_the_policy_that_is_printed(
     )
     expected = 1 / (1 + np.exp(20 * (np.array([0, 127, 255]) / 255 - 0.5)))
     np.testing.assert_allclose(scores, expected, atol=1e-4)
-    # What draws loads too, without guides of that reward's.
-    engine = load_engine(bundle, settings.models["mnist-sevens"].backbone)
-    assert len(engine._runner.clean_guides) == len(before.rewards)
+    load_engine(bundle, settings.models["mnist-sevens"].backbone)  # without guides of that reward
 
     refused = judge(shipped, "--malign", "1", code=1)
     assert "the bundle has one: take another name, or --replace" in refused
     judge(shipped, "--benign", "1", "--replace")
     turned = bundles.load(str(shipped))
     assert turned.manifest.rewards["not-bright"].training["malign"] == [0]
-    assert turned.manifest.rewards["not-bright"].canary is None
+    assert "canary" not in turned.manifest.rewards["not-bright"].parts
     assert "with labels: take another name" in judge(
         shipped, "--malign", "1", "--replace", name="no-crossbar", code=1
     )
@@ -155,7 +154,7 @@ def test_a_policy_that_steers_by_a_judge_alone_is_refused(
     spec = {"model": "mnist-sevens", "reward": "not-bright", "threshold": 0.5} | asked
     settings = _settings(alone.folder, {"p": spec})
     with pytest.raises(ConfigError) as wrong:
-        pin(settings, {"mnist-sevens": alone})
+        configured_policies(settings, {"mnist-sevens": alone})
     assert f"policies.p: bundle 'tiny' has no `{part}` of reward 'not-bright'" in str(wrong.value)
     assert "a judge alone" in str(wrong.value)
     assert "Leave out censor_scale" in str(wrong.value)
@@ -164,21 +163,13 @@ def test_a_policy_that_steers_by_a_judge_alone_is_refused(
 def test_without_a_threshold_by_hand_there_is_none(alone: Bundle) -> None:
     spec = {"model": "mnist-sevens", "reward": "not-bright"}
     with pytest.raises(ConfigError, match=r"or set policies\.p\.threshold"):
-        pin(_settings(alone.folder, {"p": spec}), {"mnist-sevens": alone})
-
-
-def test_there_is_nothing_to_distil(alone: Bundle) -> None:
-    answer = CliRunner().invoke(
-        app, ["train", "distil", str(alone.folder), "--reward", "not-bright"]
-    )
-    assert answer.exit_code == 1
-    assert "--reward not-bright: it is a judge alone: there is no guide" in answer.output
+        configured_policies(_settings(alone.folder, {"p": spec}), {"mnist-sevens": alone})
 
 
 @pytest.mark.parametrize(
     ("value", "shape", "wrong"),
     [
-        (10, (4, 6), "the judge scores it 1.000, so it would not be blocked at 0.5"),
+        (10, (4, 6), "surely malign, 0.9999, so it would not be blocked at the threshold of 0.5"),
         (250, (5, 6), "is 5x6x1, must be as the bundle's images: 4x6, grey"),
         (250, (4, 6, 3), "is 4x6x3"),
     ],

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from models.bundle import Bundle
+from models.bundles.bundle import Bundle
 from service.cli.client import ServiceError, call
 from service.cli.main import app
+from service.images.encode import to_png
+from tests.bundles import HEIGHT, WIDTH
 from tests.rewards import put_reward
 from tests.service.api.server import KEYS, Served, serve
+from tests.service.api.test_policies import wait_for
 
 
 @pytest.fixture
@@ -42,13 +46,17 @@ def _refused(*arguments: str) -> str:
 
 
 def _reward(served: Served, reward_id: str, thresholds: dict[int, float]) -> None:
-    policy = served.live.seeds["bright"]
+    policy = served.policy_registry.seeds["bright"]
     put_reward(served.store, reward_id, policy, {"judge": b"0.9"}, thresholds)
 
 
 def test_from_a_reward_to_a_live_policy_and_back(served: Served) -> None:
     _reward(served, "rw_1", {50: 0.7, 20: 0.8})
-    assert "bright (default)  1" in _said("list")
+    listed = _said("list")
+    assert "bright (default)  1" in listed
+    assert "bright: no canary, so nobody would notice that its judge fails open\n" in listed
+    listed = listed.partition("bright: ")[0]
+    assert [" NONE " in line for line in listed.splitlines()] == [False, False, True]
     said = _said("add", "bright", "--reward", "rw_1")
     assert "bright version 2 is there. In force: `winnow policies promote bright 2`" in said
     assert "version 1 is in force, with version 2 as its shadow" in _said("shadow", "bright", "2")
@@ -96,7 +104,7 @@ def test_mistakes_are_sentences(served: Served, monkeypatch: pytest.MonkeyPatch)
 def test_what_is_not_winnow_is_named(served: Served) -> None:
     with pytest.raises(ServiceError, match="is it Winnow"):
         call("GET", "/docs", url=served.url)
-    with pytest.raises(ServiceError, match="GET /nowhere"):
+    with pytest.raises(ServiceError, match="no path '/nowhere'"):
         call("GET", "/nowhere")
 
 
@@ -106,3 +114,23 @@ def test_a_reward_is_named_by_how_it_begins(served: Served) -> None:
     assert "2 begin so" in _refused("add", "bright", "--reward", "rwd_aaa")
     _reward(served, f"rwd_b{'a' * 31}", {50: 0.7, 20: 0.8})
     assert "bright version 2 is there" in _said("add", "bright", "--reward", "rwd_ba")
+
+
+def test_a_canary_is_shown_with_its_verdict(served: Served) -> None:
+    canary = to_png(np.full((HEIGHT, WIDTH, 1), 40, dtype=np.uint8))
+    policy = served.policy_registry.seeds["bright"]
+    files = {"judge": b"0.9", "canary": canary}
+    put_reward(served.store, "rw_1", policy, files, {50: 0.7, 20: 0.8})
+    _said("add", "bright", "--reward", "rw_1")
+    _said("promote", "bright", "2")
+
+    def line() -> str:
+        return next(one for one in _said("list").splitlines() if "bright (" in one)
+
+    wait_for(lambda: " rejected " in line())
+    served.judge.answer = 1.0
+    wait_for(lambda: " ACCEPTED " in line())
+    assert "bright: its judge accepts its canary, which is malign, so nothing" in _said("list")
+    versions = _said("show", "bright").splitlines()
+    assert str(call("GET", "/v1/policies/bright")["canary"])[7:19] in versions[1]
+    assert " none " in versions[2]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from service.engine.admission import Pace, reserved_nfe
+from service.engine.admission import TickTimes, reserved_nfe
 from service.ports import DrawKey
 from tests.engines import make_plan
 
 
 def test_the_pace_finds_the_line_behind_noisy_ticks() -> None:
     rng = np.random.default_rng(0)
-    pace = Pace()
+    pace = TickTimes()
     for _ in range(400):
         rows = int(rng.integers(1, 17))
         pace.observe(rows, 0.004 + 0.001 * rows + rng.normal(0, 0.0002))
@@ -21,7 +21,7 @@ def test_the_pace_finds_the_line_behind_noisy_ticks() -> None:
 
 
 def test_a_pace_that_knows_one_occupancy_admits_rather_than_refuses() -> None:
-    pace = Pace()
+    pace = TickTimes()
     assert pace.tick_s(16) == 0
     for _ in range(10):
         pace.observe(1, 0.02)
@@ -29,7 +29,7 @@ def test_a_pace_that_knows_one_occupancy_admits_rather_than_refuses() -> None:
 
 
 def test_the_pace_follows_a_machine_that_slows_down() -> None:
-    pace = Pace()
+    pace = TickTimes()
     for seconds in (0.01, 0.03):
         for _ in range(300):
             pace.observe(8, seconds)
@@ -38,18 +38,18 @@ def test_the_pace_follows_a_machine_that_slows_down() -> None:
 
 def test_the_pace_counts_what_guides_spend_in_the_denoiser() -> None:
     """With forward guidance a row's tick is 4 NFE: a draw of 40 NFE takes 10 ticks, not 40."""
-    pace = Pace()
+    pace = TickTimes()
     for _ in range(10):
         pace.observe(2, 0.02, nfe=8)
     assert pace.nfe_per_row == 4
     assert pace.finish_s(nfe=80, draws=2, longest=40, max_batch=2) == pytest.approx(0.2)
-    assert Pace().nfe_per_row == 1
+    assert TickTimes().nfe_per_row == 1
 
 
 @pytest.mark.parametrize("max_batch", [1, 4, 16])
 @pytest.mark.parametrize("draws", [1, 5, 40])
 def test_the_predicted_finish_is_that_of_a_simulated_queue(max_batch: int, draws: int) -> None:
-    pace, steps = Pace(), 50
+    pace, steps = TickTimes(), 50
     for rows in range(1, max_batch + 1):
         pace.observe(rows, 0.002 + 0.001 * rows)
     waiting, running, clock = draws, [], 0.0

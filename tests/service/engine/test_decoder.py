@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models import bundle
+from models.bundles import bundle
 from service.config import BackboneSettings
 from service.engine import decoder
+from service.engine.admission import HEADROOM
 from service.engine.decoder import FAULTS_BEFORE_UNHEALTHY
 from service.engine.engine import Engine
 from service.engine.load import load_engine
@@ -317,10 +318,10 @@ def test_admission_counts_what_is_being_decoded(codec: Gated) -> None:
         await asyncio.to_thread(_until, lambda: loop._engine.decoder.rows == 2)
         for _ in range(10):
             loop._engine.decoder.pace.observe(1, 4.0)
-        with pytest.raises(Overloaded, match=r"would take 12\.0 s, and have 10\.0 s") as refusal:
-            await _all(loop, SHORT, 1, 10.0)
+        with pytest.raises(Overloaded, match=r"would take 12\.0 s of the 14\.3 s") as refusal:
+            await _all(loop, SHORT, 1, 10.0 / HEADROOM)
         assert refusal.value.retry_after_s == pytest.approx(2.0)
-        fits = asyncio.ensure_future(_all(loop, SHORT, 1, 12.5))
+        fits = asyncio.ensure_future(_all(loop, SHORT, 1, 12.5 / HEADROOM))
         codec.let()
         assert [len(results) for results in await asyncio.gather(*first, fits)] == [1, 1, 1]
         await asyncio.to_thread(loop.close)

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.codec import PixelShuffle
-from models.conditioning import Named
-from models.guidance import CleanReward, ForwardGuide
-from models.noise import Purpose, normal
+from models.diffusion.codec import PixelShuffle
+from models.diffusion.conditioning import Conditions, Named
+from models.diffusion.guidance import CleanReward, ForwardGuide
+from models.diffusion.noise import Purpose, normal
 from service.engine.engine import Engine
 from service.engine.scheduler import Draw
 from service.errors import BackendUnavailable, Overloaded
 from service.metrics.backbone import BackboneMetrics
-from service.metrics.page import render
+from service.metrics.exposition import render
 from service.ports import DrawKey, SamplingPlan
 from tests.engines import (
     Collector,
@@ -49,7 +49,9 @@ class Elementwise:
 
     strength: float
 
-    def gradient(self, x_t: Tensor, timestep: Tensor) -> Tensor:
+    def gradient(
+        self, x_t: Tensor, timestep: Tensor, conditions: Conditions | None = None
+    ) -> Tensor:
         return self.strength * x_t / (1 + timestep.view(-1, 1, 1, 1).float() / 1000)
 
 
@@ -78,7 +80,8 @@ def _engine(max_batch: int) -> Engine:
     return make_engine(
         _denoiser,
         SCHEDULE,
-        guides=GUIDES | {"forward": ForwardGuide(_told, SCHEDULE, FirstPixel())},
+        guides=GUIDES,
+        forward={"through": ForwardGuide(_told, SCHEDULE, FirstPixel())},
         max_batch=max_batch,
         clean_guides={"bright": FirstPixel()},
         probes={"dark": FirstPixel()},
@@ -89,8 +92,11 @@ def _told(x_t: Tensor, timestep: Tensor, inputs: Named) -> Tensor:
     return _denoiser(x_t, timestep)
 
 
-def _probed(shares: tuple[float, ...], threshold: float, **plan: Any) -> SamplingPlan:
-    return make_plan(probes=shares, probe_thresholds=(threshold,) * len(shares), **plan)
+def _probed(
+    shares: tuple[float, ...], threshold: float, steers: dict[str, str] | None = None, **plan: Any
+) -> SamplingPlan:
+    thresholds = (threshold,) * len(shares)
+    return make_plan(probes=shares, probe_thresholds=thresholds, **(steers or {}), **plan)
 
 
 plans = st.builds(
@@ -98,7 +104,7 @@ plans = st.builds(
     # More steps than probes, so that no two fall on one step.
     num_inference_steps=st.sampled_from([2, 3, 5, 10, 16]),
     eta=st.sampled_from([0.0, 0.5, 1.0]),
-    guide=st.sampled_from(["up", "down", "forward"]),
+    steers=st.sampled_from([{"guide": "up"}, {"guide": "down"}, {"forward": "through"}]),
     censor_scale=st.sampled_from([0.0, 0.5, 2.0]),
     guide_interval=st.sampled_from([(0, 1000), (0, 400), (300, 900)]),
     recurrences=st.sampled_from([1, 1, 2, 3]),
@@ -440,7 +446,7 @@ def test_rows_that_ask_for_no_gradient_and_no_probe_pay_for_none() -> None:
     asked: list[tuple[str, int]] = []
 
     class Counting(FirstPixel):
-        def gradient(self, x_t: Tensor, timestep: Tensor | None = None) -> Tensor:
+        def gradient(self, x_t: Tensor, *_: object) -> Tensor:
             asked.append(("gradient", len(x_t)))
             return torch.zeros_like(x_t)
 

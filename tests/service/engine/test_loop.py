@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from service.engine.admission import HEADROOM, PredictionError, TickTimes, Workload
 from service.engine.loop import FAULTS_BEFORE_UNHEALTHY, EngineLoop
 from service.errors import BackendUnavailable, DeadlineExceeded, Overloaded
-from service.local import LocalBackends
+from service.judge.judges import Judges
 from service.ports import DrawKey, DrawResult, SamplingPlan
-from service.reward import Judges
+from service.serving.in_process import InProcessBackends
 from tests.engines import make_engine, make_plan, make_schedule
 
 LONG, SHORT = make_plan(num_inference_steps=500), make_plan(num_inference_steps=1)
@@ -97,8 +98,8 @@ def test_slots_and_queue_places_are_free_at_the_tick_after_the_caller_left(
     async def scenario() -> None:
         gate = Gate()
         with _loop(gate, max_batch=2, max_waiting=8) as loop:
-            drawer = LocalBackends(loop, Judges({}, (2, 3, 1))) if wrapped else loop
-            draws = drawer.draw(SHORT if how == "close" else LONG, _keys(5), 30)
+            backbone_client = InProcessBackends(loop, Judges({}, (2, 3, 1))) if wrapped else loop
+            draws = backbone_client.draw(SHORT if how == "close" else LONG, _keys(5), 30)
             asked = asyncio.ensure_future(anext(draws))
             await gate.tick_started()
             if how == "close":
@@ -232,7 +233,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
             with pytest.raises(Overloaded) as refusal:
                 await _all(loop.draw(SHORT, _keys(1), 30))
             assert refusal.value.retry_after_s is not None
-            # What was admitted once is not refused when the router draws it again.
+            # What was admitted once is not refused when the sampling loop draws it again.
             redraw = asyncio.ensure_future(
                 _all(loop.draw(SHORT, [DrawKey(0, 0, 0, fresh=False)], 30))
             )
@@ -286,17 +287,17 @@ def test_of_others_work_only_what_fair_turns_put_first_counts() -> None:
             await asyncio.sleep(0)
             # What runs, its own, and as much of the crowd's with a quantum: 10 + 2 + 102.
             with pytest.raises(Overloaded, match=r"would take 114\.0 s") as refusal:
-                await _all(loop.draw(own, _keys(1), 113.0, "lone"))
+                await _all(loop.draw(own, _keys(1), 113.0 / HEADROOM, "lone"))
             # Not before nearly all of the crowd's work is done does it come to less.
             assert refusal.value.retry_after_s == pytest.approx(10 + 400 + 2 - 113)
             with pytest.raises(Overloaded, match=r"would take 412\.0 s"):
-                await _all(loop.draw(own, _keys(1), 113.0, "crowd"))
-            lone = asyncio.ensure_future(_all(loop.draw(own, _keys(1), 115.0, "lone")))
+                await _all(loop.draw(own, _keys(1), 113.0 / HEADROOM, "crowd"))
+            lone = asyncio.ensure_future(_all(loop.draw(own, _keys(1), 115.0 / HEADROOM, "lone")))
             others += [asyncio.ensure_future(_all(loop.draw(ten, _keys(3), 3600, "third")))]
             await asyncio.sleep(0)
             # Its own draw that waits counts as well, and of the third no more than there is.
             with pytest.raises(Overloaded, match=r"would take 148\.0 s"):
-                await _all(loop.draw(own, _keys(1), 147.0, "lone"))
+                await _all(loop.draw(own, _keys(1), 147.0 / HEADROOM, "lone"))
             gate.open()
             assert len(await lone) == 1
             await asyncio.gather(*others)
@@ -348,7 +349,7 @@ def test_draws_that_arrive_while_the_engine_ends_are_answered(
     async def scenario() -> None:
         with _loop(_echo) as loop:
             # Between the look at the thread and the inbox.
-            monkeypatch.setattr(loop, "_admit", lambda draws, timeout_s: loop.close())
+            monkeypatch.setattr(Workload, "check", lambda *_: loop.close())
             with pytest.raises(BackendUnavailable, match="stopped"):
                 await _all(loop.draw(SHORT, _keys(1), 2.0))
             assert not loop._open
@@ -368,8 +369,8 @@ def test_what_would_miss_its_deadline_is_refused_with_a_wait_that_is_true() -> N
             for _ in range(10):
                 loop._engine.pace.observe(1, 1.0)
             own = make_plan(num_inference_steps=2)
-            with pytest.raises(Overloaded, match=r"would take 12\.0 s, and have 8\.0 s") as refusal:
-                await _all(loop.draw(own, _keys(1), 8.0))
+            with pytest.raises(Overloaded, match=r"would take 12\.0 s of the 11\.4 s") as refusal:
+                await _all(loop.draw(own, _keys(1), 8.0 / HEADROOM))
             # In 4 s, 6 of the lines ahead are left: then 8 s are enough, and not a moment before.
             assert refusal.value.retry_after_s == pytest.approx(4.0)
             with pytest.raises(Overloaded) as refusal:
@@ -377,14 +378,60 @@ def test_what_would_miss_its_deadline_is_refused_with_a_wait_that_is_true() -> N
             # Never enough by itself: it may come when nothing is ahead.
             assert refusal.value.retry_after_s == pytest.approx(10.0)
             redraw = asyncio.ensure_future(_all(loop.draw(own, [DrawKey(0, 0, 1, False)], 8.0)))
-            fits = asyncio.ensure_future(_all(loop.draw(own, _keys(1), 20.0)))
+            fits = asyncio.ensure_future(_all(loop.draw(own, _keys(1), 20.0 / HEADROOM)))
             await asyncio.sleep(0)
             # Those two count for whoever comes next, though the engine has not seen them yet.
             with pytest.raises(Overloaded, match=r"would take 16\.0 s"):
-                await _all(loop.draw(own, _keys(1), 15.0))
+                await _all(loop.draw(own, _keys(1), 15.0 / HEADROOM))
             gate.open()
             assert [len(results) for results in await asyncio.gather(first, redraw, fits)] == [
                 1
             ] * 3
+
+    _run(scenario())
+
+
+def test_calls_that_take_longer_than_was_predicted_make_the_next_prediction_longer() -> None:
+    slip = PredictionError()
+    slip.observe(predicted_s=1.0, taken_s=0.5)
+    assert slip.mean == 1, "what went faster may go slower again"
+    slip.observe(predicted_s=0.01, taken_s=1.0)
+    assert slip.mean == 1, "a tick or two say nothing"
+    for _ in range(100):
+        slip.observe(predicted_s=1.0, taken_s=1.5)
+    assert slip.mean == pytest.approx(1.5, abs=0.01)
+    slow, steady = (Workload(4, 256, 1, 100.0, pace=_even_pace(), slip=one) for one in (1.5, 1.0))
+    assert slow.ready_s("me", [50.0]) == pytest.approx(1.5 * steady.ready_s("me", [50.0]))
+
+
+def _even_pace() -> TickTimes:
+    pace = TickTimes()
+    for _ in range(9):
+        pace.observe(2, 0.1)
+    return pace
+
+
+def test_a_slow_spell_is_forgotten_where_nothing_else_runs() -> None:
+    """The pace is that of the last ticks, and an idle engine makes none: it must let one in."""
+
+    async def scenario() -> None:
+        with _loop(_echo, max_batch=1) as loop:
+            for _ in range(200):
+                loop._engine.pace.observe(1, 60.0)
+            assert len(await _all(loop.draw(SHORT, _keys(1), 30.0))) == 1
+
+    _run(scenario())
+
+
+def test_who_is_about_to_end_takes_redraws_alone() -> None:
+    async def scenario() -> None:
+        with _loop(_echo) as loop:
+            loop.draining = True
+            assert loop.workload.draining
+            with pytest.raises(Overloaded, match="about to end"):
+                await _all(loop.draw(SHORT, _keys(1), 30.0))
+            redraw = [DrawKey(0, 0, 1, fresh=False)]
+            assert len(await _all(loop.draw(SHORT, redraw, 30.0))) == 1
+            assert loop.idle
 
     _run(scenario())

@@ -11,10 +11,10 @@ import pytest
 
 from service.metrics.backbone import BackboneMetrics
 from service.metrics.exporter import export, gather
+from service.metrics.exposition import render
 from service.metrics.judge import JudgeMetrics
-from service.metrics.page import render
-from tests.integration.conftest import free_port, wait_for
 from tests.metrics import parse, value
+from tests.processes import free_port, wait_for
 
 
 @pytest.fixture

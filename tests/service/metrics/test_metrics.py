@@ -1,22 +1,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from models import bundle as bundles
-from models.bundle import Bundle
+from models.bundles import bundle as bundles
+from models.bundles.bundle import Bundle
 from service.config import Settings
+from service.generation.sampling_loop import ImageOutcome, Outcome
 from service.metrics import ingress
 from service.metrics.backbone import BackboneMetrics
+from service.metrics.exposition import merge, render
 from service.metrics.ingress import IngressMetrics
 from service.metrics.judge import JudgeMetrics
-from service.metrics.page import merge, render
-from service.pinning import pin
+from service.policies.seeding import configured_policies
 from service.ports import FinishReason, Verdict
-from service.router import ImageOutcome, Outcome
 from tests.bundles import settings, write_bundle
 from tests.metrics import parse, value
 from tests.plans import FREE, JUDGED
@@ -70,7 +71,7 @@ def test_counters_of_what_is_in_force_begin_at_zero(bundle: Bundle) -> None:
     """Born at 1, a counter shows no increase, and an alert would miss its first event."""
     file = Settings.model_validate(settings(str(bundle.folder)))
     metrics = IngressMetrics()
-    metrics.watch(lambda: pin(file, {"tiny": bundle}))
+    metrics.watch(lambda: configured_policies(file, {"tiny": bundle}))
     render(metrics.registry)
     found = parse(render(metrics.registry))
     named = {(name, dict(labels).get("policy")) for name, labels in found}
@@ -81,6 +82,40 @@ def test_counters_of_what_is_in_force_begin_at_zero(bundle: Bundle) -> None:
     assert ("winnow_images_delivered_total", frozenset(unchecked)) in found
     free = {"policy": "none", "checked": "false"}.items()
     assert ("winnow_images_delivered_total", frozenset(free)) not in found
+
+
+def test_many_promotions_leave_no_series_behind(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor do shadows; and what is in force keeps its counters, however rarely it is used."""
+    file = Settings.model_validate(settings(str(bundle.folder)))
+    policies = configured_policies(file, {"tiny": bundle})
+    metrics, now = IngressMetrics(), [0.0]
+    monkeypatch.setattr(ingress.time, "monotonic", lambda: now[0])
+    metrics.watch(lambda: policies)
+    metrics.draw(JUDGED, Verdict.ACCEPTED, 0.9)
+    sizes: list[int] = []
+    for number in range(300):
+        judge = f"sha256:{number:012x}{0:052x}"
+        policies["bright"] = replace(policies["bright"], parts={"judge": judge}, version=number)
+        plan = replace(JUDGED, parts={"judge": judge})
+        metrics.draw(plan, Verdict.REJECTED, 0.1)
+        metrics.outcome(Outcome(plan, [ImageOutcome(0, 1, FinishReason.CONTENT_FILTERED, 4)]))
+        metrics.shadow("bright", f"sha256:f{number:011x}", 0.1, Verdict.REJECTED, Verdict.REJECTED)
+        now[0] += ingress.KEEP_S / 3
+        page = render(metrics.registry)
+        sizes.append(page.count("\n"))
+        # Every scrape sees the end of those that were in force just now.
+        assert f'judge="{max(number - 1, 0):012x}"' in page
+    assert sizes[-1] == sizes[9]
+    now[0] += 10 * ingress.KEEP_S
+    found = parse(render(metrics.registry))
+    now[0] += 10 * ingress.KEEP_S
+    found = parse(render(metrics.registry))
+    judges = {dict(labels)["judge"] for name, labels in found if name == "winnow_draws_total"}
+    assert judges == {f"{299:012x}", *(ingress.short(one.judge) for one in policies.values())}
+    assert value(found, "winnow_draws_total", judge=f"{299:012x}", verdict="rejected") == 1
+    assert not any(name.startswith("winnow_shadow_score") for name, _ in found)
 
 
 def test_gauges_show_the_moment_of_the_scrape() -> None:
@@ -126,7 +161,9 @@ def test_a_canary_that_nobody_looks_at_any_more_has_no_verdict(
 
 def test_counters_begin_at_0_on_the_first_page(tmp_path: Path) -> None:
     folder = str(write_bundle(tmp_path / "tiny"))
-    policies = pin(Settings.model_validate(settings(folder)), {"tiny": bundles.load(folder)})
+    policies = configured_policies(
+        Settings.model_validate(settings(folder)), {"tiny": bundles.load(folder)}
+    )
     metrics = IngressMetrics()
     metrics.watch(lambda: policies)
     text = render(metrics.registry)
@@ -138,7 +175,7 @@ def test_counters_begin_at_0_on_the_first_page(tmp_path: Path) -> None:
 def test_what_a_hurried_caller_lacked_is_no_fault_of_ours() -> None:
     metrics = IngressMetrics()
     for code in ("deadline_exceeded", "overloaded", "censor_unavailable"):
-        metrics.request("tiny", "bright", code, 0.1, hurried=True)
+        metrics.request("tiny", "bright", code, 0.1, short_deadline=True)
     page = parse(render(metrics.registry))
-    assert value(page, "winnow_requests_total", outcome="hurried") == 2
+    assert value(page, "winnow_requests_total", outcome="short_deadline") == 2
     assert value(page, "winnow_requests_total", outcome="error", code="censor_unavailable") == 1

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, make_url, text
+from sqlalchemy.exc import OperationalError
 
 from service.store.store import Store
-from tests.integration.conftest import free_port
+from tests.processes import free_port, wait_for
 
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
 @pytest.fixture(scope="session")
@@ -49,18 +51,71 @@ def postgres() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+def empty(url: str) -> None:
+    """Forget all tables of a PostgreSQL database."""
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE"))
+        connection.execute(text("CREATE SCHEMA public"))
+    engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def pooled(postgres: str) -> Iterator[str]:
+    """The URL of the same server behind a PgBouncer that pools transactions, any database of it."""
+    if PGBOUNCER is None:
+        pytest.skip("no pgbouncer: apt-get install pgbouncer")
+    here, port = make_url(postgres), free_port()
+    folder = Path(tempfile.mkdtemp(prefix="winnow-pgbouncer-"))
+    configuration = folder / "pgbouncer.ini"
+    configuration.write_text(
+        f"""[databases]
+* = host={here.host} port={here.port} user={here.username}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+default_pool_size = 4
+"""
+    )
+    user = "nobody" if os.geteuid() == 0 else None
+    if user:
+        shutil.chown(folder, user)
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [PGBOUNCER, configuration], cwd=folder, user=user, stdout=log, stderr=log
+        )
+    try:
+        url = here.set(port=port).render_as_string()
+        engine = create_engine(url, connect_args={"prepare_threshold": None})
+
+        def answers() -> bool:
+            assert process.poll() is None, (folder / "log").read_text()
+            try:
+                with engine.begin() as connection:
+                    return bool(connection.scalar(text("SELECT 1")))
+            except OperationalError:
+                return False
+
+        wait_for(answers)
+        engine.dispose()
+        yield url
+    finally:
+        process.terminate()
+        process.wait(30)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     """An empty store."""
     if request.param == "sqlite":
         url = f"sqlite:///{tmp_path}/store.sqlite"
     else:
         url = request.getfixturevalue("postgres")
-        engine = create_engine(url)
-        with engine.begin() as connection:
-            connection.execute(text("DROP SCHEMA public CASCADE"))
-            connection.execute(text("CREATE SCHEMA public"))
-        engine.dispose()
+        empty(url)
     opened = Store(url, str(tmp_path / "blobs"))
     yield opened
     opened.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.config import ConfigError
-from service.errors import StoreUnavailable
+from service.errors import BlobMissing, BlobUnreadable, StoreUnavailable
 from service.store.blobs import Blobs, name_of
 
 
@@ -62,3 +62,22 @@ def test_a_folder_that_cannot_be_written_is_a_fault_of_the_store(tmp_path: Path)
 def test_an_unknown_filesystem_stops_the_start() -> None:
     with pytest.raises(ConfigError, match="blobs_url"):
         Blobs("nosuch://place")
+
+
+def test_one_file_that_cannot_be_read_is_told_from_a_store_that_is_gone(tmp_path: Path) -> None:
+    blobs = Blobs(str(tmp_path / "blobs"))
+    one, other = blobs.put(b"one"), blobs.put(b"other")
+    path = Path(blobs._path(one))
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(BlobUnreadable) as fault:
+        blobs.get(one)
+    assert not isinstance(fault.value, BlobMissing)
+    assert not fault.value.retryable
+    assert blobs.get(other) == b"other"
+    (tmp_path / "blobs").rename(tmp_path / "elsewhere")
+    for name in (one, other):
+        with pytest.raises(StoreUnavailable, match="not there") as gone:
+            blobs.get(name)
+        assert not isinstance(gone.value, BlobUnreadable)
+        assert gone.value.retryable

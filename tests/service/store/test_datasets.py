@@ -4,22 +4,26 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from service.errors import Conflict, DatasetNotFound, InvalidValue
 from service.store import datasets
-from service.store.datasets import Answer, Label, Labelled, Shown
+from service.store.datasets import Answer, ImageToLabel, Label, LabelledImage
 from service.store.retention import Retention
 from service.store.store import Store
+from tests.damage import write_column
+from tests.feedback import take
+from tests.records import make_row
 from tests.shown import make_batch, make_dataset
 
 HOUR = timedelta(hours=1)
 ADA, BOB = "label/Ada", "label/Bob"
 
 
-def _say(store: Store, shown: list[Shown], *labels: Label, who: str = ADA) -> None:
+def _say(store: Store, shown: list[ImageToLabel], *labels: Label, who: str = ADA) -> None:
     answers = [Answer(one.id, label, 500) for one, label in zip(shown, labels, strict=True)]
     store.datasets.label("bars", answers, who)
 
@@ -126,7 +130,7 @@ def test_what_is_brought_twice_is_there_once(store: Store) -> None:
     make_dataset(store)
     (shown,) = make_batch(store, "one", 1)
     other = replace(shown, id="imp_1", batch="import-1", annotator="import:label/Eve")
-    brought = Labelled(other, "malign", other.annotator, 700, datetime.now(UTC))
+    brought = LabelledImage(other, "malign", other.annotator, 700, datetime.now(UTC))
     assert store.datasets.bring([brought], ADA) == 1
     assert store.datasets.bring([brought], ADA) == 0
     (found,) = store.datasets.labelled("bars")
@@ -143,10 +147,36 @@ def test_an_image_that_is_labelled_here_is_not_brought_again(store: Store) -> No
         replace(image, id=f"imp_{n}", batch=f"import-{n}", annotator="import:label/Ada")
         for n, image in enumerate((one, two, two))
     ]
-    brought = [Labelled(c, "benign", c.annotator, 700, datetime.now(UTC)) for c in copies]
+    brought = [LabelledImage(c, "benign", c.annotator, 700, datetime.now(UTC)) for c in copies]
     assert store.datasets.bring(brought, ADA) == 1, "what was taken back has no label"
     found = [(one.image.blob, one.label) for one in store.datasets.labelled("bars")]
     assert found == [(one.blob, "malign"), (two.blob, "benign")]
+
+
+def test_many_labels_are_brought_while_others_write(store: Store) -> None:
+    """In one transaction, nobody else could write to SQLite until the last label was there."""
+    make_dataset(store)
+    (shown, *_) = make_batch(store, "elsewhere", 1)
+    image = replace(shown, batch="import", annotator="import:Eve")
+    brought = [
+        LabelledImage(
+            replace(image, id=f"imp_{number}", blob=f"sha256:{number:064x}"),
+            "malign",
+            "import:Eve",
+            0,
+            image.created,
+        )
+        for number in range(2000)
+    ]
+    between: list[int] = []
+    with ThreadPoolExecutor(1) as pool:
+        bringing = pool.submit(store.datasets.bring, brought, ADA)
+        while not bringing.done():
+            store.decisions.insert([make_row(len(between))])
+            between.append(store.datasets.counts("bars")["malign"])
+        assert bringing.result() == 2000
+    assert len({count for count in between if 0 < count < 2000}) > 1, "others got their turn"
+    assert store.datasets.bring(brought, ADA) == 0
 
 
 def test_what_two_bring_at_once_is_there_once(
@@ -155,7 +185,7 @@ def test_what_two_bring_at_once_is_there_once(
     make_dataset(store)
     (shown,) = make_batch(store, "one", 1)
     other = replace(shown, id="imp_1", batch="import-1", annotator="import:label/Eve")
-    brought = Labelled(other, "malign", other.annotator, 700, datetime.now(UTC))
+    brought = LabelledImage(other, "malign", other.annotator, 700, datetime.now(UTC))
     both, left, real = threading.Barrier(2, timeout=10), iter(range(2)), datasets._labelled
 
     def looked(*arguments: Any) -> Any:
@@ -179,7 +209,7 @@ def test_a_certificates_image_comes_in_under_no_name(store: Store) -> None:
         replace(image, id=f"imp_{n}", batch=f"import-{n}", dataset="bars", strategy="random")
         for n, image in enumerate((other, proof))
     ]
-    brought = [Labelled(c, "benign", c.annotator, 700, datetime.now(UTC)) for c in copies]
+    brought = [LabelledImage(c, "benign", c.annotator, 700, datetime.now(UTC)) for c in copies]
     with pytest.raises(Conflict, match="certificate"):
         store.datasets.bring(brought, ADA)
     assert store.datasets.labelled("bars") == []
@@ -207,6 +237,39 @@ def test_retention_spares_what_was_shown_again_meanwhile(
     assert store.blobs.has(old[1].blob)
 
 
+def test_retention_spares_the_canary_of_a_reward(store: Store) -> None:
+    """It is one of the images that were labelled, byte for byte, and so the same blob."""
+    make_dataset(store)
+    now = datetime.now(UTC)
+    old = make_batch(store, "old", 3, created=now - timedelta(days=9))
+    store.rewards.queue("rwd_1", "bars", None, {}, ADA)
+    store.rewards.queue("rwd_2", "bars", None, {}, ADA)
+    store.rewards.finish(take(store), {"canary": old[0].blob, "control": old[1].blob}, {})
+    retention = Retention(store, keep_images_days=100)
+    retention._keep = timedelta(days=7)
+    assert retention.purge(now) == 1
+    retention.close()
+    assert [store.blobs.has(image.blob) for image in old] == [True, True, False]
+
+
+@pytest.mark.parametrize("damaged", ["[]", '"x"', "7", '{"judge": 7}', '"{canary: %s, cut sho"'])
+def test_a_damaged_reward_stops_no_purge(store: Store, damaged: str) -> None:
+    """What can still be read of it is spared."""
+    make_dataset(store)
+    now = datetime.now(UTC)
+    old = make_batch(store, "old", 2, created=now - timedelta(days=9))
+    for number in (1, 2):
+        store.rewards.queue(f"rwd_{number}", "bars", None, {}, ADA)
+        store.rewards.finish(take(store), {"canary": old[0].blob}, {})
+    text = damaged.replace("%s", old[1].blob)
+    write_column(store, "rewards", "weights", text, id="rwd_2")
+    retention = Retention(store, keep_images_days=100)
+    retention._keep = timedelta(days=7)
+    assert retention.purge(now) == (1 if text == damaged else 0)
+    retention.close()
+    assert store.blobs.has(old[0].blob)
+
+
 def test_retention_deletes_old_images_and_keeps_labels_and_what_is_shared(store: Store) -> None:
     make_dataset(store)
     now = datetime.now(UTC)
@@ -222,3 +285,25 @@ def test_retention_deletes_old_images_and_keeps_labels_and_what_is_shared(store:
     with pytest.raises(Exception, match="not in the store"):
         store.blobs.get(old[0].blob)
     assert len(store.datasets.labelled("bars")) == 2
+
+
+def test_an_image_that_cannot_be_deleted_keeps_no_other_and_is_tried_again(store: Store) -> None:
+    make_dataset(store)
+    old = datetime.now(UTC) - timedelta(days=200)
+    blobs = sorted(one.blob for one in make_batch(store, "old", created=old))
+    stuck = Path(store.blobs._path(blobs[0]))
+    kept = stuck.read_bytes()
+    stuck.unlink()
+    (stuck / "inside").mkdir(parents=True)
+    retention = Retention(store, keep_images_days=100)
+    try:
+        retention.purge(datetime.now(UTC))
+        assert not store.blobs.has(blobs[1])
+        assert not store.blobs.has(blobs[2])
+        (stuck / "inside").rmdir()
+        stuck.rmdir()
+        stuck.write_bytes(kept)
+        retention.purge(datetime.now(UTC))
+        assert not store.blobs.has(blobs[0])
+    finally:
+        retention.close()

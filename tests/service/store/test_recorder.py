@@ -3,8 +3,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from service.store.database import Database
 from service.store.decisions import Decisions
 from service.store.recorder import Recorder
 from service.store.schema import Row
+from tests.processes import wait_for
 from tests.records import make_row
 
 
@@ -47,13 +48,6 @@ def recorder(store: Gated) -> Iterator[Recorder]:
     yield made
     store.gate.set()
     made.close()
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come about in time"
-        time.sleep(0.005)
 
 
 def test_when_write_returns_the_decision_is_committed(recorder: Recorder, tmp_path: Path) -> None:
@@ -93,6 +87,29 @@ def test_records_that_wait_together_are_committed_together(
     assert len(store.recent(99)) == 20
 
 
+def test_a_record_that_the_database_refuses_costs_no_other_its_place(
+    recorder: Recorder, store: Gated
+) -> None:
+    store.gate.clear()
+
+    async def run() -> list[BaseException | None]:
+        first = asyncio.create_task(recorder.write(make_row(0)))
+        await asyncio.to_thread(store.entered.wait, 10)
+        # The number 0 is there already, and a set is no JSON.
+        rows = [make_row(1), make_row(0), replace(make_row(2), document={"n": {1}}), make_row(3)]
+        rest = [asyncio.create_task(recorder.write(row)) for row in rows]
+        await asyncio.sleep(0)
+        store.gate.set()
+        return await asyncio.gather(first, *rest, return_exceptions=True)
+
+    ended = asyncio.run(run())
+    assert [type(one) for one in ended] == [
+        *(type(None), type(None)),
+        *(StoreUnavailable, StoreUnavailable, type(None)),
+    ]
+    assert [store.read(make_row(i).id) is None for i in range(4)] == [False, False, True, False]
+
+
 def test_a_write_that_fails_says_so_to_each_that_waited(recorder: Recorder) -> None:
     async def run() -> list[BaseException | None]:
         writes = [recorder.write(make_row(7)) for _ in range(2)]
@@ -100,6 +117,58 @@ def test_a_write_that_fails_says_so_to_each_that_waited(recorder: Recorder) -> N
 
     asyncio.run(recorder.write(make_row(7)))
     assert [type(one) for one in asyncio.run(run())] == [StoreUnavailable] * 2
+
+
+def test_one_record_that_cannot_be_written_stops_no_other(recorder: Recorder, store: Gated) -> None:
+    store.insert([make_row(7)])
+    store.gate.clear()
+
+    async def run() -> list[BaseException | None]:
+        first = asyncio.create_task(recorder.write(make_row(0)))
+        await asyncio.to_thread(store.entered.wait, 10)
+        writes = [asyncio.create_task(recorder.write(make_row(number))) for number in (6, 7, 8)]
+        await asyncio.sleep(0)
+        store.gate.set()
+        await first
+        return await asyncio.gather(*writes, return_exceptions=True)
+
+    store.entered.clear()
+    failed = asyncio.run(run())
+    assert [type(one) for one in failed] == [type(None), StoreUnavailable, type(None)]
+    assert store.read(make_row(6).id) is not None
+    assert store.read(make_row(8).id) is not None
+
+
+def test_a_check_leaves_no_record_and_waits_for_what_hangs(
+    recorder: Recorder, store: Gated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probes: list[None] = []
+    monkeypatch.setattr(store, "probe", lambda: probes.append(Decisions.probe(store)))
+    store.gate.clear()
+    recorder.note(make_row(1))
+    assert store.entered.wait(10)
+
+    async def run() -> None:
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await recorder.check()
+        store.gate.set()
+        await recorder.check()
+
+    asyncio.run(run())
+    wait_for(lambda: recorder._probe is not None and recorder._probe.done())
+    assert len(probes) <= 1, "three that gave up left one probe behind"
+    assert len(store.recent(9)) == 1
+
+
+def test_a_check_fails_when_nothing_can_be_written(
+    recorder: Recorder, store: Gated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store._database.transaction() as connection:
+        connection.exec_driver_sql("DROP TABLE decisions")
+    with pytest.raises(StoreUnavailable):
+        asyncio.run(recorder.check())
 
 
 def test_a_request_that_gave_up_leaves_no_record(
@@ -119,7 +188,7 @@ def test_a_request_that_gave_up_leaves_no_record(
     asyncio.run(run())
     store.gate.set()
     recorder.note(make_row(2))
-    _until(lambda: store.read(make_row(2).id) is not None)
+    wait_for(lambda: store.read(make_row(2).id) is not None)
     assert store.read(make_row(1).id) is None
 
 
@@ -137,7 +206,7 @@ def test_a_caller_that_is_cancelled_leaves_its_record(recorder: Recorder, store:
         store.gate.set()
 
     asyncio.run(run())
-    _until(lambda: store.read(make_row(1).id) is not None)
+    wait_for(lambda: store.read(make_row(1).id) is not None)
 
 
 def test_a_commit_that_ends_after_its_request_gave_up_is_corrected(
@@ -156,7 +225,7 @@ def test_a_commit_that_ends_after_its_request_gave_up_is_corrected(
     asyncio.run(run())
     recorder.note(held_back)
     store.gate.set()
-    _until(lambda: store.batches == [1, 1])
+    wait_for(lambda: store.batches == [1, 1])
     assert store.read(delivered.id) == {}
     assert store.recent(9, {"outcome": "ok"}) == []
     assert store.recent(9, {"outcome": "store_unavailable"}) == [{}]
@@ -179,7 +248,7 @@ def test_a_record_and_its_correction_may_be_committed_together(
     asyncio.run(run())
     recorder.note(make_row(1, outcome="cancelled", document={}))
     store.gate.set()
-    _until(lambda: store.batches == [1, 2])
+    wait_for(lambda: store.batches == [1, 2])
     assert store.read(make_row(1).id) == {}
 
 
@@ -220,7 +289,7 @@ def test_old_decisions_are_purged_at_the_start_and_again(
     old = datetime.now(UTC) - timedelta(days=2)
     store.insert([make_row(0, old), make_row(1)])
     recorder = Recorder(store, keep_days=1)
-    _until(lambda: len(store.recent(9)) == 1)
+    wait_for(lambda: len(store.recent(9)) == 1)
     recorder.note(make_row(2, old))
-    _until(lambda: [one["id"] for one in store.recent(9)] == [make_row(1).id] and store.batches)
+    wait_for(lambda: [one["id"] for one in store.recent(9)] == [make_row(1).id] and store.batches)
     recorder.close()

@@ -1,0 +1,246 @@
+"""Make a bundle's folder of a pipeline: its files under standard names, and the manifest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import diffusers
+
+from models.backbones.importing.geometry import geometry
+from models.backbones.importing.inputs import NOTHING, InputOptions, find_inputs
+from models.backbones.importing.kinds import NAMES, OLD_DIT, Recognised, recognise
+from models.backbones.importing.licence import NOT_STATED, licence, licence_file
+from models.backbones.importing.source import INDEX, CannotImport, Source, read_json, reading
+from models.backbones.importing.weight_checks import check_tokenizer, check_weights
+from models.backbones.importing.weights import Weights, find_weights
+from models.bundles.bundle import sha256_name, write_manifest
+from models.bundles.manifest import SCHEMA_VERSION, Backbone, Manifest
+
+BACKBONE = "backbone"
+TOKENIZER_FILES = (
+    "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
+    "tokenizer.json", "added_tokens.json",
+)  # fmt: skip
+MEGA = 10**6
+
+Start = Callable[[str, int], Callable[..., None]]
+"""`start(stage, total)` returns a function, to be called with what was done since its last call."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the operator asked for; None means as the pipeline's files say.
+
+    `steps` are the counts of steps that it must be able to draw in, by the option that says so.
+    """
+
+    name: str
+    size: str | None = None
+    pixel_shuffle: int = 1
+    inputs: InputOptions = NOTHING
+    licence: str | None = None
+    description: str | None = None
+    steps: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A folder with its manifest; `weights` by component, and `notes` for people."""
+
+    manifest: Manifest
+    kind: str
+    weights: dict[str, Weights]
+    notes: list[str] = field(default_factory=list)
+
+
+def _find_all(source: Source, model: Recognised) -> dict[str, Weights]:
+    """The weights of every component. Raises CannotImport, of all that are missing at once."""
+    weights, missing = {}, []
+    for name, (library, _) in model.networks.items():
+        try:
+            weights[name] = find_weights(source.folder / name, library, source.variant)
+        except CannotImport as error:
+            missing.append(str(error))
+    if missing:
+        raise CannotImport("\n".join(missing))
+    return weights
+
+
+def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
+    """Write `folder`, which must be new. Raises CannotImport; `folder` is then worth nothing."""
+    with reading(f"{source.name}: a component's config.json"):
+        model = recognise(source)
+        _refuse_steps(model, options.steps)
+        _refuse_shuffle(model, options.pixel_shuffle)
+        auto = None if model.autoencoder is None else model.configs[model.autoencoder]
+        denoiser = model.configs[model.denoiser]
+        sizes = geometry(denoiser, auto, options.pixel_shuffle)
+        height, width = sizes.size(options.size, denoiser.get("sample_size"))
+        channels = _channels(model, options.pixel_shuffle)
+        inputs = find_inputs(source, model, options.inputs)
+        weights = _find_all(source, model)
+    notes = list(model.notes)
+    said = options.licence or licence(source.folder)
+    if said == NOT_STATED:
+        notes.append("licence: not stated in a model card or a LICENSE file: give --licence")
+    notes += [f"{name}: not copied, since it can run code" for name in source.left_out]
+    backbone = folder / BACKBONE
+    total = sum(part.bytes for part in weights.values())
+    _refuse_full(folder.parent, total)
+    advance = start("copy the weights, MB", -(-total // MEGA))
+    copied = 0
+
+    def on_bytes(count: int) -> None:
+        nonlocal copied
+        before, copied = -(-copied // MEGA), copied + count
+        advance(-(-copied // MEGA) - before)
+
+    for name in model.tokenizers:
+        _copy_tokenizer(source.folder / name, backbone / name, inputs.max_tokens or 0)
+        check_tokenizer(backbone / name)
+    for name, part in weights.items():
+        part.write(backbone / name, on_bytes)
+        _write_json(backbone / name / "config.json", _config(model, name))
+    _write_json(backbone / "scheduler" / "scheduler_config.json", model.scheduler)
+    _write_json(backbone / INDEX, _index(source, model))
+    if (text := licence_file(source.folder)) is not None:
+        shutil.copyfile(text, folder / "LICENSE.txt")
+    checked = start("load the weights", len(weights))
+    for name, (library, class_name) in model.networks.items():
+        check_weights(backbone / name, library, class_name, weights[name].dtype)
+        checked(1)
+    record = {
+        "imported_from": source.name,
+        "revision": source.revision,
+        "variant": source.variant,
+        "kind": model.kind,
+        INDEX: source.index,
+        "scheduler": source.config("scheduler", "scheduler_config.json"),
+        "notes": notes,
+        "components": {
+            name: {
+                "class": model.networks[name][1],
+                "parameters": part.parameters,
+                "dtype": part.dtype,
+                "bytes": part.bytes,
+                "files": {path.name: sha256_name(path) for path in part.files},
+            }
+            for name, part in weights.items()
+        },
+        "diffusers": diffusers.__version__,
+    }
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=options.name,
+        description=options.description or f"{NAMES[model.kind]}, imported from {source.name}",
+        licence=said,
+        backbone=Backbone(
+            folder=BACKBONE,
+            denoiser=model.denoiser,
+            autoencoder=model.autoencoder,
+            inputs=inputs,
+            pixel_shuffle=options.pixel_shuffle,
+            height=height,
+            width=width,
+            channels=channels,
+            training=record,
+        ),
+        rewards={},
+        files={},
+    )
+    write_manifest(folder, manifest)
+    return Made(manifest, NAMES[model.kind], weights, notes)
+
+
+def _refuse_full(folder: Path, needed: int) -> None:
+    if (free := shutil.disk_usage(folder).free) < needed + 10 * MEGA:
+        raise CannotImport(
+            f"{folder}: {free // MEGA} MB are free, and the weights take {needed // MEGA}"
+        )
+
+
+def _refuse_steps(model: Recognised, asked: Mapping[str, int]) -> None:
+    most = model.scheduler["num_train_timesteps"]
+    for option, steps in asked.items():
+        if steps > most:
+            raise CannotImport(
+                f"{option}: is {steps}, and the model was trained with num_train_timesteps {most}: "
+                f"give {option} {most} or less"
+            )
+
+
+def _refuse_shuffle(model: Recognised, factor: int) -> None:
+    if factor == 1:
+        return
+    if model.kind != "pixels":
+        raise CannotImport(
+            f"--pixel-shuffle: is for a U-Net on pixels, this is {NAMES[model.kind]}"
+        )
+    if model.configs["unet"]["in_channels"] % factor**2:
+        raise CannotImport(
+            f"--pixel-shuffle: {factor} folds {factor**2} pixels into channels, and the U-Net has "
+            f"{model.configs['unet']['in_channels']}"
+        )
+
+
+def _channels(model: Recognised, pixel_shuffle: int) -> Any:
+    if model.autoencoder is not None:
+        count = int(model.configs[model.autoencoder].get("out_channels", 3))
+    else:
+        count = int(model.configs["unet"]["in_channels"]) // pixel_shuffle**2
+    if count not in (1, 3):
+        hint = "" if model.kind != "pixels" or count % 4 else ": --pixel-shuffle 2, perhaps?"
+        raise CannotImport(f"its images have {count} channels: must be 1 or 3{hint}")
+    return count
+
+
+def _config(model: Recognised, name: str) -> dict[str, Any]:
+    """A component's configuration for the class that runs it, without its maker's paths."""
+    config = {key: value for key, value in model.configs[name].items() if key != "_name_or_path"}
+    library, class_name = model.networks[name]
+    if library == "transformers":
+        return config | {"architectures": [class_name]}
+    if config.get("_class_name") == OLD_DIT:
+        import inspect
+
+        known = inspect.signature(diffusers.DiTTransformer2DModel.__init__).parameters
+        config = {key: value for key, value in config.items() if key in known}
+    return config | {"_class_name": class_name}
+
+
+def _index(source: Source, model: Recognised) -> dict[str, Any]:
+    parts: dict[str, Any] = {name: list(value) for name, value in model.networks.items()}
+    parts |= {name: ["transformers", "CLIPTokenizer"] for name in model.tokenizers}
+    kept = {key: source.index[key] for key in ("force_zeros_for_empty_prompt",)
+            if key in source.index}  # fmt: skip
+    return {
+        "_class_name": source.index.get("_class_name", "DiffusionPipeline"),
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        **parts,
+        **kept,
+    }
+
+
+def _copy_tokenizer(source: Path, target: Path, limit: int) -> None:
+    target.mkdir(parents=True)
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    if not any((target / name).exists() for name in ("vocab.json", "tokenizer.json")):
+        raise CannotImport(f"{source}: holds no tokenizer (vocab.json and merges.txt)")
+    path = target / "tokenizer_config.json"
+    config = read_json(path) if path.is_file() else {}
+    config["model_max_length"] = limit
+    config.pop("name_or_path", None)
+    config.pop("auto_map", None)
+    _write_json(path, config)
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=2) + "\n")

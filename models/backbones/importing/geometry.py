@@ -1,0 +1,68 @@
+"""The size of the images: one a bundle, and a multiple of what the networks need."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from models.backbones.importing.source import CannotImport
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Height and width of the image are multiples of `multiple`; x_t's are 1/`factor` of them."""
+
+    factor: int
+    multiple: int
+
+    def size(self, wanted: str | None, sample_size: Any) -> tuple[int, int]:
+        """[H, W]: as `wanted` says (`HxW`), else as the denoiser's `sample_size`.
+
+        Raises CannotImport.
+        """
+        if wanted is None:
+            height, width = (
+                side * self.factor for side in _pair(sample_size, "no sample_size: give --size HxW")
+            )
+            what = "the denoiser's own size"
+        else:
+            found = re.fullmatch(r"(\d{1,5})[x×](\d{1,5})", wanted)
+            if found is None:
+                raise CannotImport(f"--size: {wanted!r} is not HxW, such as 512x768")
+            height, width = int(found[1]), int(found[2])
+            what = "--size"
+        if not height or not width or height % self.multiple or width % self.multiple:
+            near = (_nearest_multiple(side, self.multiple) for side in (height, width))
+            raise CannotImport(
+                f"{what}: {height}x{width}: this model needs multiples of {self.multiple}, such as "
+                f"{'x'.join(str(side) for side in near)}"
+            )
+        return height, width
+
+
+def geometry(
+    denoiser: dict[str, Any], autoencoder: dict[str, Any] | None, pixel_shuffle: int
+) -> Geometry:
+    """What their configurations ask of a size."""
+    factor = pixel_shuffle
+    if autoencoder is not None:
+        # Each of its levels but the last halves the image.
+        factor = 2 ** (len(autoencoder["block_out_channels"]) - 1)
+    if "block_out_channels" in denoiser:
+        halvings: int = 2 ** (len(denoiser["block_out_channels"]) - 1)
+    else:
+        halvings = int(denoiser["patch_size"])
+    return Geometry(factor, factor * halvings)
+
+
+def _pair(value: Any, otherwise: str) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    if isinstance(value, list) and len(value) == 2:
+        return int(value[0]), int(value[1])
+    raise CannotImport(otherwise)
+
+
+def _nearest_multiple(side: int, multiple: int) -> int:
+    return max(round(side / multiple), 1) * multiple

@@ -1,0 +1,1 @@
+"""A bundle: the folder that is served, and the manifest in it."""

@@ -1,0 +1,1 @@
+"""The mathematics of sampling: schedules, samplers, guidance, conditions, noise."""

@@ -1,0 +1,1 @@
+"""Images drawn without a service, in a plain batched loop."""

@@ -1,0 +1,1 @@
+"""ONNX graphs and sessions: export, join, preprocess, check and run."""

@@ -1,0 +1,42 @@
+"""The judge: scores finished images, forward only, in ONNX Runtime.
+
+Its networks and its labels are its own. A sampler that is guided by a reward learns to please
+that reward, so a judge that shared the guide's labels would wave the guide's mistakes through.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.onnx.session import open_session
+
+
+class OnnxJudge:
+    """A judge from its file."""
+
+    def __init__(self, path: Path, threads: int = 1, device: str = "cpu") -> None:
+        self.session = open_session(path, threads, device)
+        height, width, channels = self.session.get_inputs()[0].shape[1:]
+        self.shape = (int(height), int(width), int(channels))
+
+    def score(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """σ(logit) of pixels uint8 [B, H, W, C], float64 [B] in (0, 1). NaN stays NaN.
+
+        Raises ValueError on another dtype or size.
+        """
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != self.shape:
+            wanted = ", ".join(str(n) for n in self.shape)
+            raise ValueError(
+                f"the judge wants pixels uint8 [B, {wanted}], got {pixels.dtype} "
+                f"{list(pixels.shape)}"
+            )
+        if len(pixels) == 0:
+            return np.empty(0)
+        outputs = self.session.run(["logit"], {"pixels": np.ascontiguousarray(pixels)})
+        logit: NDArray[np.float64] = np.asarray(outputs[0], dtype=np.float64)
+        # Two forms, so that exp never overflows; NaN takes the second and stays.
+        small = np.exp(-np.abs(logit))
+        return np.where(logit >= 0, 1 / (1 + small), small / (1 + small))

@@ -1,0 +1,1 @@
+"""The web pages: static files, and the routes that send them."""

@@ -1,1 +1,0 @@
-"""Thin Ray Serve shells around plain classes: what Serve needs, and nothing that decides."""

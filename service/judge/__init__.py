@@ -1,0 +1,1 @@
+"""Scores of finished images, and the verdict on each."""

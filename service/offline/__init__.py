@@ -1,0 +1,1 @@
+"""Evaluation, replay and import checks: the service's parts without a server."""

@@ -1,0 +1,138 @@
+"""Configured policies, tied to the weights of their bundles: the first version of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from models.bundles.bundle import Bundle
+from models.bundles.parts import PARTS, MissingPart, parts_for
+from service.config import ConfigError, PolicySettings, Settings
+from service.policies.inputs import listed
+from service.policies.policy import OperatingPoint, Policy
+
+
+def configured_policies(
+    settings: Settings, bundles: Mapping[str, Bundle], calibrated: bool = True
+) -> dict[str, Policy]:
+    """Tie every configured policy to the weights of its bundle.
+
+    With `calibrated`, a censoring policy needs a threshold for each step count that it lists, from
+    a calibration of exactly its sampling, or from the configuration.
+    Raises ConfigError naming the policy and the remedy.
+    """
+    policies = {}
+    for name, spec in settings.policies.items():
+        bundle = bundles[spec.model]
+        denoiser = settings.models[spec.model].backbone
+        rewards = bundle.manifest.rewards
+        if spec.reward is not None and spec.reward not in rewards:
+            raise ConfigError(
+                f"policies.{name}.reward: {spec.reward!r} is not in bundle "
+                f"{bundle.manifest.name!r} (it has {', '.join(sorted(rewards))})"
+            )
+        if max(spec.num_inference_steps) > bundle.num_train_timesteps:
+            raise ConfigError(
+                f"policies.{name}.num_inference_steps: at most {bundle.num_train_timesteps} for "
+                f"bundle {bundle.manifest.name!r}"
+            )
+        _check_inputs(name, spec, bundle)
+        reward = rewards[spec.reward] if spec.reward else None
+        files = bundle.reward_sha256(spec.reward) if spec.reward else {}
+        uncalibrated = Policy(
+            name=name,
+            settings=spec,
+            backbone=bundle.backbone_key(
+                denoiser.runtime, denoiser.dtype, denoiser.forward_guidance
+            ),
+            parts=_parts(name, spec, bundle, files),
+            operating_points={},
+            question=reward.question if reward else None,
+            version=spec.version,
+            canary=files.get("canary"),
+            control=files.get("control"),
+            inputs=bundle.manifest.backbone.inputs,
+        )
+        if any(PARTS[part].nfe for part in uncalibrated.parts) and not denoiser.forward_guidance:
+            raise ConfigError(
+                f"policies.{name}.guidance: {spec.guidance} needs "
+                f"models.{spec.model}.backbone.forward_guidance: true"
+            )
+        operating_points = _operating_points(uncalibrated, bundle) if calibrated else {}
+        policies[name] = replace(uncalibrated, operating_points=operating_points)
+    return policies
+
+
+def _parts(
+    name: str, spec: PolicySettings, bundle: Bundle, files: Mapping[str, str]
+) -> dict[str, str]:
+    """The sha256 name of each part of the reward that this policy uses."""
+    if spec.reward is None:
+        return {}
+    try:
+        return parts_for(spec.method(spec.num_inference_steps[0]), files)
+    except MissingPart as missing:
+        lacks = f"bundle {bundle.manifest.name!r} has no `{missing.file}` of reward {spec.reward!r}"
+        if not {"guide", "clean_guide"} <= set(files):
+            raise ConfigError(
+                f"policies.{name}: {lacks}: that reward is a judge alone, which can neither "
+                "steer nor stop a draw. Leave out censor_scale, backward_steps and probes, or "
+                "train a reward with a guide from labels"
+            ) from None
+        raise ConfigError(
+            f"policies.{name}: {lacks}: train a reward from labels with `distil`, or make the "
+            "bundle's again with `winnow train rewards`"
+        ) from None
+
+
+def _check_inputs(name: str, spec: PolicySettings, bundle: Bundle) -> None:
+    """Raises ConfigError where a policy lists what its model cannot draw."""
+    inputs, called = bundle.manifest.backbone.inputs, f"bundle {bundle.manifest.name!r}"
+    if inputs.kind == "class" and not inputs.class_names:
+        raise ConfigError(f"models.{spec.model}.bundle: {called} has classes and no class_names")
+    if spec.guidance_scale and not inputs.guidable:
+        raise ConfigError(
+            f"policies.{name}.guidance_scale: {called} cannot be guided, as it "
+            f"{'takes no input' if inputs.kind == 'none' else 'has no null_class'}: leave it out"
+        )
+    if spec.classifier_scale and (
+        inputs.kind != "class" or not bundle.manifest.backbone.classifier
+    ):
+        raise ConfigError(
+            f"policies.{name}.classifier_scale: {called} has no "
+            f"{'classes' if inputs.kind != 'class' else 'classifier'} to steer by: leave it out"
+        )
+    repeated = [one for one in spec.class_labels if spec.class_labels.count(one) > 1]
+    known = inputs.drawn_classes if inputs.kind == "class" else ()
+    if spec.class_labels and not known:
+        raise ConfigError(f"policies.{name}.class_labels: {called} has no classes: leave it out")
+    if repeated:
+        raise ConfigError(f"policies.{name}.class_labels: {repeated[0]} stands there twice")
+    if unknown := [one for one in spec.class_labels if one not in known]:
+        raise ConfigError(
+            f"policies.{name}.class_labels: {unknown[0]} is not among those of {called}: "
+            f"{listed(known, inputs.class_names)}"
+        )
+
+
+def _operating_points(policy: Policy, bundle: Bundle) -> dict[int, OperatingPoint]:
+    if policy.judge is None:
+        return {}
+    spec = policy.settings
+    if spec.threshold is not None:
+        return dict.fromkeys(spec.num_inference_steps, OperatingPoint(spec.threshold))
+    found = {
+        entry.sampling.method.num_inference_steps: OperatingPoint(
+            entry.threshold, entry.probe_thresholds, entry.delivered / entry.labelled
+        )
+        for entry in bundle.manifest.calibrations.get(policy.name, [])
+        if entry.sampling == policy.sampling(entry.sampling.method.num_inference_steps)
+    }
+    for steps in spec.num_inference_steps:
+        if steps not in found:
+            raise ConfigError(
+                f"policies.{policy.name}: bundle {bundle.manifest.name!r} holds no calibration of "
+                f"this policy's sampling at {steps} steps. Run `winnow calibrate {policy.name}`, "
+                "or set policies." + policy.name + ".threshold"
+            )
+    return {steps: found[steps] for steps in spec.num_inference_steps}

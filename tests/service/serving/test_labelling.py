@@ -1,0 +1,28 @@
+"""What the Labelling deployment loads itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from models.bundles import bundle as bundles
+from service.config import BackboneSettings
+from service.errors import StoreUnavailable
+from service.serving.labelling import generator
+
+
+@pytest.mark.parametrize("part", ["onnx", "schedule", "unet"])
+def test_a_backbone_that_was_changed_since_the_start_trains_nothing(
+    bundle_folder: Path, part: str
+) -> None:
+    bundle = bundles.load(str(bundle_folder))
+    backbone = bundle.manifest.backbone
+    name = {
+        "onnx": backbone.onnx,
+        "schedule": f"{backbone.folder}/{bundles.SCHEDULER}",
+        "unet": f"{backbone.folder}/unet/{bundles.WEIGHTS}",
+    }[part]
+    bundle.path(name).write_bytes(b"another")
+    with pytest.raises(StoreUnavailable, match=f"{name} was changed since the service started"):
+        generator(bundle, BackboneSettings(runtime="onnx"), 1)

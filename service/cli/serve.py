@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from rich.text import Text
 from service.cli.startup_message import print_startup_message
 from service.cluster import ray_environment
 from service.cluster.supervisor import ExitStatus, ServerProcess, print_line, supervise
-from service.config import ConfigError, Settings, url_of
+from service.config import ConfigError, Settings, store_urls, url_of
 
 console = Console(file=sys.stdout, highlight=False)
 
@@ -26,10 +27,22 @@ console = Console(file=sys.stdout, highlight=False)
 def run(config: Path, port: int | None, keep_logs: bool = False) -> int:
     """Serve until SIGINT or SIGTERM; returns the exit code."""
     try:
-        return supervise(partial(_serve, config, port), console, keep_logs)
+        code = supervise(partial(_serve, config, port), console, keep_logs)
     except ConfigError as error:
         _say(error)
         return 1
+    _fold_log(config, port)
+    return code
+
+
+def _fold_log(config: Path, port: int | None) -> None:
+    """Leave SQLite's file whole: a process that was killed did not close it."""
+    from service.config.serve_file import read
+    from service.store.database import fold_log
+
+    with suppress(ConfigError):  # it was not served, or was changed meanwhile
+        url, _ = store_urls(read(config, port).settings.store, os.environ)
+        fold_log(url)
 
 
 def _serve(config: Path, port: int | None, server: ServerProcess) -> ExitStatus:

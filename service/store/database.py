@@ -7,7 +7,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -199,6 +199,20 @@ class Database:
                 log.info("another process may be making the store's tables: waiting")
             reported = True
             time.sleep(OPENING_WAIT_S)
+
+
+def fold_log(url: str) -> None:
+    """Write SQLite's log into its file, as the last to close it does: one that was killed did not.
+
+    No-op for another database, a file that is missing, and one that others have open. Nothing is
+    lost where it fails: who opens the file next reads the log.
+    """
+    if not url.startswith("sqlite") or not os.path.isfile(make_url(url).database or ""):
+        return
+    engine = _connect(url, create=False)
+    with suppress(SQLAlchemyError), engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    engine.dispose()
 
 
 def clock(connection: Connection) -> datetime:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -19,7 +21,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.sql.ddl import SchemaGenerator
 
 from service.config import ConfigError
-from service.store.database import WAL_BYTES, Database
+from service.store.database import WAL_BYTES, Database, fold_log
 from service.store.decisions import Decisions
 from service.store.schema import Row, metadata
 from tests.records import make_row
@@ -178,3 +180,28 @@ def test_a_file_that_is_no_store_is_a_sentence(tmp_path: Path) -> None:
     path.write_text("not a database, but long enough that SQLite looks at its header " * 9)
     with pytest.raises(ConfigError, match="not a database"):
         Database(f"sqlite:///{path}", create=False)
+
+
+def test_the_log_of_a_process_that_was_killed_is_folded_in(url: str, tmp_path: Path) -> None:
+    file = tmp_path / "folder" / "decisions.sqlite"
+    log = file.with_name("decisions.sqlite-wal")
+    writing = (
+        "import os, sys\n"
+        "from service.store.database import Database\n"
+        "from service.store.decisions import Decisions\n"
+        "from tests.records import make_row\n"
+        "Decisions(Database(sys.argv[1])).insert([make_row(1)])\n"
+        "os._exit(0)\n"
+    )
+    subprocess.run([sys.executable, "-c", writing, url], check=True)
+    assert log.stat().st_size > 0, "it was not closed"
+    fold_log(url)
+    assert not log.exists()
+    with sqlite3.connect(file) as connection:
+        assert connection.execute("SELECT count(*) FROM decisions").fetchone() == (1,)
+
+
+def test_nothing_is_made_to_fold_a_log_into(tmp_path: Path) -> None:
+    fold_log(f"sqlite:///{tmp_path}/none.sqlite")
+    fold_log("postgresql://nobody@127.0.0.1:1/none")
+    assert list(tmp_path.iterdir()) == []

@@ -81,8 +81,7 @@ class Generator:
         table = NetworkTable()
         places = {PARTS[part].stage: table.append(part, one) for part, one in networks.items()}
         runner = Runner("", self.denoiser, self.schedule, table, self.classifier)
-        example = self.encoder.encode(self.encoder.example, 0)
-        batch = Batch(self.schedule, self.shape, len(seeds), "cpu", example)
+        batch = Batch(self.schedule, self.shape, len(seeds), "cpu")
         for row, seed in enumerate(seeds):
             asked = self.condition(seed)
             batch.put(

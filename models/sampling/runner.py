@@ -129,7 +129,7 @@ class Runner(Generic[Table]):
         if not rows.size:
             return
         assert self._classifier is not None, "the engine has refused such plans"
-        labels = step.conditions.inputs["class_labels"][rows]
+        labels = step.conditions[rows].inputs["class_labels"]
         gradient = self._classifier.gradient(step.x_t[rows], step.timestep[rows], labels)
         alpha_bar, scale = step.line[ALPHA_BAR][rows], step.line[CLASSIFIER][rows]
         step.unclipped[rows] = guided_x0(step.unclipped[rows], gradient, alpha_bar, scale)

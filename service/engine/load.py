@@ -71,7 +71,7 @@ def load_engine(
     )
     return Engine(
         runner,
-        Batch(backbone.schedule, backbone.shape, settings.max_batch, device, example),
+        Batch(backbone.schedule, backbone.shape, settings.max_batch, device),
         backbone.codec,
         settings.max_batch,
         meter,

@@ -43,6 +43,10 @@ class Inputs(_Part):
         """Whether classifier-free guidance is possible: there is something to compare with."""
         return self.kind == "text" or self.null_class is not None
 
+    def tokens(self, chunks: int) -> int | None:
+        """How many a prompt may have that is read in so many chunks, with one pair of marks."""
+        return None if self.max_tokens is None else chunks * (self.max_tokens - 2) + 2
+
     @property
     def drawn_classes(self) -> tuple[int, ...]:
         """The labels of the classes that can be drawn: all but the one that stands for none."""

@@ -28,7 +28,7 @@ from models.backbones.runtime import (
 from models.bundles.bundle import Bundle
 from models.bundles.parts import PARTS
 from models.diffusion.codec import Codec, PixelShuffle
-from models.diffusion.condition import Condition
+from models.diffusion.condition import PROMPT_CHUNKS, Condition
 from models.diffusion.conditioning import Denoise
 from models.diffusion.method import Method
 from models.diffusion.noise_schedule import NoiseSchedule, read_config
@@ -161,10 +161,12 @@ def load_generator(
     compile_mode: str | None = None,
     threads: int = 1,
     forward: bool = False,
+    prompt_chunks: int = PROMPT_CHUNKS,
 ) -> Generator:
     """The backbone of a bundle: see `runtime.load_denoiser`. Raises ValueError if it cannot be.
 
-    `forward` asks for what forward guidance needs: the denoiser in torch as well.
+    `forward` asks for what forward guidance needs: the denoiser in torch as well; `prompt_chunks`
+    see `load_encoder`.
     """
     backbone = bundle.manifest.backbone
     folder = bundle.folder / backbone.folder
@@ -196,7 +198,7 @@ def load_generator(
         schedule=NoiseSchedule.from_diffusers(read_config(folder)),
         codec=codec,
         shape=bundle.x_t_shape,
-        encoder=load_encoder(folder, backbone, here, DTYPES[dtype]),
+        encoder=load_encoder(folder, backbone, here, DTYPES[dtype], prompt_chunks),
         differentiable=differentiable,
         classifier=classifier,
     )

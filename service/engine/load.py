@@ -37,6 +37,7 @@ def load_engine(
         compile_mode=settings.compile_mode,
         threads=settings.threads,
         forward=settings.forward_guidance,
+        prompt_chunks=settings.most_prompt_chunks,
     )
     device = settings.device if torch.cuda.is_available() else "cpu"
     example = backbone.encoder.encode(backbone.encoder.example, seed=0)

@@ -39,6 +39,10 @@ class Encoder(Protocol):
     @property
     def example(self) -> Condition: ...
 
+    def scale(self, condition: Condition) -> float:
+        """The scale of classifier-free guidance of a condition's row, which pays for it above 1."""
+        return condition.guidance_scale
+
     def check(self, condition: Condition, seed: int) -> None:
         """Raises ConditionError as `encode` would, and runs no network."""
         ...
@@ -48,7 +52,7 @@ class Encoder(Protocol):
         ...
 
 
-class Unconditional:
+class Unconditional(Encoder):
     """For an unconditional denoiser."""
 
     slow = False
@@ -62,7 +66,7 @@ class Unconditional:
         return NOTHING
 
 
-class ClassEncoder:
+class ClassEncoder(Encoder):
     """A class label, and the null class to compare with."""
 
     slow = False
@@ -89,7 +93,7 @@ class ClassEncoder:
         return Encoded({"class_labels": torch.tensor(label)}, {"class_labels": torch.tensor(null)})
 
 
-class PromptEncoder:
+class PromptEncoder(Encoder):
     """Stable Diffusion's text encoder, or both of Stable Diffusion XL's.
 
     1.x and 2.x tell the denoiser the last hidden state of one; XL the one before the last of each,

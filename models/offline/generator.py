@@ -91,7 +91,7 @@ class Generator:
                 0,
                 places,
                 self.encoder.encode(asked, seed),
-                asked.guidance_scale,
+                self.encoder.scale(asked),
                 (0.0,) * len(method.probes),
             )
         for _ in range(len(batch.program(method))):

@@ -23,8 +23,8 @@ class Batch:
     """State of up to `max_batch` draws whose x_t has `shape` (C, H, W).
 
     `x_t` and `history`, the x̂_0 of the line before, are float32 [S, C, H, W] on `device`. `line`
-    int64 [S] counts finished lines of `length`; `nfe` int64 [S] what they cost. `timesteps` int64
-    [S, N] and `lines` float32 [S, N, 11] hold each draw's program. `places` int64 [S]
+    int64 [S] counts finished lines of `length`; `nfe` int64 [S] what they cost. `timesteps`
+    float32 [S, N] and `lines` float32 [S, N, 12] hold each draw's program. `places` int64 [S]
     by stage are those of its networks in the runner's list, or NONE. `probe_scores` and
     `probe_thresholds` are float64 [S, P], a score NaN until its probe has looked. What the
     denoiser is told of a row lies beside: its condition, encoded, and `guidance_scale` [S].
@@ -48,7 +48,7 @@ class Batch:
         self.length = np.zeros(max_batch, dtype=np.int64)
         self.nfe = np.zeros(max_batch, dtype=np.int64)
         self.places = {stage: np.full(max_batch, NONE, dtype=np.int64) for stage in Stage}
-        self.timesteps = np.zeros((max_batch, 0), dtype=np.int64)
+        self.timesteps = np.zeros((max_batch, 0), dtype=np.float32)
         self.lines = np.zeros((max_batch, 0, COLUMNS), dtype=np.float32)
         self.probe_thresholds = np.zeros((max_batch, 0))
         self.probe_scores = np.zeros((max_batch, 0))
@@ -83,7 +83,7 @@ class Batch:
         self.guidance_scale[row] = guidance_scale
         self._encoded[row] = condition.to(self.device)
         initial = normal(seed, draw, Purpose.INITIAL, self.shape)
-        self.x_t[row] = torch.from_numpy(initial)
+        self.x_t[row] = torch.from_numpy(initial * np.float32(program.initial))
         # Not left as it was: 0 × NaN of the draw before would be NaN.
         self.history[row] = 0
         self.remembers[row] = program.remembers
@@ -105,8 +105,8 @@ class Batch:
             tensor[target] = tensor[source]
         self._encoded[target] = self._encoded[source]
 
-    def now(self, rows: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """(timestep [rows], line [rows, 11]) of the step that each row takes next."""
+    def now(self, rows: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(timestep [rows], line [rows, 12]) of the step that each row takes next."""
         here = np.arange(rows), self.line[:rows]
         return self.timesteps[here], self.lines[here]
 
@@ -115,7 +115,7 @@ class Batch:
         return Conditions(self._encoded[:rows], self.guidance_scale[:rows])
 
     def step_noise(self, rows: NDArray[np.intp]) -> Tensor:
-        """The noise of the next step for these rows, all of which have sigma > 0."""
+        """The noise of the next step for these rows, all of which add some."""
         return self._noise[rows, self.line[rows]]
 
     def scores(self, row: int) -> tuple[float, ...]:

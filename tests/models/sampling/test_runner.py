@@ -9,7 +9,7 @@ from models.diffusion.conditioning import Conditions, Encoded, Named
 from models.diffusion.parameterization import PREDICTION_TYPES, PredictionType
 from models.sampling.batch import Batch
 from models.sampling.networks import NetworkTable
-from models.sampling.program import ALPHA_BAR
+from models.sampling.program import ALPHA
 from models.sampling.runner import Runner
 from service.ports import DrawKey
 from tests.engines import (
@@ -125,8 +125,8 @@ def test_classifier_free_guidance_keeps_x0_and_eps_together_where_x0_is_clipped(
     start = batch.x_t[:2].clone()
     runner.advance(batch, 2)
     _, line = batch.now(2)
-    alpha_bar = torch.tensor(line[:, ALPHA_BAR]).view(-1, 1, 1, 1)
-    before = torch.tensor(schedule.alphas_cumprod[batch.timesteps[:2, 0]]).view(-1, 1, 1, 1)
+    alpha_bar = torch.tensor(line[:, ALPHA] ** 2).view(-1, 1, 1, 1)
+    before = torch.tensor(schedule.alpha[batch.timesteps[:2, 0].astype(int)] ** 2).view(-1, 1, 1, 1)
     x_0 = torch.tensor([0.9, 1.0]).view(-1, 1, 1, 1)
     eps = (start - before.sqrt() * x_0) / (1 - before).sqrt()
     wanted = alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps

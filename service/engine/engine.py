@@ -123,7 +123,7 @@ class Engine:
     def cost(self, plan: SamplingPlan) -> int:
         """NFE of one whole draw of a plan that `check` has passed."""
         program = self._batch.program(plan.method)
-        halves = 2 if plan.condition.guidance_scale > 1 else 1
+        halves = 2 if self.encoder.scale(plan.condition) > 1 else 1
         nfe = sum(PARTS[part].nfe for part in plan.parts)
         return halves * (len(program) + program.guided * nfe)
 
@@ -250,7 +250,7 @@ class Engine:
             key.draw,
             self.networks.places(plan.parts),
             draw.encoded_condition,
-            plan.condition.guidance_scale,
+            self.encoder.scale(plan.condition),
             plan.probe_thresholds,
         )
 

@@ -98,10 +98,9 @@ class Made:
             self.denoised.append((timestep, inputs))
             return made.denoiser(x_t, timestep, inputs)
 
-        example = made.encoder.encode(made.encoder.example, seed=0)
         return Engine(
             Runner(FREE.backbone, denoise, made.schedule, Networks(networks)),
-            Batch(made.schedule, made.shape, max_batch, "cpu", example),
+            Batch(made.schedule, made.shape, max_batch, "cpu"),
             Numbers(made.codec),
             max_batch,
             encoder=made.encoder,

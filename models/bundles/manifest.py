@@ -60,6 +60,10 @@ class Inputs(_Part):
         """The guidance scales that there are, in words."""
         return "1 (none) or more" if self.guidance == "classifier-free" else "0 or more"
 
+    def tokens(self, chunks: int) -> int | None:
+        """How many a prompt may have that is read in so many chunks, with one pair of marks."""
+        return None if self.max_tokens is None else chunks * (self.max_tokens - 2) + 2
+
     @property
     def drawn_classes(self) -> tuple[int, ...]:
         """The labels of the classes that can be drawn: all but the one that stands for none."""

@@ -10,6 +10,9 @@ from pydantic import ConfigDict
 
 from models.diffusion.noise import Purpose, choice, share
 
+PROMPT_CHUNKS = 8
+"""How often, unless told otherwise, a text encoder may be asked to read a part of one prompt."""
+
 
 class ConditionError(ValueError):
     """A condition that the model cannot take; `field` is the request's field that says so."""

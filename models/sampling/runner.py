@@ -130,7 +130,7 @@ class Runner(Generic[Table]):
         if not rows.size:
             return
         assert self._classifier is not None, "the engine has refused such plans"
-        labels = step.conditions.inputs["class_labels"][rows]
+        labels = step.conditions[rows].inputs["class_labels"]
         gradient = self._classifier.gradient(step.x_t[rows], step.timestep[rows], labels)
         step.unclipped[rows] = step.bent(rows, gradient, CLASSIFIER)
         self._replace(step, rows, step.unclipped[rows])

@@ -37,6 +37,7 @@ def load_engine(
         compile_mode=settings.compile_mode,
         threads=settings.threads,
         forward=settings.forward_guidance,
+        prompt_chunks=settings.most_prompt_chunks,
     )
     device = settings.device if torch.cuda.is_available() else "cpu"
     example = backbone.encoder.encode(backbone.encoder.example, seed=0)
@@ -71,7 +72,7 @@ def load_engine(
     )
     return Engine(
         runner,
-        Batch(backbone.schedule, backbone.shape, settings.max_batch, device, example),
+        Batch(backbone.schedule, backbone.shape, settings.max_batch, device),
         backbone.codec,
         settings.max_batch,
         meter,

@@ -83,7 +83,7 @@ def _engine(world: Mixture, schedule: NoiseSchedule, classifier: Any) -> Engine:
     encoder = ClassEncoder(CLASSES)
     return Engine(
         Runner(FREE.backbone, world, schedule, Networks(), classifier=classifier),
-        Batch(schedule, SHAPE, 4, "cpu", encoder.encode(encoder.example, 0)),
+        Batch(schedule, SHAPE, 4, "cpu"),
         Lossless(),
         4,
         encoder=encoder,

@@ -116,7 +116,7 @@ def test_classifier_free_guidance_keeps_x0_and_eps_together_where_x0_is_clipped(
 
     schedule = make_schedule("sample", clip_sample=True, clip_sample_range=1.0)
     shape, example = (1, 2, 2), {"class_labels": torch.tensor(0)}
-    batch = Batch(schedule, shape, 2, "cpu", Encoded(example, example))
+    batch = Batch(schedule, shape, 2, "cpu")
     encoded_condition = Encoded({"class_labels": torch.tensor(1)}, example)
     for row, scale in enumerate((1.0, 4.0)):
         plan = make_plan(num_inference_steps=5, condition=Condition(guidance_scale=scale))

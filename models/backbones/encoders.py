@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from models.backbones.families.table import FAMILIES
 from models.bundles.manifest import Backbone, Inputs
 from models.diffusion.condition import PROMPT_CHUNKS, Condition, ConditionError
 from models.diffusion.conditioning import NOTHING, Encoded, Named
@@ -146,7 +147,7 @@ class PromptEncoder(Encoder):
         for field in ("prompt", "negative_prompt"):
             try:
                 self._read(getattr(condition, field))
-            except _Unreadable as error:
+            except Unreadable as error:
                 raise ConditionError(str(error), field) from None
 
     def encode(self, condition: Condition, seed: int) -> Encoded:
@@ -163,7 +164,7 @@ class PromptEncoder(Encoder):
     def _known(self, prompt: str, field: str) -> Named:
         try:
             parts = self._read(prompt)
-        except _Unreadable as error:
+        except Unreadable as error:
             raise ConditionError(str(error), field) from None
         return (self._kept if len(parts[0]) == 1 else self._kept_long)(parts)
 
@@ -192,17 +193,17 @@ class PromptEncoder(Encoder):
         return found | {"text_embeds": pooled.float(), "time_ids": self._time_ids}
 
     def _read(self, prompt: str) -> tuple[Chunks, ...]:
-        """The chunks of each tokenizer, equally many. Raises _Unreadable."""
+        """The chunks of each tokenizer, equally many. Raises Unreadable."""
         room = self._limit - MARKS
         most = self._chunks * room + MARKS
         found, ends = [], []
         for tokenizer, _ in self._parts:
             # A tokenizer keeps settings from one call to the next: two threads would mix them up.
-            with self._tokenizing, _reading():
+            with self._tokenizing, reading():
                 begin, *tokens, end = tokenizer(prompt, truncation=False, verbose=False).input_ids
             if (count := len(tokens) + MARKS) > most:
                 chunks = f" in {self._chunks} chunks of {room}" if self._chunks > 1 else ""
-                raise _Unreadable(
+                raise Unreadable(
                     f"has {count} tokens, {count - most} more than the {most} that this model's "
                     f"text encoder reads{chunks} (the marks of beginning and end count): shorten it"
                 )
@@ -221,20 +222,20 @@ MASKS = {"encoder_hidden_states": "encoder_attention_mask"}
 """Prompts of more chunks are longer."""
 
 
-class _Unreadable(ValueError):
+class Unreadable(ValueError):
     """A prompt that a tokenizer or its text encoder cannot read."""
 
 
 @contextmanager
-def _reading() -> Iterator[None]:
+def reading() -> Iterator[None]:
     """Whatever a tokenizer raises is about the text that it was given, and may repeat it."""
     try:
         yield
-    except _Unreadable:
+    except Unreadable:
         raise
     except Exception as error:
         name = type(error).__name__
-        raise _Unreadable(f"cannot be read by this model's tokenizer ({name})") from None
+        raise Unreadable(f"cannot be read by this model's tokenizer ({name})") from None
 
 
 def load_encoder(
@@ -247,6 +248,12 @@ def load_encoder(
     """The encoder of a bundle's backbone; a prompt may take so many chunks."""
     if backbone.inputs.kind == "class":
         return ClassEncoder(backbone.inputs)
+    config = folder / backbone.denoiser / "config.json"
+    if (name := json.loads(config.read_text()).get("_class_name")) in FAMILIES:
+        # It imports this module.
+        from models.backbones.families.encoder import FamilyEncoder
+
+        return FamilyEncoder(FAMILIES[name], folder, backbone.inputs, device, dtype)
     if backbone.inputs.kind == "text":
         return PromptEncoder(folder, backbone, device, dtype, prompt_chunks)
     return Unconditional()

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.diffusion.method import Method
-from models.diffusion.noise_schedule import NoiseSchedule
+from models.diffusion.noise_schedule import PIPELINE, NoiseSchedule
 
 Numbers = NDArray[np.float64]
 SHAPES = {
@@ -25,10 +25,6 @@ SHAPES = {
     "beta": "use_beta_sigmas",
 }
 """Ways to space sigmas, and what switches each of them on in a configuration of diffusers'."""
-
-PIPELINE = "pipeline"
-"""A key beside diffusers' own in a stored configuration: how the model's pipeline calls its
-scheduler, `sigmas` ("linspace": from 1 to 1/N) and `mu` ("linear" or "flux2")."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +112,7 @@ def _timesteps(schedule: NoiseSchedule, reference: Any, method: Method) -> Numbe
 def _arguments(schedule: NoiseSchedule, method: Method) -> dict[str, Any]:
     """What the model's pipeline would call `set_timesteps` with."""
     steps = method.num_inference_steps
-    pipeline: Mapping[str, Any] = schedule.config.get(PIPELINE, {})
+    pipeline = schedule.config.get(PIPELINE, {})
     given: dict[str, Any] = {"num_inference_steps": steps}
     if method.timesteps:
         given = {"timesteps": list(method.timesteps)}
@@ -136,7 +132,7 @@ def _mu(schedule: NoiseSchedule, rule: str, steps: int) -> float:
     "linear" in the number of positions, as FLUX.1's pipeline has it; "flux2" as FLUX.2's.
     """
     if schedule.positions is None:
-        raise ValueError("scheduler_config.json: use_dynamic_shifting needs a transformer")
+        raise ValueError("scheduler_config.json: use_dynamic_shifting needs the size of x_t")
     if rule == "flux2":
         from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 

@@ -38,7 +38,7 @@ def tiny_sd3(folder: Path, t5: bool = True) -> Any:
                 pooled_projection_dim=2 * WIDTH, out_channels=16, pos_embed_max_size=16,
             ),
             scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-            vae=_vae(),
+            vae=_vae(shift_factor=0.1),
             text_encoder=_clip(first, projected=True),
             tokenizer=first,
             text_encoder_2=_clip(second, projected=True),

@@ -25,6 +25,7 @@ from service.ports import SamplingPlan
 from tests.families import TINY
 from tests.imports import import_folder
 from tests.parity import Made, ask, draw_each, noise
+from tests.plans import vary
 from tests.schedulers import scheduler_of
 
 TOLERANCE = 1e-4
@@ -78,13 +79,13 @@ class Tiny:
             call |= {"callback": lambda step, t, latents: kept.append(latents)}
         if kind in ("pixart", "sana"):
             call |= {"use_resolution_binning": False, "clean_caption": False}
-        if kind == "sana" and not asked.prompt:
-            call["complex_human_instruction"] = None
         if kind == "qwen-image":
             call |= {"true_cfg_scale": asked.guidance_scale,
                      "negative_prompt": asked.negative_prompt or " "}  # fmt: skip
         else:
             call["guidance_scale"] = asked.guidance_scale
+        if kind == "z-image" and asked.guidance_scale == 1:
+            call["guidance_scale"] = 0.0  # 1 guides there, and is none here as everywhere
         if kind in NEGATIVE and kind != "qwen-image":
             call["negative_prompt"] = asked.negative_prompt
         image = pipeline(**call).images
@@ -112,7 +113,7 @@ class Tiny:
         """The greatest of all numbers' differences, of x_0 and of pixels."""
         found, (x_0, image) = self.made.image(result), self.diffusers(plan, seed)
         pixels = (found.decoded / 2 + 0.5).clamp(0, 1)
-        assert found.x_0.abs().max() < 40, "or float32 itself is not as exact"
+        assert found.x_0.abs().max() < 100, "or float32 itself is not as exact"
         return max(float((found.x_0 - x_0).abs().max()), float((pixels - image).abs().max()))
 
 
@@ -198,7 +199,7 @@ def test_every_condition_shows_in_the_image(kind: str, tiny: Callable[[str], Tin
     plans = [*_asked(kind).values(), ask(6, _sampler(kind), prompt="an owl", guidance_scale=1.0)]
     images = []
     for plan in plans:
-        plan = ask(6, _sampler(kind), prompt=plan.condition.prompt, guidance_scale=plan.condition.guidance_scale, negative_prompt=plan.condition.negative_prompt)  # fmt: skip
+        plan = vary(plan, num_inference_steps=6)
         (result,) = draw_each(it.made.engine(), [plan])
         images.append(it.made.image(result).x_0)
     for place, one in enumerate(images):

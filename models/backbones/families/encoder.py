@@ -38,11 +38,18 @@ class FamilyEncoder(Encoder):
 
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         self._family, self._inputs = family, inputs
+        absent = [
+            one
+            for name in family.optional
+            for one in (name, name.replace("text_encoder", "tokenizer"))
+            if not (folder / name).is_dir()
+        ]
         self._pipeline = getattr(diffusers, family.pipeline).from_pretrained(
             folder,
             transformer=None,
             vae=None,
             scheduler=None,
+            **dict.fromkeys(absent),
             torch_dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
@@ -84,18 +91,18 @@ class FamilyEncoder(Encoder):
         A row without classifier-free guidance is compared with nothing: its negative is itself.
         """
         self.check(condition, seed)
-        inputs = dict(self._kept(condition.prompt))
+        inputs = dict(self._kept(condition.prompt, False))
         if self._inputs.guidance == "embedded":
             inputs["guidance"] = torch.tensor(condition.guidance_scale)
         negative: Named = inputs
         if self.scale(condition) > 1:
-            negative = self._kept(condition.negative_prompt)
+            negative = self._kept(condition.negative_prompt, True)
         return Encoded(inputs, negative, self._family.masks, self._family.rescaled_patch)
 
     @torch.no_grad()
-    def _embed(self, prompt: str) -> Named:
+    def _embed(self, prompt: str, negative: bool) -> Named:
         with self._working:
-            found: dict[str, Any] = dict(self._family.embed(self._pipeline, prompt))
+            found: dict[str, Any] = dict(self._family.embed(self._pipeline, prompt, negative))
         return {
             name: value.float() if value.is_floating_point() else value
             for name, value in found.items()

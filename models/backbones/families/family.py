@@ -35,10 +35,11 @@ class Family:
     a guidance scale acts, and `guidance_scale` and `steps` are the pipeline's defaults.
 
     `latents` reads off (denoiser's config, autoencoder's config) how x_t is laid out. `embed` turns
-    one prompt into the denoiser's inputs without the batch's axis, by the loaded pipeline; inputs
-    in `masks` may differ in length from row to row (see `conditioning.Encoded`). `tokens` gives
-    (how many tokens a prompt has, how many the family reads). `denoise` calls the denoiser at x_t
-    [B, C, H, W] and timesteps [B] in [0, 1000], and returns [B, C, H, W].
+    one prompt, a negative one or not, into the denoiser's inputs without the batch's axis, by the
+    loaded pipeline; inputs in `masks` may differ in length from row to row (see
+    `conditioning.Encoded`). `tokens` gives (how many tokens a prompt has, how many are read).
+    `denoise` calls the denoiser at x_t [B, C, H, W] and timesteps [B] in [0, 1000], and returns
+    [B, C, H, W].
 
     `spacing` says how the pipeline calls its scheduler (see `spacing.PIPELINE`). `offset` is what
     classifier-free guidance adds to a scale above 1; `rescaled_patch` above 0 says that a
@@ -53,7 +54,7 @@ class Family:
     guidance_scale: float
     steps: int
     latents: Callable[[Config, Config], Latents]
-    embed: Callable[[Any, str], Named]
+    embed: Callable[[Any, str, bool], Named]
     tokens: Callable[[Any, str], tuple[int, int]]
     denoise: Callable[[Any, Tensor, Tensor, Named], Tensor]
     optional: frozenset[str] = frozenset()

@@ -29,7 +29,7 @@ def latents(denoiser: Config, autoencoder: Config) -> Latents:
     return Latents(int(denoiser["in_channels"]) // PACKED**2, factor, factor * PACKED, PACKED)
 
 
-def _embed(pipeline: Any, prompt: str) -> Named:
+def _embed(pipeline: Any, prompt: str, negative: bool) -> Named:
     hidden, pooled, _ = pipeline.encode_prompt(
         prompt, device=pipeline.device, max_sequence_length=T5_TOKENS
     )

@@ -33,7 +33,7 @@ def _guidance(denoiser: Config, index: Config) -> Guidance:
     return "none" if index.get("is_distilled") else "classifier-free"
 
 
-def _embed(pipeline: Any, prompt: str) -> Named:
+def _embed(pipeline: Any, prompt: str, negative: bool) -> Named:
     hidden, _ = pipeline.encode_prompt(prompt, device=pipeline.device, max_sequence_length=TOKENS)
     return rows({"encoder_hidden_states": hidden})
 

@@ -25,7 +25,7 @@ def _latents(denoiser: Config, autoencoder: Config) -> Latents:
     return Latents(int(denoiser["in_channels"]), factor, factor * patch, patch)
 
 
-def _embed(pipeline: Any, prompt: str) -> Named:
+def _embed(pipeline: Any, prompt: str, negative: bool) -> Named:
     hidden, mask, _, _ = pipeline.encode_prompt(
         prompt,
         do_classifier_free_guidance=False,

@@ -30,16 +30,15 @@ def _guidance(denoiser: Config, index: Config) -> Guidance:
     return "embedded" if denoiser.get("guidance_embeds") else "classifier-free"
 
 
-def _embed(pipeline: Any, prompt: str) -> Named:
-    # The pipeline's own negative prompt, where there is none, is a blank.
-    hidden, _ = pipeline.encode_prompt(
-        prompt or " ", device=pipeline.device, max_sequence_length=TOKENS
-    )
+def _embed(pipeline: Any, prompt: str, negative: bool) -> Named:
+    # Its users' negative prompt, where they have none, is a blank.
+    text = prompt or " " if negative else prompt
+    hidden, _ = pipeline.encode_prompt(text, device=pipeline.device, max_sequence_length=TOKENS)
     return rows({TEXT: hidden})
 
 
 def _tokens(pipeline: Any, prompt: str) -> tuple[int, int]:
-    text = pipeline.prompt_template_encode.format(prompt or " ")
+    text = pipeline.prompt_template_encode.format(prompt)
     return count(pipeline.tokenizer, text) - pipeline.prompt_template_encode_start_idx, TOKENS
 
 

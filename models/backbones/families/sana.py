@@ -37,14 +37,14 @@ def _latents(denoiser: Config, autoencoder: Config) -> Latents:
     return Latents(int(denoiser["in_channels"]), factor, factor * patch, patch)
 
 
-def _embed(pipeline: Any, prompt: str) -> Named:
-    # Of nothing the pipeline makes the plain encoding: it is what guidance compares with.
+def _embed(pipeline: Any, prompt: str, negative: bool) -> Named:
+    # What guidance compares with is encoded without the instruction.
     hidden, mask, _, _ = pipeline.encode_prompt(
         prompt,
         do_classifier_free_guidance=False,
         device=pipeline.device,
         max_sequence_length=TOKENS,
-        complex_human_instruction=list(_instruction()) if prompt else None,
+        complex_human_instruction=None if negative else list(_instruction()),
     )
     return rows({"encoder_hidden_states": hidden, "encoder_attention_mask": mask})
 

@@ -27,7 +27,7 @@ def _latents(denoiser: Config, autoencoder: Config) -> Latents:
     return Latents(int(denoiser["in_channels"]), factor, factor * patch, patch)
 
 
-def _embed(pipeline: Any, prompt: str) -> Named:
+def _embed(pipeline: Any, prompt: str, negative: bool) -> Named:
     (caption,), _ = pipeline.encode_prompt(
         [prompt],  # a list of its own: the pipeline writes into it
         device=pipeline.device,

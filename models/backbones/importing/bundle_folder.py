@@ -15,6 +15,8 @@ from models.backbones.importing.geometry import geometry
 from models.backbones.importing.inputs import NOTHING, InputOptions, find_inputs
 from models.backbones.importing.kinds import OLD_DIT, Recognised, recognise
 from models.backbones.importing.licence import NOT_STATED, licence, licence_file
+from models.backbones.importing.lora import Asked, fuse
+from models.backbones.importing.lora_file import open_lora
 from models.backbones.importing.sampling import Sampling
 from models.backbones.importing.source import INDEX, CannotImport, Source, read_json, reading
 from models.backbones.importing.tokenizers import write_tokenizer
@@ -41,7 +43,8 @@ Start = Callable[[str, int], Callable[..., None]]
 class Options:
     """What the operator asked for; None means as the pipeline's files say.
 
-    `steps` are the counts of steps that it must be able to draw in, by the option that says so.
+    `steps` are the counts of steps that it must be able to draw in, by the option that says so;
+    `loras` are fused into the weights.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Options:
     licence: str | None = None
     description: str | None = None
     steps: Mapping[str, int] = field(default_factory=dict)
+    loras: tuple[Asked, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,8 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
         channels = _channels(model, options.pixel_shuffle)
         inputs = find_inputs(source, model, options.inputs)
         weights = _find_all(source, model)
-    notes = [*model.notes, _sampled(model, inputs)]
+    loras = [open_lora(asked, source, model) for asked in options.loras]
+    notes = [*model.notes, _sampled(model, inputs), *(lora.note for lora in loras)]
     said = options.licence or licence(source.folder)
     if said == NOT_STATED:
         notes.append("licence: not stated in a model card or a LICENSE file: give --licence")
@@ -118,6 +123,8 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
     for name, part in weights.items():
         part.write(backbone / name, on_bytes)
         _write_json(backbone / name / "config.json", _config(model, name))
+    if loras:
+        fuse({name: backbone / name / part.name for name, part in weights.items()}, loras)
     _write_json(backbone / "scheduler" / "scheduler_config.json", model.scheduler)
     _write_json(backbone / INDEX, _index(source, model))
     if (text := licence_file(source.folder)) is not None:
@@ -145,6 +152,7 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
             }
             for name, part in weights.items()
         },
+        "loras": [lora.record for lora in loras],
         "diffusers": diffusers.__version__,
     }
     manifest = Manifest(

@@ -105,6 +105,8 @@ class PromptEncoder(Encoder):
     output is the first chunk's. So do compel (`SplitLongTextMode.BRUTAL`), AUTOMATIC1111 and
     ComfyUI, though these two may cut a few tokens earlier, near a comma or between words. As in
     both, a prompt and a negative one of fewer chunks stay as long as each is: nothing is added.
+
+    A latent consistency model's U-Net takes the guidance scale as an input (Luo et al. 2023).
     """
 
     slow = True
@@ -137,10 +139,17 @@ class PromptEncoder(Encoder):
         self._zeros = bool(self.xl and index.get("force_zeros_for_empty_prompt", True))
         size = (backbone.height, backbone.width)
         self._time_ids = torch.tensor([*size, 0, 0, *size], device=self._device).float()
+        self._embeds_guidance = backbone.inputs.guidance == "embedded"
+        unet = json.loads((folder / backbone.denoiser / "config.json").read_text())
+        self._guidance_width = int(unet.get("time_cond_proj_dim") or 0)
         self._tokenizing = threading.Lock()
         self._chunks = chunks
         self._kept = lru_cache(KEPT)(self._embed)
         self._kept_long = lru_cache(max(KEPT // chunks, 1))(self._embed)
+
+    def scale(self, condition: Condition) -> float:
+        """See `Encoder`."""
+        return 1.0 if self._embeds_guidance else condition.guidance_scale
 
     def check(self, condition: Condition, seed: int) -> None:
         """See `Encoder`: counts tokens."""
@@ -154,12 +163,25 @@ class PromptEncoder(Encoder):
         """`encoder_hidden_states` [L, D], where L is as many times what an encoder reads as there
         are chunks; with XL `text_embeds` [D] and `time_ids` [6] as well."""
         inputs = self._known(condition.prompt, "prompt")
+        if self._embeds_guidance:
+            told = dict(inputs) | {"timestep_cond": self._guidance(condition.guidance_scale)}
+            return Encoded(told, told, MASKS)
         if condition.negative_prompt or not self._zeros:
             negative = self._known(condition.negative_prompt, "negative_prompt")
             return Encoded(inputs, negative, MASKS)
         # As diffusers' pipeline for XL: no negative prompt is no embedding, not that of "".
         none = {name: torch.zeros_like(value) for name, value in inputs.items()}
         return Encoded(inputs, none | {"time_ids": inputs["time_ids"]}, MASKS)
+
+    def _guidance(self, scale: float) -> torch.Tensor:
+        """The embedding of a guidance scale, float32 [D]."""
+        from diffusers import LatentConsistencyModelPipeline as Pipeline
+
+        weight = torch.tensor([scale - 1.0])
+        # It reads nothing of the pipeline itself.
+        embedding = Pipeline.get_guidance_scale_embedding(None, weight, self._guidance_width)
+        found: torch.Tensor = embedding[0].to(self._device)
+        return found
 
     def _known(self, prompt: str, field: str) -> Named:
         try:

@@ -7,6 +7,7 @@ which of them a model was trained on.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -71,7 +72,7 @@ class NoiseSchedule:
             total = int(config.get("num_train_timesteps", 1000))
             ends = np.array([0.0, total]), np.array([1.0, 0.0]), np.array([0.0, 1.0])
             return cls(*ends, 1.0, total, prediction_type, None, dict(config), True)
-        reference = DDIMScheduler.from_config(dict(config))
+        reference = construct(DDIMScheduler, config)
         alphas_cumprod = reference.alphas_cumprod.double().numpy()
         return cls(
             times=np.arange(len(alphas_cumprod), dtype=np.float64),
@@ -101,6 +102,13 @@ class NoiseSchedule:
             for table in (self.alpha, self.sigma)
         )
         return alpha.to(timestep.device), sigma.to(timestep.device)
+
+
+def construct(scheduler: Any, config: Mapping[str, Any]) -> Any:
+    """A scheduler of diffusers, of what its class knows of a configuration: of all else it would
+    log a line."""
+    known = inspect.signature(scheduler.__init__).parameters
+    return scheduler.from_config({key: value for key, value in config.items() if key in known})
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,6 @@ be pure functions of per-row coefficients.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.diffusion.method import Method
-from models.diffusion.noise_schedule import PIPELINE, NoiseSchedule
+from models.diffusion.noise_schedule import PIPELINE, NoiseSchedule, construct
 
 Numbers = NDArray[np.float64]
 SHAPES = {
@@ -48,13 +47,10 @@ def levels(
     makes two timesteps equal. Raises ValueError where hardly any would be left, or the class cannot
     space them so.
     """
-    # It would log what it does not know.
-    known = inspect.signature(scheduler.__init__).parameters
-    config = {key: value for key, value in _config(schedule, method).items() if key in known}
-    if method.sigma_spacing and SHAPES[method.sigma_spacing] not in known:
+    reference = construct(scheduler, _config(schedule, method))
+    if method.sigma_spacing and SHAPES[method.sigma_spacing] not in reference.config:
         raise ValueError(f"sigma_spacing: {scheduler.__name__} has no such spacing: leave it out")
-    reference = scheduler.from_config(config)
-    shaped = any(config.get(flag) for flag in SHAPES.values())
+    shaped = any(reference.config.get(flag) for flag in SHAPES.values())
     if not (schedule.flow or scaled or shaped):
         timesteps = _timesteps(schedule, reference, method)
         table = timesteps.astype(np.int64)

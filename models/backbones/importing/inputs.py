@@ -14,6 +14,8 @@ from models.bundles.manifest import Inputs
 
 GUIDANCE: Mapping[Kind, float] = {"text": 7.5, "text-xl": 5.0, "dit": 4.0}
 """diffusers' own defaults; 1 elsewhere."""
+LCM_GUIDANCE = 8.5
+"""Of a latent consistency model, whose U-Net takes it as an input."""
 LEAST_TOKENS = 3
 MOST_SCALE = 50.0
 
@@ -56,11 +58,13 @@ def find_inputs(source: Source, model: Recognised, asked: InputOptions) -> Input
     if model.kind in ("text", "text-xl"):
         _refuse_classes(asked, "this model takes a prompt")
         limits = [_limit(source, model, name) for name in model.tokenizers]
-        return Inputs(
-            kind="text",
-            max_tokens=min(limits),
-            guidance_scale=_scale(asked, GUIDANCE[model.kind] if model.sampling.guided else 1.0),
-        )
+        if model.configs["unet"].get("time_cond_proj_dim"):
+            scale = _scale(asked, LCM_GUIDANCE)
+            return Inputs(
+                kind="text", max_tokens=min(limits), guidance_scale=scale, guidance="embedded"
+            )
+        default = GUIDANCE[model.kind] if model.sampling.guided else 1.0
+        return Inputs(kind="text", max_tokens=min(limits), guidance_scale=_scale(asked, default))
     config = model.configs[model.denoiser]
     if model.family is not None:
         _refuse_classes(asked, "this model takes a prompt")

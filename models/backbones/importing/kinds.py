@@ -234,7 +234,7 @@ def _stable_diffusion(
         )
     for key, default in (
         ("class_embed_type", None), ("num_class_embeds", None), ("encoder_hid_dim_type", None),
-        ("time_cond_proj_dim", None), ("dual_cross_attention", False),
+        ("dual_cross_attention", False),
     ):  # fmt: skip
         if unet.get(key, default) != default:
             raise CannotImport(f"{where}: {key} {unet[key]!r}: this condition is not supported")

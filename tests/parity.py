@@ -28,6 +28,7 @@ from models.diffusion.noise_schedule import read_config
 from models.diffusion.samplers import SAMPLERS
 from models.offline.generator import Generator, load_generator
 from models.sampling.batch import Batch
+from models.sampling.batches import Batches
 from models.sampling.runner import Runner
 from service.engine.engine import Engine
 from service.engine.networks import Networks
@@ -101,7 +102,11 @@ class Made:
         example = made.encoder.encode(made.encoder.example, seed=0)
         return Engine(
             Runner(FREE.backbone, denoise, made.schedule, Networks(networks)),
-            Batch(made.schedule, made.shape, max_batch, "cpu", example),
+            Batches(
+                lambda shape, rows: Batch(made.schedule, shape, rows, "cpu", example),
+                made.shape,
+                max_batch,
+            ),
             Numbers(made.codec),
             max_batch,
             encoder=made.encoder,

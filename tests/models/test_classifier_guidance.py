@@ -27,6 +27,7 @@ from models.diffusion.parameterization import PREDICTION_TYPES, PredictionType
 from models.rewards.network import RewardConfig, RewardNetwork
 from models.rewards.timed_classifier import TimedClassifier, add_classifier
 from models.sampling.batch import Batch
+from models.sampling.batches import Batches
 from models.sampling.runner import Runner
 from service.config import BackboneSettings
 from service.engine.engine import Engine
@@ -79,9 +80,10 @@ class Mixture:
 
 def _engine(world: Mixture, schedule: NoiseSchedule, classifier: Any) -> Engine:
     encoder = ClassEncoder(CLASSES)
+    example = encoder.encode(encoder.example, 0)
     return Engine(
         Runner(FREE.backbone, world, schedule, Networks(), classifier=classifier),
-        Batch(schedule, SHAPE, 4, "cpu", encoder.encode(encoder.example, 0)),
+        Batches(lambda shape, rows: Batch(schedule, shape, rows, "cpu", example), SHAPE, 4),
         Lossless(),
         4,
         encoder=encoder,

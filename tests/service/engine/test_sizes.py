@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -288,34 +288,44 @@ def test_a_fault_ends_the_draws_of_all_sizes() -> None:
     np.testing.assert_array_equal(floats(again), floats(draw_all(_engine(1), _plan(TALL), [5])[0]))
 
 
-class Slow(PixelShuffle):
-    """A codec with a thread of its own, which waits until it may begin."""
+class Gated(PixelShuffle):
+    """A codec with a thread of its own, whose first decoding ends when the test lets it."""
 
     exact = False
 
     def __init__(self) -> None:
         super().__init__()
-        object.__setattr__(self, "batches", [])
+        object.__setattr__(self, "shapes", [])
+        object.__setattr__(self, "begun", threading.Event())
+        object.__setattr__(self, "go", threading.Event())
 
     def to_uint8(self, x_0: Tensor) -> Any:
-        if not self.batches:  # type: ignore[attr-defined]
-            time.sleep(0.1)
-        self.batches.append(tuple(x_0.shape))  # type: ignore[attr-defined]
+        self.shapes.append(tuple(x_0.shape))  # type: ignore[attr-defined]
+        self.begun.set()  # type: ignore[attr-defined]
+        assert self.go.wait(30)  # type: ignore[attr-defined]
         return super().to_uint8(x_0)
 
 
 def test_the_decoder_takes_one_size_at_a_time_and_fewer_of_a_large_one() -> None:
-    codec = Slow()
+    codec: Any = Gated()
     engine = _engine(16, codec=codec, micro_batch=4)
+    submit(engine, _plan(None, num_inference_steps=1), [DrawKey(0, 9, 0)])
+    run_to_end(engine)
+    assert codec.begun.wait(30)
     callers = [
-        submit(engine, _plan(size, num_inference_steps=1), [DrawKey(i, i, 0) for i in range(4)])
-        for size in (None, WIDE)
+        submit(engine, _plan(size, num_inference_steps=1), [DrawKey(i, i, 0) for i in range(count)])
+        for size, count in ((None, 2), (WIDE, 6))
     ]
+    run_to_end(engine)
+    codec.go.set()
     engine.run_to_end()
     engine.decoder.close()
-    for caller, shape in zip(callers, [(2, 3, 1), (2, 6, 1)], strict=True):
-        assert [result.pixels.shape for result in caller.results.values()] == [shape] * 4
-    assert Counter(codec.batches)[2, 1, 2, 6] == 2  # type: ignore[attr-defined]
+    for caller, shapes in zip(callers, [[(2, 3, 1)] * 2, [(2, 6, 1)] * 6], strict=True):
+        assert caller.fault is None
+        pixels = [result.pixels for result in caller.results.values()]
+        assert [image.shape for image in pixels if image is not None] == shapes
+    wide = (2, 1, 2, 6)
+    assert codec.shapes == [(1, 1, 2, 3), (2, 1, 2, 3), wide, wide, wide]
 
 
 def test_a_network_that_cannot_take_a_size_is_refused_before_it_draws() -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from models.diffusion.conditioning import Named
-from models.onnx.session import open_session
+from models.onnx.session import open_session, timestep_dtype
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ ADDED = ("text_embeds", "time_ids")
 
 
 class Denoiser(Protocol):
-    """x_t [B, C, H, W] float32 and timestep [B] int64 to the model's output [B, C, H, W] float32.
+    """x_t [B, C, H, W] float32 and timestep [B] float32 to the model's output [B, C, H, W] float32.
 
     `inputs` are what the model is conditioned on (`conditioning`). What the output means is the
     schedule's `prediction_type`. Any B >= 1.
@@ -127,11 +127,13 @@ class OnnxDenoiser:
         Without CUDA it runs on the CPU, with a log line.
         """
         self.session = open_session(path, threads, device)
+        self._timestep = timestep_dtype(self.session)
 
     def __call__(self, x_t: Tensor, timestep: Tensor, inputs: Named = NONE) -> Tensor:
         # On a CPU both directions share memory with torch: no copy is made.
         given = {"x_t": x_t, "timestep": timestep, **inputs}
         arrays = {name: value.detach().cpu().contiguous().numpy() for name, value in given.items()}
+        arrays["timestep"] = arrays["timestep"].astype(self._timestep, copy=False)
         output: np.ndarray[Any, Any] = self.session.run(None, arrays)[0]
         return torch.from_numpy(output).to(x_t.device)
 

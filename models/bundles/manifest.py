@@ -33,19 +33,40 @@ class Inputs(_Part):
 
     `class_names` are in the order of the labels. `null_class` stands for "no class", which
     classifier-free guidance compares with. `max_tokens` is what the text encoder reads, its marks
-    of beginning and end included. `guidance_scale` is the default of policies that name none.
+    of beginning and end included. `guidance_scale` is the default of policies that name none. With
+    `embedded` guidance it is an input of the denoiser like any other, of a model that was distilled
+    to follow it in one evaluation; otherwise it is classifier-free guidance's.
     """
 
     kind: Literal["none", "class", "text"] = "none"
     class_names: tuple[str, ...] = ()
     null_class: int | None = None
     max_tokens: int | None = None
-    guidance_scale: float = Field(default=1.0, ge=1)
+    guidance_scale: float = Field(default=1.0, ge=0)
+    guidance: Literal["classifier-free", "embedded", "none"] = "classifier-free"
 
     @property
     def guidable(self) -> bool:
-        """Whether classifier-free guidance is possible: there is something to compare with."""
-        return self.kind == "text" or self.null_class is not None
+        """Whether a guidance scale means anything: there is something to compare with, or the
+        denoiser takes it."""
+        return self.guidance != "none" and (self.kind == "text" or self.null_class is not None)
+
+    def scale(self, asked: float) -> float:
+        """A guidance scale as it was asked for, in one spelling: 0 and 1 both mean none."""
+        return 1.0 if asked == 0 and self.guidance == "classifier-free" else asked
+
+    def has_scale(self, scale: float) -> bool:
+        """Whether a guidance scale is one; see `scales`."""
+        return scale >= (1 if self.guidance == "classifier-free" else 0)
+
+    @property
+    def scales(self) -> str:
+        """The guidance scales that there are, in words."""
+        return "1 (none) or more" if self.guidance == "classifier-free" else "0 or more"
+
+    def tokens(self, chunks: int) -> int | None:
+        """How many a prompt may have that is read in so many chunks, with one pair of marks."""
+        return None if self.max_tokens is None else chunks * (self.max_tokens - 2) + 2
 
     @property
     def drawn_classes(self) -> tuple[int, ...]:

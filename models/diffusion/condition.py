@@ -24,6 +24,10 @@ def in_words(size: Size) -> str:
     return "the model's own size" if size is None else size_text(size)
 
 
+PROMPT_CHUNKS = 8
+"""How often, unless told otherwise, a text encoder may be asked to read a part of one prompt."""
+
+
 class ConditionError(ValueError):
     """A condition that the model cannot take; `field` is the request's field that says so."""
 

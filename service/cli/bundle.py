@@ -50,6 +50,9 @@ def import_(
     guidance_scale: Annotated[
         float | None, typer.Option(help="The default of policies that name none.")
     ] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(help="FILE or FILE:SCALE to fuse in; may be given again.")
+    ] = None,
     licence: Annotated[
         str | None, typer.Option(help="If not as its model card or LICENSE says.")
     ] = None,
@@ -77,6 +80,7 @@ def import_(
     """
     from models.backbones.importing.bundle_folder import Options
     from models.backbones.importing.inputs import InputOptions, read_names
+    from models.backbones.importing.lora import Asked
     from models.backbones.importing.source import open_source
     from models.backbones.importing.weight_checks import quietly
     from models.bundles import bundle as bundles
@@ -98,6 +102,7 @@ def import_(
         licence=licence,
         description=description,
         steps={"--steps": steps, "--check-steps": check_steps},
+        loras=tuple(Asked.parse(text) for text in lora or ()),
     )
     settings = _settings(device, dtype, threads, onnx)
     found = open_source(source, variant, revision)

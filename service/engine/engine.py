@@ -144,7 +144,7 @@ class Engine:
         all that is admitted, predicted and paid for in turns counts so."""
         size = plan.condition.size
         program = self._batches[size].program(plan.method)
-        halves = 2 if plan.condition.guidance_scale > 1 else 1
+        halves = 2 if self.encoder.scale(plan.condition) > 1 else 1
         nfe = sum(PARTS[part].nfe for part in plan.parts)
         return halves * (len(program) + program.guided * nfe) * self._batches.costs[size]
 
@@ -296,7 +296,7 @@ class Engine:
             key.draw,
             self.networks.places(plan.parts),
             draw.encoded_condition,
-            plan.condition.guidance_scale,
+            self.encoder.scale(plan.condition),
             plan.probe_thresholds,
         )
 

@@ -41,6 +41,7 @@ def load_engine(
         compile_mode=settings.compile_mode,
         threads=settings.threads,
         forward=settings.forward_guidance,
+        prompt_chunks=settings.most_prompt_chunks,
     )
     device = settings.device if torch.cuda.is_available() else "cpu"
     example = backbone.encoder.encode(backbone.encoder.example, seed=0)
@@ -82,7 +83,7 @@ def load_engine(
     )
 
     def make(shape: Shape, rows: int) -> Batch:
-        return Batch(backbone.schedule, shape, rows, device, example)
+        return Batch(backbone.schedule, shape, rows, device)
 
     return Engine(
         runner,

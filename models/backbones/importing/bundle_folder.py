@@ -15,6 +15,8 @@ from models.backbones.importing.geometry import geometry
 from models.backbones.importing.inputs import NOTHING, InputOptions, find_inputs
 from models.backbones.importing.kinds import NAMES, OLD_DIT, Recognised, recognise
 from models.backbones.importing.licence import NOT_STATED, licence, licence_file
+from models.backbones.importing.lora import Asked, fuse
+from models.backbones.importing.lora_file import open_lora
 from models.backbones.importing.source import INDEX, CannotImport, Source, read_json, reading
 from models.backbones.importing.weight_checks import check_tokenizer, check_weights
 from models.backbones.importing.weights import Weights, find_weights
@@ -36,7 +38,8 @@ Start = Callable[[str, int], Callable[..., None]]
 class Options:
     """What the operator asked for; None means as the pipeline's files say.
 
-    `steps` are the counts of steps that it must be able to draw in, by the option that says so.
+    `steps` are the counts of steps that it must be able to draw in, by the option that says so;
+    `loras` are fused into the weights.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Options:
     licence: str | None = None
     description: str | None = None
     steps: Mapping[str, int] = field(default_factory=dict)
+    loras: tuple[Asked, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,8 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
         channels = _channels(model, options.pixel_shuffle)
         inputs = find_inputs(source, model, options.inputs)
         weights = _find_all(source, model)
-    notes = list(model.notes)
+    loras = [open_lora(asked, source, model) for asked in options.loras]
+    notes = [*model.notes, *(lora.note for lora in loras)]
     said = options.licence or licence(source.folder)
     if said == NOT_STATED:
         notes.append("licence: not stated in a model card or a LICENSE file: give --licence")
@@ -106,6 +111,8 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
     for name, part in weights.items():
         part.write(backbone / name, on_bytes)
         _write_json(backbone / name / "config.json", _config(model, name))
+    if loras:
+        fuse({name: backbone / name / part.name for name, part in weights.items()}, loras)
     _write_json(backbone / "scheduler" / "scheduler_config.json", model.scheduler)
     _write_json(backbone / INDEX, _index(source, model))
     if (text := licence_file(source.folder)) is not None:
@@ -132,6 +139,7 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
             }
             for name, part in weights.items()
         },
+        "loras": [lora.record for lora in loras],
         "diffusers": diffusers.__version__,
     }
     manifest = Manifest(

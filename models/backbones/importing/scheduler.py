@@ -144,7 +144,7 @@ def _read(name: str, raw: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 
 def _compare(source: Any, config: Mapping[str, Any]) -> None:
-    ours = NoiseSchedule.from_diffusers(config).alphas_cumprod
+    ours = NoiseSchedule.from_diffusers(config).alpha ** 2
     theirs = source.alphas_cumprod.double().numpy()
     # The last may be 0 here and next to nothing there, where the noise is rescaled to zero SNR.
     if len(ours) != len(theirs) or not np.allclose(ours[:-1], theirs[:-1], rtol=1e-4, atol=1e-9):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
@@ -23,6 +24,7 @@ from service.images.encode import from_png
 from service.offline.import_check import draw_twice
 from service.policies.policy import Overrides, resolve
 from service.policies.seeding import configured_policies
+from tests import loras
 from tests.imports import MAKERS, edit
 
 
@@ -56,6 +58,35 @@ def _refused(*arguments: Any) -> str:
     answer = _run(*arguments)
     assert answer.exit_code == 1, answer.output
     return answer.output
+
+
+def test_loras_are_fused_in_and_named(source: Callable[[str], Path], tmp_path: Path) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(source("sd"))
+    one = loras.kohya(loras.deltas(pipeline), tmp_path / "one.safetensors")
+    two = loras.diffusers(loras.deltas(pipeline, ("unet",)), tmp_path / "two.safetensors")
+    out = tmp_path / "out"
+    asked = ["--lora", f"{one}:0.1", "--lora", two, "--check-steps", 2]
+    said = _said("import", source("sd"), "--out", out, *asked)
+    assert "LoRA one.safetensors: fused at 0.1 into 83 layers of unet and 12 layers of text" in said
+    assert "LoRA two.safetensors: fused at 1 into 83 layers of unet" in said
+    record = bundles.load(str(out)).manifest.backbone.training["loras"]
+    assert [(one["file"], one["scale"]) for one in record] == [
+        ("one.safetensors", 0.1),
+        ("two.safetensors", 1.0),
+    ]
+    assert "one.safetensors × 0.1" in _said("show", out)
+
+
+def test_a_lora_that_does_not_fit_makes_no_bundle(
+    source: Callable[[str], Path], tmp_path: Path
+) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(source("sd"))
+    file = loras.diffusers(loras.deltas(pipeline, ("unet",)), tmp_path / "sd.safetensors")
+    out = tmp_path / "out"
+    said = _refused("import", source("sdxl"), "--out", out, "--lora", f"{file}:0.5")
+    assert "does not fit this model" in said
+    assert not out.exists()
+    assert "no such file" in _refused("import", source("sd"), "--out", out, "--lora", "away:1")
 
 
 @pytest.mark.parametrize("name", list(MAKERS))

@@ -27,6 +27,7 @@ from models.diffusion.noise import Purpose, normal
 from models.diffusion.noise_schedule import NoiseSchedule, read_config
 from models.offline.generator import Generator, load_generator
 from models.sampling.batch import Batch
+from models.sampling.batches import Batches
 from models.sampling.runner import Runner
 from service.engine.engine import Engine
 from service.engine.networks import Networks
@@ -100,7 +101,11 @@ class Made:
 
         return Engine(
             Runner(FREE.backbone, denoise, made.schedule, Networks(networks)),
-            Batch(made.schedule, made.shape, max_batch, "cpu"),
+            Batches(
+                lambda shape, rows: Batch(made.schedule, shape, rows, "cpu"),
+                made.shape,
+                max_batch,
+            ),
             Numbers(made.codec),
             max_batch,
             encoder=made.encoder,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -11,6 +11,10 @@ from models.bundles.parts import files
 from models.bundles.sampling_key import SamplingKey
 
 SCHEMA_VERSION = 1
+
+Side = Annotated[int, Field(ge=1, le=16384)]
+Size = tuple[Side, Side]
+"""[H, W]."""
 
 
 class _Part(BaseModel):
@@ -74,7 +78,10 @@ class Backbone(_Part):
     """The diffusion model: `folder` is in diffusers' format, `onnx` the denoiser for CPUs.
 
     `denoiser` and `autoencoder` are components of `folder`; with an autoencoder the model diffuses
-    latents, and `height`, `width` and `channels` are still those of the image. `classifier` is a
+    latents, and `height`, `width` and `channels` are still those of the image. `latents` are the
+    channels of x_t, and how many times smaller than the image it is each way; without it they
+    follow from the components' configurations. `sizes` are all the [H, W] that it draws, the
+    default among them, where there are others than [height, width]. `classifier` is a
     time-dependent classifier of x_t, for classifier guidance.
     """
 
@@ -83,12 +90,27 @@ class Backbone(_Part):
     denoiser: Literal["unet", "transformer"] = "unet"
     autoencoder: Literal["vae", "vqvae", "movq"] | None = None
     classifier: str | None = None
+    latents: tuple[int, int] | None = None
     inputs: Inputs = Inputs()
     pixel_shuffle: int = Field(default=1, ge=1)
     height: int = Field(ge=1)
     width: int = Field(ge=1)
+    sizes: tuple[Size, ...] = ()
     channels: Literal[1, 3]
     training: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _default_among_sizes(self) -> Backbone:
+        if self.sizes and (self.height, self.width) not in self.sizes:
+            raise ValueError(f"sizes: must have the default, [{self.height}, {self.width}]")
+        if len(set(self.sizes)) < len(self.sizes):
+            raise ValueError("sizes: one stands there twice")
+        return self
+
+    @property
+    def other_sizes(self) -> tuple[tuple[int, int], ...]:
+        """[H, W] of each size but the default."""
+        return tuple(size for size in self.sizes if size != (self.height, self.width))
 
     @property
     def image(self) -> tuple[int, int, int]:

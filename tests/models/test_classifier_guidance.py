@@ -29,6 +29,7 @@ from models.diffusion.samplers import levels
 from models.rewards.network import RewardConfig, RewardNetwork
 from models.rewards.timed_classifier import TimedClassifier, add_classifier
 from models.sampling.batch import Batch
+from models.sampling.batches import Batches
 from models.sampling.runner import Runner
 from service.config import BackboneSettings
 from service.engine.engine import Engine
@@ -83,7 +84,7 @@ def _engine(world: Mixture, schedule: NoiseSchedule, classifier: Any) -> Engine:
     encoder = ClassEncoder(CLASSES)
     return Engine(
         Runner(FREE.backbone, world, schedule, Networks(), classifier=classifier),
-        Batch(schedule, SHAPE, 4, "cpu"),
+        Batches(lambda shape, rows: Batch(schedule, shape, rows, "cpu"), SHAPE, 4),
         Lossless(),
         4,
         encoder=encoder,

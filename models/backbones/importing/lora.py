@@ -70,10 +70,10 @@ class Layer:
             and inner == torch.Size(shape[1:]).numel()
         )
 
-    def delta(self, shape: Sequence[int]) -> Tensor:
-        """What is added to a weight of this shape, in float32."""
-        product = self.up.float().flatten(1) @ self.down.float().flatten(1)
-        return self.factor * product.view(*shape)
+    def added_to(self, weight: Tensor) -> Tensor:
+        """A float32 weight with this layer in it."""
+        up, down = self.up.float().flatten(1), self.down.float().flatten(1)
+        return torch.addmm(weight.flatten(1), self.factor * up, down).view_as(weight)
 
 
 @dataclass(frozen=True)
@@ -148,12 +148,16 @@ def _target(layer: str, names: Container[str]) -> str | None:
 
 def _add(path: Path, targets: Mapping[str, list[Layer]]) -> None:
     """Add to tensors where they lie in a file: one at a time, and no other is read."""
-    with path.open("r+b") as file, safe_open(path, framework="pt") as tensors:
+    with path.open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
         for name, layers in targets.items():
-            weight = tensors.get_tensor(name)
-            total = weight.float() + sum(layer.delta(weight.shape) for layer in layers)
+            # Opened anew for each: what was read of a file stays in memory until it is closed.
+            with safe_open(path, framework="pt") as tensors:
+                weight = tensors.get_tensor(name)
+            total = weight.float()
+            for layer in layers:
+                total = layer.added_to(total)
             fused = total.to(weight.dtype)
             if not fused.isfinite().all():
                 raise CannotImport(

@@ -102,7 +102,7 @@ def test_guidance_never_steps_against_its_gradient_where_x0_is_clipped() -> None
         submit(engine, plan, [DrawKey(0, 1, 0)])
         engine.tick()
         engine.tick()
-        return engine._batch.x_t[0].clone()
+        return engine._batches[None].x_t[0].clone()
 
     assert (halfway(5.0) >= halfway(0.0) - 1e-5).all()
 

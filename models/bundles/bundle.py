@@ -73,22 +73,25 @@ class Bundle:
         if bare and runtime == "onnx":
             return self.sha256(denoiser)
         network = f"{backbone.folder}/{backbone.denoiser}/{WEIGHTS}"
+        whole = backbone.kind == "pipeline"  # each of its files is part of what draws
         used = {
             name: self.sha256(name)
             for name in self.manifest.files
             if name.startswith(f"{backbone.folder}/")
-            and name not in (network, backbone.onnx)
+            and (whole or name not in (network, backbone.onnx))
             and Path(name).name not in UNUSED
         }
-        for name in (denoiser, backbone.classifier):
+        for name in (None if whole else denoiser, backbone.classifier):
             if name is not None:
                 used[name] = self.sha256(name)
-        said = {
+        said: dict[str, Any] = {
             "size": [backbone.height, backbone.width, backbone.channels, backbone.pixel_shuffle],
             "inputs": [inputs.kind, len(inputs.class_names), inputs.null_class],
         }
-        whole = json.dumps([sorted(used.items()), said], sort_keys=True)
-        return f"sha256:{hashlib.sha256(whole.encode()).hexdigest()}"
+        if whole:
+            said["kind"] = [backbone.kind, inputs.guidance]
+        everything = json.dumps([sorted(used.items()), said], sort_keys=True)
+        return f"sha256:{hashlib.sha256(everything.encode()).hexdigest()}"
 
     def backbone_key(
         self, runtime: Literal["onnx", "torch"], dtype: str = "float32", forward: bool = False
@@ -107,7 +110,8 @@ class Bundle:
 
     @property
     def x_t_shape(self) -> tuple[int, int, int]:
-        """[C, H, W] of x_t in the backbone's space, at the default size."""
+        """[C, H, W] of x_t in the backbone's space, at the default size; of a whole pipeline, whose
+        x_t nobody sees, that of its image."""
         backbone = self.manifest.backbone
         return self._x_t_shape(backbone.height, backbone.width)
 
@@ -118,6 +122,8 @@ class Bundle:
 
     def _x_t_shape(self, height: int, width: int) -> tuple[int, int, int]:
         backbone = self.manifest.backbone
+        if backbone.kind == "pipeline":
+            return backbone.channels, height, width
         if backbone.latents is not None:
             channels, factor = backbone.latents
             return channels, backbone.height // factor, backbone.width // factor
@@ -139,7 +145,7 @@ class Bundle:
     def num_train_timesteps(self) -> int:
         """T: no trajectory has more steps."""
         config = json.loads(self.path(f"{self.manifest.backbone.folder}/{SCHEDULER}").read_text())
-        return int(config["num_train_timesteps"])
+        return int(config.get("num_train_timesteps", 1000))
 
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

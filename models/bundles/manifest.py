@@ -17,6 +17,13 @@ Size = tuple[Side, Side]
 """[H, W]."""
 
 
+WHOLE = (
+    "is for models that are stepped here, and this one is run as a whole pipeline, whose steps "
+    "are its own: leave it out. Rejection censors it (max_draws, and a reward's judge)"
+)
+"""Why a policy's field is refused for a whole pipeline."""
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -77,6 +84,8 @@ class Inputs(_Part):
 class Backbone(_Part):
     """The diffusion model: `folder` is in diffusers' format, `onnx` the denoiser for CPUs.
 
+    A `pipeline` is run as a whole, by its own class in diffusers: nothing here steps it, so the
+    fields from `onnx` to `pixel_shuffle` but `inputs` say nothing of it.
     `denoiser` and `autoencoder` are components of `folder`; with an autoencoder the model diffuses
     latents, and `height`, `width` and `channels` are still those of the image. `latents` are the
     channels of x_t, and how many times smaller than the image it is each way; without it they
@@ -86,6 +95,7 @@ class Backbone(_Part):
     """
 
     folder: str
+    kind: Literal["denoiser", "pipeline"] = "denoiser"
     onnx: str | None = None
     denoiser: Literal["unet", "transformer"] = "unet"
     autoencoder: Literal["vae", "vqvae", "movq"] | None = None

@@ -6,7 +6,7 @@ of lines. Every way of sampling and censoring is a point in this one space.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import ceil
 from typing import Literal
 
@@ -62,6 +62,14 @@ class Method:
         censoring = ("guidance", "censor_scale", "guide_interval", "recurrences", "backward_steps",
                      "backward_rate", "probes")  # fmt: skip
         return replace(self, **{name: getattr(plain, name) for name in censoring})
+
+    @property
+    def beside_steps(self) -> tuple[str, ...]:
+        """The fields beside num_inference_steps that are not at their defaults."""
+        plain = Method(self.num_inference_steps)
+        return tuple(
+            one.name for one in fields(self) if getattr(self, one.name) != getattr(plain, one.name)
+        )
 
     @property
     def probe_steps(self) -> tuple[int, ...]:

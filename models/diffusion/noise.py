@@ -37,6 +37,16 @@ def choice(seed: int, purpose: Purpose, count: int) -> int:
     return int(_generator(seed, 0, purpose).integers(count))
 
 
+def torch_seed(seed: int, draw: int) -> int:
+    """What seeds a `torch.Generator` for a draw that takes all its noise from one.
+
+    Draw 0's is the seed itself, as users of diffusers know it; a later draw's is above every seed.
+    """
+    if draw == 0:
+        return seed
+    return 2**62 + int(_generator(seed, draw, Purpose.INITIAL).integers(2**62))
+
+
 def share(seed: int, purpose: Purpose) -> float:
     """A number in [0, 1), each as likely; every draw of a seed has the same."""
     return float(_generator(seed, 0, purpose).random())

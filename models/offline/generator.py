@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -65,6 +65,8 @@ class Generator:
     differentiable: Denoise | None = None
     classifier: TimedClassifier | None = None
     condition: Callable[[int], Condition] = lambda seed: Condition()
+    steppable: ClassVar[bool] = True
+    """Whether its steps are made here, and can be bent and watched."""
 
     def steps(
         self,
@@ -170,6 +172,11 @@ def load_generator(
     """
     backbone = bundle.manifest.backbone
     folder = bundle.folder / backbone.folder
+    if backbone.kind == "pipeline":
+        # It imports this module.
+        from models.offline.pipeline_generator import pipeline_generator
+
+        return pipeline_generator(bundle, device, dtype)
     denoiser = load_denoiser(
         folder,
         None if backbone.onnx is None else bundle.path(backbone.onnx),

@@ -53,6 +53,9 @@ def import_(
     lora: Annotated[
         list[str] | None, typer.Option(help="FILE or FILE:SCALE to fuse in; may be given again.")
     ] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Run its pipeline as it is: rejection alone.")
+    ] = False,
     licence: Annotated[
         str | None, typer.Option(help="If not as its model card or LICENSE says.")
     ] = None,
@@ -104,6 +107,7 @@ def import_(
         description=description,
         steps={"--steps": steps or 1, "--check-steps": check_steps},
         loras=tuple(Asked.parse(text) for text in lora or ()),
+        whole=whole,
     )
     settings = _settings(device, dtype, threads, onnx)
     found = open_source(source, variant, revision)

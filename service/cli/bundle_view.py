@@ -39,7 +39,10 @@ def show_bundle(bundle: Bundle) -> None:
     line("description", manifest.description)
     line("licence", manifest.licence)
     line("images", f"{backbone.height} × {backbone.width} × {backbone.channels}")
-    line("x_t", " × ".join(str(side) for side in bundle.x_t_shape))
+    if backbone.kind == "pipeline":
+        line("runs as", "a whole pipeline of diffusers': rejection alone")
+    else:
+        line("x_t", " × ".join(str(side) for side in bundle.x_t_shape))
     line("inputs", _inputs(bundle))
     line("runtimes", "torch" if backbone.onnx is None else "onnx, torch")
     line("rewards", ", ".join(manifest.rewards) or "none: train one from labels at /feedback")
@@ -66,7 +69,8 @@ def _inputs(bundle: Bundle) -> str:
     if inputs.kind == "none":
         return "none"
     if inputs.kind == "text":
-        return f"a prompt of {inputs.max_tokens} tokens, guidance_scale {inputs.guidance_scale:g}"
+        tokens = f" of {inputs.max_tokens} tokens" if inputs.max_tokens else ""
+        return f"a prompt{tokens}, guidance_scale {inputs.guidance_scale:g}"
     names = ", ".join(inputs.class_names[:5])
     more = ", …" if len(inputs.class_names) > 5 else ""
     null = "no null class" if inputs.null_class is None else f"null class {inputs.null_class}"

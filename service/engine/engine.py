@@ -6,19 +6,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from models.backbones.encoders import Encoder, Unconditional
 from models.bundles.parts import PARTS, Stage
 from models.diffusion.codec import Codec
 from models.diffusion.condition import ConditionError, Size, in_words
-from models.diffusion.conditioning import Encoded
+from models.diffusion.conditioning import Conditions, Encoded
 from models.diffusion.method import Method
 from models.sampling.batches import Batches
-from models.sampling.runner import Runner
+from models.sampling.program import Program
+from models.sampling.runner import Tick
 from service.engine.admission import TickTimes
 from service.engine.decoder import Decoder, Finished
 from service.engine.networks import Loader, Networks
@@ -52,6 +54,46 @@ class Meter(Protocol):
         ...
 
 
+class Rows(Protocol):
+    """Running draws of one size, as the engine sees them: see `models.sampling.batch.Batch`."""
+
+    x_t: Tensor
+    line: NDArray[np.int64]
+    length: NDArray[np.int64]
+    nfe: NDArray[np.int64]
+
+    def put(
+        self,
+        row: int,
+        method: Method,
+        seed: int,
+        draw: int,
+        places: Mapping[Stage, int],
+        condition: Encoded,
+        guidance_scale: float = 1.0,
+        probe_thresholds: Sequence[float] = (),
+    ) -> None: ...
+    def move(self, source: int, target: int) -> None: ...
+    def program(self, method: Method) -> Program: ...
+    def scores(self, row: int) -> tuple[float, ...]: ...
+    def conditions(self, rows: int) -> Conditions: ...
+
+
+B = TypeVar("B", bound=Rows)
+Advanced = TypeVar("Advanced", bound=Rows, contravariant=True)
+
+
+class Advances(Protocol[Advanced]):
+    """What advances the rows of a batch by a line: see `models.sampling.runner.Runner`."""
+
+    backbone: str
+    networks: Networks
+
+    @property
+    def classifies(self) -> bool: ...
+    def advance(self, batch: Advanced, count: int) -> Tick: ...
+
+
 @dataclass
 class Round:
     """One tick of each size that has rows, in rows and NFE of the default size."""
@@ -75,8 +117,8 @@ class Engine:
 
     def __init__(
         self,
-        runner: Runner[Networks],
-        batches: Batches,
+        runner: Advances[B],
+        batches: Batches[B],
         codec: Codec,
         max_batch: int,
         meter: Meter | None = None,
@@ -93,8 +135,8 @@ class Engine:
         self.scheduler = Scheduler(max_batch, batches.slots)
         self.pace = TickTimes()
         self.offered_nfe = 0.0
-        self._runner = runner
-        self._batches = batches
+        self._runner: Advances[Any] = runner
+        self._batches: Batches[Any] = batches
         self._meter = meter
         self._round = Round()
 
@@ -146,7 +188,8 @@ class Engine:
         program = self._batches[size].program(plan.method)
         halves = 2 if self.encoder.scale(plan.condition) > 1 else 1
         nfe = sum(PARTS[part].nfe for part in plan.parts)
-        return halves * (len(program) + program.guided * nfe) * self._batches.costs[size]
+        cost: float = halves * (len(program) + program.guided * nfe) * self._batches.costs[size]
+        return cost
 
     @property
     def costs(self) -> Mapping[Size, float]:

@@ -7,12 +7,16 @@ from typing import Any
 
 import torch
 
+from models.backbones.pipeline import PipelineEncoder
 from models.bundles.bundle import Bundle
 from models.bundles.parts import PARTS
+from models.diffusion.codec import PixelShuffle
 from models.offline.generator import load_generator
+from models.offline.pipeline_generator import open_pipeline
 from models.rewards.opening import Context, open_part, try_classifier, try_part
 from models.sampling.batch import Batch
 from models.sampling.batches import Batches, Shape
+from models.sampling.pipeline import PipelineBatch, PipelineRunner
 from models.sampling.runner import Runner
 from service.config import BackboneSettings
 from service.engine.engine import Engine, Meter
@@ -33,6 +37,8 @@ def load_engine(
     process.
     """
     torch.set_num_threads(settings.threads)
+    if bundle.manifest.backbone.kind == "pipeline":
+        return _load_pipeline(bundle, settings, meter)
     backbone = load_generator(
         bundle,
         runtime=settings.runtime,
@@ -94,4 +100,25 @@ def load_engine(
         None if find is None else Loader(networks, context, find),
         backbone.encoder,
         settings.decode_batch,
+    )
+
+
+def _load_pipeline(
+    bundle: Bundle, settings: BackboneSettings, meter: Meter | None = None
+) -> Engine:
+    """The same engine around a whole pipeline, which makes a step of one draw in a tick."""
+    backbone = bundle.manifest.backbone
+    pipeline = open_pipeline(bundle, settings.device, settings.dtype)
+    return Engine(
+        PipelineRunner(bundle.backbone_sha256(settings.runtime), Networks()),
+        Batches(
+            lambda shape, rows: PipelineBatch(pipeline, shape),
+            bundle.x_t_shape,
+            max_batch=1,
+            others=bundle.x_t_shapes,
+        ),
+        PixelShuffle(),
+        max_batch=1,
+        meter=meter,
+        encoder=PipelineEncoder(pipeline, backbone.inputs),
     )

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from models.bundles.bundle import sha256_name
+from models.bundles.manifest import WHOLE
 from models.diffusion.codec import PixelShuffle
 from models.diffusion.method import Method
 from models.offline import seed_ranges as seeds
@@ -121,6 +122,8 @@ def train(
     _check(examples, recipe, shape)
     if (features is None) != (recipe.features is None):
         raise ValueError(f"features {recipe.features!r} and their file: give both, or none")
+    if recipe.guide and not generator.steppable:
+        raise ValueError(f"guide: {WHOLE}")
     takeable = AcceptedConditions(generator)
     generator = replace(generator, condition=takeable.condition)
     progress = Progress(report, _plan(recipe, method_of, generator.codec.exact))

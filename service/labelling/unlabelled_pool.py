@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from models.bundles.manifest import WHOLE
 from models.bundles.parts import PARTS, Stage
 from models.diffusion.method import Method
 from models.offline.generator import Draws, Generator
@@ -18,9 +19,12 @@ from models.rewards.opening import Context, open_part
 def parts_of(method: Method, generator: Generator) -> set[str]:
     """The files of a reward that draws of this method need, beside the judge's.
 
-    Raises ValueError for guidance through the denoiser where that was loaded without gradients, and
-    for classifier guidance where the bundle has no classifier.
+    Raises ValueError for what a whole pipeline cannot follow, for guidance through the denoiser
+    where that was loaded without gradients, and for classifier guidance where the bundle has no
+    classifier.
     """
+    if method.beside_steps and not generator.steppable:
+        raise ValueError(f"{method.beside_steps[0]}: {WHOLE}")
     if method.classifier_scale and generator.classifier is None:
         raise ValueError("draws with classifier_scale need a classifier in the bundle")
     kinds = [PARTS[part] for part in _parts(method)]

@@ -47,6 +47,7 @@ def configuration(
     options: dict[str, Any] = {"num_cpus": 1}
     backbone: dict[str, Any] = {"runtime": settings.runtime}
     slots = SLOTS[manifest.backbone.inputs.kind]
+    whole = manifest.backbone.kind == "pipeline"
     if settings.device.startswith("cuda"):
         options |= {"num_gpus": 1}
         backbone |= {"device": settings.device}
@@ -55,7 +56,8 @@ def configuration(
         backbone |= {"threads": max((os.cpu_count() or 2) // 2, 1)}
     if settings.dtype != "float32":
         backbone |= {"dtype": settings.dtype}
-    backbone |= {"max_batch": slots, "replicas": {"ray_actor_options": options}}
+    # A whole pipeline draws one image at a time.
+    backbone |= {"max_batch": 1 if whole else slots, "replicas": {"ray_actor_options": options}}
     needed = max(DEADLINE_S, math.ceil(step_s * steps * PAGE / 60) * 60)
     args = {
         "default_policy": "screened",

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from models.bundles.bundle import Bundle
-from models.bundles.manifest import Inputs
+from models.bundles.manifest import WHOLE, Inputs
 from models.bundles.parts import PARTS, MissingPart, parts_for
-from service.config import ConfigError, PolicySettings, Settings
+from service.config import BackboneSettings, ConfigError, PolicySettings, Settings
 from service.policies.inputs import listed
 from service.policies.policy import OperatingPoint, Policy
 
@@ -37,6 +37,8 @@ def configured_policies(
                 f"policies.{name}.num_inference_steps: at most {bundle.num_train_timesteps} for "
                 f"bundle {bundle.manifest.name!r}"
             )
+        if bundle.manifest.backbone.kind == "pipeline":
+            _check_pipeline(name, spec, denoiser, bundle)
         _check_inputs(name, spec, bundle)
         reward = rewards[spec.reward] if spec.reward else None
         files = bundle.reward_sha256(spec.reward) if spec.reward else {}
@@ -84,6 +86,27 @@ def _parts(
             f"policies.{name}: {lacks}: train a reward from labels with `distil`, or make the "
             "bundle's again with `winnow train rewards`"
         ) from None
+
+
+def _check_pipeline(
+    name: str, spec: PolicySettings, backbone: BackboneSettings, bundle: Bundle
+) -> None:
+    """Raises ConfigError where a policy, or the backbone's settings, ask of a whole pipeline what
+    its own code does."""
+    if beside := spec.method(spec.num_inference_steps[0]).beside_steps:
+        raise ConfigError(f"policies.{name}.{beside[0]}: {WHOLE}")
+    where = f"models.{spec.model}.backbone"
+    if backbone.max_batch > 1:
+        raise ConfigError(
+            f"{where}.max_batch: must be 1: bundle {bundle.manifest.name!r} is a whole pipeline, "
+            "which draws one image at a time; more replicas draw more"
+        )
+    for option in ("compile_mode", "forward_guidance"):
+        if getattr(backbone, option):
+            raise ConfigError(
+                f"{where}.{option}: bundle {bundle.manifest.name!r} is a whole pipeline, whose "
+                "denoiser is called by its own code: leave it out"
+            )
 
 
 def _unguided(inputs: Inputs) -> str:

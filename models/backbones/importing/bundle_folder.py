@@ -44,7 +44,8 @@ class Options:
     """What the operator asked for; None means as the pipeline's files say.
 
     `steps` are the counts of steps that it must be able to draw in, by the option that says so;
-    `loras` are fused into the weights.
+    `loras` are fused into the weights. `whole` runs its pipeline as it is, where Winnow could step
+    its denoiser.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Options:
     description: str | None = None
     steps: Mapping[str, int] = field(default_factory=dict)
     loras: tuple[Asked, ...] = ()
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,12 @@ def _find_all(source: Source, model: Recognised) -> dict[str, Weights]:
 
 def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
     """Write `folder`, which must be new. Raises CannotImport; `folder` is then worth nothing."""
+    # It imports this module.
+    from models.backbones.importing.whole import is_whole, make_whole
+
     with reading(f"{source.name}: a component's config.json"):
+        if options.whole or is_whole(source):
+            return make_whole(source, folder, options, start)
         model = recognise(source)
         _refuse_steps(model, options.steps)
         _refuse_shuffle(model, options.pixel_shuffle)
@@ -105,7 +112,7 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
     notes += [f"{name}: not copied, since it can run code" for name in source.left_out]
     backbone = folder / BACKBONE
     total = sum(part.bytes for part in weights.values())
-    _refuse_full(folder.parent, total)
+    refuse_full(folder.parent, total)
     advance = start("copy the weights, MB", -(-total // MEGA))
     copied = 0
 
@@ -122,11 +129,11 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
         check_tokenizer(backbone / name)
     for name, part in weights.items():
         part.write(backbone / name, on_bytes)
-        _write_json(backbone / name / "config.json", _config(model, name))
+        write_json(backbone / name / "config.json", _config(model, name))
     if loras:
         fuse({name: backbone / name / part.name for name, part in weights.items()}, loras)
-    _write_json(backbone / "scheduler" / "scheduler_config.json", model.scheduler)
-    _write_json(backbone / INDEX, _index(source, model))
+    write_json(backbone / "scheduler" / "scheduler_config.json", model.scheduler)
+    write_json(backbone / INDEX, _index(source, model))
     if (text := licence_file(source.folder)) is not None:
         shutil.copyfile(text, folder / "LICENSE.txt")
     checked = start("load the weights", len(weights))
@@ -179,7 +186,8 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
     return Made(manifest, model.name, weights, model.sampling, notes)
 
 
-def _refuse_full(folder: Path, needed: int) -> None:
+def refuse_full(folder: Path, needed: int) -> None:
+    """Raises CannotImport where there is no room for so many bytes."""
     if (free := shutil.disk_usage(folder).free) < needed + 10 * MEGA:
         raise CannotImport(
             f"{folder}: {free // MEGA} MB are free, and the weights take {needed // MEGA}"
@@ -286,9 +294,10 @@ def _copy_tokenizer(source: Path, target: Path, limit: int) -> None:
     config["model_max_length"] = limit
     config.pop("name_or_path", None)
     config.pop("auto_map", None)
-    _write_json(path, config)
+    write_json(path, config)
 
 
-def _write_json(path: Path, document: dict[str, Any]) -> None:
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write it, and the folders that it stands in."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=2) + "\n")

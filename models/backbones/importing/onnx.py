@@ -26,6 +26,8 @@ def export(bundle: Bundle, path: Path) -> float:
     """
     backbone = bundle.manifest.backbone
     folder = bundle.folder / backbone.folder
+    if backbone.kind == "pipeline":
+        raise CannotImport("--onnx: exports a UNet2DModel, and this runs as a whole: leave it out")
     config = bundle.config(backbone.denoiser)
     if config["_class_name"] != "UNet2DModel":
         raise CannotImport(

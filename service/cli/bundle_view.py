@@ -39,6 +39,9 @@ def show_bundle(bundle: Bundle) -> None:
     line("description", manifest.description)
     line("licence", manifest.licence)
     line("images", f"{backbone.height} × {backbone.width} × {backbone.channels}")
+    if backbone.other_sizes:
+        others = (f"{height} × {width}" for height, width in backbone.other_sizes)
+        line("other sizes", ", ".join(others))
     line("x_t", " × ".join(str(side) for side in bundle.x_t_shape))
     line("inputs", _inputs(bundle))
     line("runtimes", "torch" if backbone.onnx is None else "onnx, torch")

@@ -80,6 +80,12 @@ class Choices:
                 "or ask for more guidance",
                 "negative_prompt",
             )
+        if asked.negative_prompt and self.inputs.guidance != "classifier-free":
+            raise InvalidValue(
+                f"model {self.model!r} compares with no other prompt, as its guidance is "
+                "distilled: leave it out",
+                "negative_prompt",
+            )
         label = None if asked.class_label is None else self._label(asked.class_label)
         drawn = self.class_labels if label is None else ()
         return Condition(asked.prompt, asked.negative_prompt, label, scale, drawn)

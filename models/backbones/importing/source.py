@@ -24,7 +24,7 @@ COUNTS = frozenset({
     "max_position_embeddings", "num_class_embeds", "num_embeds_ada_norm", "num_train_timesteps",
     "out_channels", "patch_size", "projection_class_embeddings_input_dim", "projection_dim",
 })  # fmt: skip
-LISTS = frozenset({"block_out_channels", "sample_size"})
+LISTS = frozenset({"block_out_channels", "patch_size", "sample_size"})
 """Counts, as many as there are blocks, or sides of an image that is no square."""
 
 

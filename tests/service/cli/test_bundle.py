@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from models.bundles import bundle as bundles
 from models.bundles.bundle import WEIGHTS
+from models.diffusion.method import Method
 from service.cli.main import app
 from service.config import BackboneSettings, ConfigError
 from service.config.serve_file import read
@@ -107,7 +108,7 @@ def test_each_kind_is_drawn_by_the_engine_that_serves(
     sample = from_png((out / "sample.png").read_bytes())
     assert sample.shape == (backbone.height, backbone.width, backbone.channels)
     # The sample can be drawn again from what the manifest says.
-    again = draw_twice(bundle, BackboneSettings(runtime="torch", max_batch=1), 4)
+    again = draw_twice(bundle, BackboneSettings(runtime="torch", max_batch=1), Method(4))
     assert np.array_equal(again.pixels, sample)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["my-model", "my-model.yaml"]
 
@@ -146,8 +147,8 @@ def test_a_u_net_is_exported_and_compared_if_asked(
     assert 0 <= backbone.training["onnx"]["difference_from_torch"] < 1e-4
     assert backbone.training["check"]["runtime"] == "onnx"
     assert read(tmp_path / "m.yaml").settings.models["m"].backbone.runtime == "onnx"
-    onnx = draw_twice(bundle, BackboneSettings(runtime="onnx", max_batch=1), 4)
-    on_torch = draw_twice(bundle, BackboneSettings(runtime="torch", max_batch=1), 4)
+    onnx = draw_twice(bundle, BackboneSettings(runtime="onnx", max_batch=1), Method(4))
+    on_torch = draw_twice(bundle, BackboneSettings(runtime="torch", max_batch=1), Method(4))
     assert np.abs(onnx.pixels.astype(int) - on_torch.pixels.astype(int)).max() <= 1
 
 

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.backbones.importing.weights import conversion
+from models.backbones.importing.file_format import conversion
 from models.bundles.bundle import sha256_name
 from models.onnx import graph as onnx_graph
 from models.onnx.batch_invariance import trial

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,9 @@ def _find_all(source: Source, model: Recognised) -> dict[str, Weights]:
     """The weights of every component. Raises CannotImport, of all that are missing at once."""
     weights, missing = {}, []
     for name, (library, _) in model.networks.items():
+        if name in source.converted:
+            weights[name] = source.converted[name]
+            continue
         try:
             weights[name] = find_weights(source.folder / name, library, source.variant)
         except CannotImport as error:
@@ -84,7 +88,8 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
         channels = _channels(model, options.pixel_shuffle)
         inputs = find_inputs(source, model, options.inputs)
         weights = _find_all(source, model)
-    notes = list(model.notes)
+    notes = [*source.said, *model.notes]
+    notes += [part.note for part in weights.values() if part.note is not None]
     said = options.licence or licence(source.folder)
     if said == NOT_STATED:
         notes.append("licence: not stated in a model card or a LICENSE file: give --licence")
@@ -114,13 +119,15 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
     for name, (library, class_name) in model.networks.items():
         check_weights(backbone / name, library, class_name, weights[name].dtype)
         checked(1)
+    hashed = cache(sha256_name)  # one file may hold several components
     record = {
         "imported_from": source.name,
         "revision": source.revision,
         "variant": source.variant,
         "kind": model.kind,
         INDEX: source.index,
-        "scheduler": source.config("scheduler", "scheduler_config.json"),
+        "scheduler": read_json(source.folder / "scheduler" / "scheduler_config.json"),
+        "scheduler_changes": dict(source.changes),
         "notes": notes,
         "components": {
             name: {
@@ -128,7 +135,7 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
                 "parameters": part.parameters,
                 "dtype": part.dtype,
                 "bytes": part.bytes,
-                "files": {path.name: sha256_name(path) for path in part.files},
+                "files": {path.name: hashed(path) for path in part.files},
             }
             for name, part in weights.items()
         },

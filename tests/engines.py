@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from models.diffusion.guidance import CleanReward, Guide
 from models.diffusion.noise_schedule import NoiseSchedule
 from models.diffusion.parameterization import PredictionType
 from models.sampling.batch import Batch
+from models.sampling.batches import Batches
 from models.sampling.runner import Probe, Runner
 from service.engine.engine import Engine, Meter
 from service.engine.networks import Networks
@@ -72,8 +75,9 @@ def make_engine(
     forward: Mapping[str, Guide] | None = None,
     micro_batch: int = 4,
     meter: Meter | None = None,
+    sizes: Mapping[tuple[int, int], tuple[int, int, int]] = MappingProxyType({}),
 ) -> Engine:
-    """An engine over x_t of `shape`, which no condition is told."""
+    """An engine over x_t of `shape`, and of those of other `sizes`; no condition is told."""
 
     def denoise(x_t: Tensor, timestep: Tensor, inputs: Named) -> Tensor:
         assert not inputs
@@ -94,12 +98,16 @@ def make_engine(
     )
     return Engine(
         Runner(backbone, denoise, schedule, networks),
-        Batch(schedule, shape, max_batch, "cpu"),
+        Batches(partial(_batch, schedule), shape, max_batch, sizes),
         codec or Lossless(),
         max_batch,
         meter=meter,
         micro_batch=micro_batch,
     )
+
+
+def _batch(schedule: NoiseSchedule, shape: tuple[int, int, int], rows: int) -> Batch:
+    return Batch(schedule, shape, rows, "cpu")
 
 
 class Collector:

@@ -1,8 +1,8 @@
 """A world where everything is known: pixels of x_0 are independent, each N(mu, s²).
 
-Then p_t = N(√ᾱ mu, ᾱ s² + 1 − ᾱ), so the score, eps and v are exact. With the log-linear reward
-log r(x_0) = a·x_0, r_t(x_t) = E[exp(a x_0) | x_t] has ∇ log r_t = a · dE[x_0|x_t]/dx_t
-= a √ᾱ s² / (ᾱ s² + 1 − ᾱ), and the censored law p·r/Z is N(mu + s² a, s²).
+Then p_t = N(α mu, α² s² + σ²), so the score, eps, v and the flow's velocity are exact. With the
+log-linear reward log r(x_0) = a·x_0, r_t(x_t) = E[exp(a x_0) | x_t] has ∇ log r_t
+= a · dE[x_0|x_t]/dx_t = a α s² / (α² s² + σ²), and the censored law p·r/Z is N(mu + s² a, s²).
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.diffusion.conditioning import Conditions
+from models.diffusion.method import Method
 from models.diffusion.noise_schedule import NoiseSchedule
+from models.diffusion.samplers import levels
 
 
 @dataclass(frozen=True)
@@ -27,15 +29,14 @@ class Gaussian:
     s: float
 
     def __call__(self, x_t: Tensor, timestep: Tensor) -> Tensor:
-        alpha_bar = self._alpha_bar(timestep)
-        eps = (1 - alpha_bar).sqrt() * (x_t - alpha_bar.sqrt() * self.mu) / self._variance(timestep)
-        x_0 = self.mu + alpha_bar.sqrt() * self.s**2 / self._variance(timestep) * (
-            x_t - alpha_bar.sqrt() * self.mu
-        )
+        alpha, sigma = self._level(timestep)
+        eps = sigma * (x_t - alpha * self.mu) / self._variance(timestep)
+        x_0 = self.mu + self.gain(timestep) * (x_t - alpha * self.mu)
         output = {
             "epsilon": eps,
             "sample": x_0,
-            "v_prediction": alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x_0,
+            "v_prediction": alpha * eps - sigma * x_0,
+            "flow_prediction": eps - x_0,
         }[self.schedule.prediction_type]
         return output.float()
 
@@ -45,15 +46,20 @@ class Gaussian:
 
     def gain(self, timestep: Tensor) -> Tensor:
         """dE[x_0|x_t]/dx_t, [B, 1, 1, 1]."""
-        return self._alpha_bar(timestep).sqrt() * self.s**2 / self._variance(timestep)
+        return self._level(timestep)[0] * self.s**2 / self._variance(timestep)
 
-    def _alpha_bar(self, timestep: Tensor) -> Tensor:
-        table = torch.from_numpy(self.schedule.alphas_cumprod)
-        return table[timestep].view(-1, 1, 1, 1)
+    def _level(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) in float64, [B, 1, 1, 1]."""
+        times = timestep.double().numpy()
+        alpha, sigma = (
+            torch.from_numpy(np.interp(times, self.schedule.times, table)).view(-1, 1, 1, 1)
+            for table in (self.schedule.alpha, self.schedule.sigma)
+        )
+        return alpha, sigma
 
     def _variance(self, timestep: Tensor) -> Tensor:
-        alpha_bar = self._alpha_bar(timestep)
-        return alpha_bar * self.s**2 + 1 - alpha_bar
+        alpha, sigma = self._level(timestep)
+        return alpha**2 * self.s**2 + sigma**2
 
 
 @dataclass(frozen=True)
@@ -81,10 +87,11 @@ def discrete_law(
     """
     schedule, mu, s = world.schedule, world.mu, world.s
     mean, variance = 0.0, 1.0
-    timesteps = schedule.timesteps(steps).tolist()
+    timesteps = levels(schedule, Method(steps)).timesteps.astype(int).tolist()
+    alphas_cumprod = schedule.alpha**2
     for t, before in zip(timesteps, [*timesteps[1:], None], strict=True):
-        here = schedule.alphas_cumprod[t]
-        there = 1.0 if before is None else schedule.alphas_cumprod[before]
+        here = alphas_cumprod[t]
+        there = 1.0 if before is None else alphas_cumprod[before]
         spread = here * s**2 + 1 - here
         slope = np.sqrt(1 - here) / spread
         offset = -slope * np.sqrt(here) * mu

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -24,10 +24,10 @@ from models.diffusion.condition import Condition
 from models.diffusion.conditioning import Named
 from models.diffusion.method import Method
 from models.diffusion.noise import Purpose, normal
-from models.diffusion.noise_schedule import read_config
-from models.diffusion.samplers import SAMPLERS
+from models.diffusion.noise_schedule import NoiseSchedule, read_config
 from models.offline.generator import Generator, load_generator
 from models.sampling.batch import Batch
+from models.sampling.batches import Batches
 from models.sampling.runner import Runner
 from service.engine.engine import Engine
 from service.engine.networks import Networks
@@ -36,6 +36,7 @@ from tests import pipelines
 from tests.engines import make_plan, run_to_end, submit
 from tests.imports import import_folder
 from tests.plans import FREE
+from tests.schedulers import MODULES, scheduler_of
 
 CLASSES = InputOptions(class_names=("a", "b", "c"), null_class=pipelines.CLASSES)
 KINDS: dict[str, Callable[[Path], Any]] = {
@@ -98,10 +99,13 @@ class Made:
             self.denoised.append((timestep, inputs))
             return made.denoiser(x_t, timestep, inputs)
 
-        example = made.encoder.encode(made.encoder.example, seed=0)
         return Engine(
             Runner(FREE.backbone, denoise, made.schedule, Networks(networks)),
-            Batch(made.schedule, made.shape, max_batch, "cpu", example),
+            Batches(
+                lambda shape, rows: Batch(made.schedule, shape, rows, "cpu"),
+                made.shape,
+                max_batch,
+            ),
             Numbers(made.codec),
             max_batch,
             encoder=made.encoder,
@@ -121,7 +125,7 @@ class Made:
     def diffusers(self, plan: SamplingPlan, seed: int) -> Image:
         """By diffusers, alone in its batch."""
         pipeline, method, asked = self.pipeline, plan.method, plan.condition
-        pipeline.scheduler = SAMPLERS[method.sampler].scheduler.from_config(self.scheduler)
+        pipeline.scheduler = scheduler_of(NoiseSchedule.from_diffusers(self.scheduler), method)
         x_t = noise(seed, self.generator.shape)
         kept: list[Tensor] = []
         steps = {"num_inference_steps": method.num_inference_steps, "output_type": "np"}
@@ -206,15 +210,12 @@ def noisy(x_t: Tensor, seed: int, method: Method) -> Iterator[None]:
     steps = iter(torch.from_numpy(normal(seed, 0, Purpose.STEP, shape)))
     pipes, names = "diffusers.pipelines", ["ddim.pipeline_ddim", "dit.pipeline_dit"]
     names.append("deprecated.latent_diffusion_uncond.pipeline_latent_diffusion_uncond")
-    with (
-        patch(f"{pipes}.{names[0]}.randn_tensor", lambda *args, **kwargs: x_t),
-        patch(f"{pipes}.{names[1]}.randn_tensor", lambda *args, **kwargs: x_t),
-        patch(f"{pipes}.{names[2]}.randn_tensor", lambda *args, **kwargs: x_t),
-        patch(
-            "diffusers.schedulers.scheduling_ddim.randn_tensor",
-            lambda *args, **kwargs: next(steps),
-        ),
-    ):
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(patch(f"{pipes}.{name}.randn_tensor", lambda *args, **kwargs: x_t))
+        for module in MODULES:
+            target = f"diffusers.schedulers.scheduling_{module}.randn_tensor"
+            stack.enter_context(patch(target, lambda *args, **kwargs: next(steps)))
         yield
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from models.diffusion.method import Method
 from models.diffusion.noise import Purpose, normal
 from models.diffusion.noise_schedule import NoiseSchedule
-from models.diffusion.samplers import SAMPLERS
+from models.diffusion.samplers import levels
 
 LogReward = Callable[[Tensor], Tensor]
 """log r of one image [1, C, H, W], differentiable."""
@@ -34,10 +34,8 @@ class Reference:
 
     def draw(self, method: Method, seed: int, shape: tuple[int, ...]) -> Tensor:
         """The finished x_0, [1, C, H, W]."""
-        timesteps = self.schedule.timesteps(
-            method.num_inference_steps, SAMPLERS[method.sampler].scheduler, method.timestep_spacing
-        )
-        alphas = torch.from_numpy(self.schedule.alphas_cumprod)
+        timesteps = levels(self.schedule, method).timesteps.astype(int)
+        alphas = torch.from_numpy(self.schedule.alpha**2)
         x = torch.from_numpy(normal(seed, 0, Purpose.INITIAL, shape))[None].double()
         noise = torch.from_numpy(normal(seed, 0, Purpose.STEP, (500, *shape))).double()
         line, before = 0, None

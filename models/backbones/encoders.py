@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -12,12 +12,19 @@ from typing import Any, Protocol
 
 import torch
 
+from models.backbones.families.table import FAMILIES
 from models.bundles.manifest import Backbone, Inputs
-from models.diffusion.condition import Condition, ConditionError
+from models.diffusion.condition import PROMPT_CHUNKS, Condition, ConditionError
 from models.diffusion.conditioning import NOTHING, Encoded, Named
 
 KEPT = 256
-"""Prompts whose embeddings are kept: 61 MB for Stable Diffusion 1.x, 161 MB for XL."""
+"""Prompts of one chunk whose embeddings are kept: 61 MB for Stable Diffusion 1.x, 161 MB for XL. Of
+longer ones as many as take no more."""
+MARKS = 2
+"""CLIP's tokens that every chunk begins and ends with."""
+
+Chunks = tuple[tuple[int, ...], ...]
+"""A prompt as one tokenizer has it: the tokens of each chunk, with its marks."""
 
 
 class Encoder(Protocol):
@@ -33,6 +40,10 @@ class Encoder(Protocol):
     @property
     def example(self) -> Condition: ...
 
+    def scale(self, condition: Condition) -> float:
+        """The scale of classifier-free guidance of a condition's row, which pays for it above 1."""
+        return condition.guidance_scale
+
     def check(self, condition: Condition, seed: int) -> None:
         """Raises ConditionError as `encode` would, and runs no network."""
         ...
@@ -42,7 +53,7 @@ class Encoder(Protocol):
         ...
 
 
-class Unconditional:
+class Unconditional(Encoder):
     """For an unconditional denoiser."""
 
     slow = False
@@ -56,7 +67,7 @@ class Unconditional:
         return NOTHING
 
 
-class ClassEncoder:
+class ClassEncoder(Encoder):
     """A class label, and the null class to compare with."""
 
     slow = False
@@ -83,20 +94,33 @@ class ClassEncoder:
         return Encoded({"class_labels": torch.tensor(label)}, {"class_labels": torch.tensor(null)})
 
 
-class PromptEncoder:
+class PromptEncoder(Encoder):
     """Stable Diffusion's text encoder, or both of Stable Diffusion XL's.
 
     1.x and 2.x tell the denoiser the last hidden state of one; XL the one before the last of each,
     side by side, and beside them the second's pooled output and the image's size.
+
+    A prompt longer than an encoder reads is cut into chunks of as many tokens as fit between two
+    marks (75). Each is encoded alone, and their hidden states stand one after the other; the pooled
+    output is the first chunk's. So do compel (`SplitLongTextMode.BRUTAL`), AUTOMATIC1111 and
+    ComfyUI, though these two may cut a few tokens earlier, near a comma or between words. As in
+    both, a prompt and a negative one of fewer chunks stay as long as each is: nothing is added.
+
+    A latent consistency model's U-Net takes the guidance scale as an input (Luo et al. 2023).
     """
 
     slow = True
     example = Condition()
 
     def __init__(
-        self, folder: Path, backbone: Backbone, device: str, dtype: torch.dtype = torch.float32
+        self,
+        folder: Path,
+        backbone: Backbone,
+        device: str,
+        dtype: torch.dtype = torch.float32,
+        chunks: int = PROMPT_CHUNKS,
     ) -> None:
-        """`folder` is in diffusers' format."""
+        """`folder` is in diffusers' format; a prompt of more than so many `chunks` is refused."""
         self._device = torch.device(device)
         self.xl = (folder / "text_encoder_2").is_dir()
         self._parts = [
@@ -115,95 +139,145 @@ class PromptEncoder:
         self._zeros = bool(self.xl and index.get("force_zeros_for_empty_prompt", True))
         size = (backbone.height, backbone.width)
         self._time_ids = torch.tensor([*size, 0, 0, *size], device=self._device).float()
+        self._embeds_guidance = backbone.inputs.guidance == "embedded"
+        unet = json.loads((folder / backbone.denoiser / "config.json").read_text())
+        self._guidance_width = int(unet.get("time_cond_proj_dim") or 0)
         self._tokenizing = threading.Lock()
-        self._kept: Callable[[str], Named] = lru_cache(KEPT)(self._embed)
+        self._chunks = chunks
+        self._kept = lru_cache(KEPT)(self._embed)
+        self._kept_long = lru_cache(max(KEPT // chunks, 1))(self._embed)
+
+    def scale(self, condition: Condition) -> float:
+        """See `Encoder`."""
+        return 1.0 if self._embeds_guidance else condition.guidance_scale
 
     def check(self, condition: Condition, seed: int) -> None:
         """See `Encoder`: counts tokens."""
         for field in ("prompt", "negative_prompt"):
             try:
-                self._tokens(getattr(condition, field))
-            except _Unreadable as error:
+                self._read(getattr(condition, field))
+            except Unreadable as error:
                 raise ConditionError(str(error), field) from None
 
     def encode(self, condition: Condition, seed: int) -> Encoded:
-        """`encoder_hidden_states` [L, D]; with XL `text_embeds` [D] and `time_ids` [6] as well."""
+        """`encoder_hidden_states` [L, D], where L is as many times what an encoder reads as there
+        are chunks; with XL `text_embeds` [D] and `time_ids` [6] as well."""
         inputs = self._known(condition.prompt, "prompt")
+        if self._embeds_guidance:
+            told = dict(inputs) | {"timestep_cond": self._guidance(condition.guidance_scale)}
+            return Encoded(told, told, MASKS)
         if condition.negative_prompt or not self._zeros:
-            return Encoded(inputs, self._known(condition.negative_prompt, "negative_prompt"))
+            negative = self._known(condition.negative_prompt, "negative_prompt")
+            return Encoded(inputs, negative, MASKS)
         # As diffusers' pipeline for XL: no negative prompt is no embedding, not that of "".
-        negative = {name: torch.zeros_like(value) for name, value in inputs.items()}
-        return Encoded(inputs, negative | {"time_ids": inputs["time_ids"]})
+        none = {name: torch.zeros_like(value) for name, value in inputs.items()}
+        return Encoded(inputs, none | {"time_ids": inputs["time_ids"]}, MASKS)
+
+    def _guidance(self, scale: float) -> torch.Tensor:
+        """The embedding of a guidance scale, float32 [D]."""
+        from diffusers import LatentConsistencyModelPipeline as Pipeline
+
+        weight = torch.tensor([scale - 1.0])
+        # It reads nothing of the pipeline itself.
+        embedding = Pipeline.get_guidance_scale_embedding(None, weight, self._guidance_width)
+        found: torch.Tensor = embedding[0].to(self._device)
+        return found
 
     def _known(self, prompt: str, field: str) -> Named:
         try:
-            return self._kept(prompt)
-        except _Unreadable as error:
+            parts = self._read(prompt)
+        except Unreadable as error:
             raise ConditionError(str(error), field) from None
+        return (self._kept if len(parts[0]) == 1 else self._kept_long)(parts)
 
     @torch.no_grad()
-    def _embed(self, prompt: str) -> Named:
+    def _embed(self, parts: tuple[Chunks, ...]) -> Named:
         hidden, pooled = [], None
-        # All before the first is encoded: encoding is what costs.
-        for tokens, (_, encoder) in zip(self._tokens(prompt), self._parts, strict=True):
+        for chunks, (tokenizer, encoder) in zip(parts, self._parts, strict=True):
+            tokens = tokenizer.pad(
+                {"input_ids": [list(chunk) for chunk in chunks]},
+                padding="max_length",
+                max_length=self._limit,
+                return_tensors="pt",
+            ).to(self._device)
             masked = getattr(encoder.config, "use_attention_mask", False) and not self.xl
             output = encoder(
                 tokens.input_ids,
                 attention_mask=tokens.attention_mask if masked else None,
                 output_hidden_states=self.xl,
             )
-            hidden.append(output.hidden_states[-2] if self.xl else output[0])
-            pooled = output[0] if self.xl else None
-        found = {"encoder_hidden_states": torch.cat(hidden, dim=-1)[0].float()}
+            states = output.hidden_states[-2] if self.xl else output[0]
+            hidden.append(states.flatten(0, 1))
+            pooled = output[0][0] if self.xl else None
+        found = {"encoder_hidden_states": torch.cat(hidden, dim=-1).float()}
         if pooled is None:
             return found
-        return found | {"text_embeds": pooled[0].float(), "time_ids": self._time_ids}
+        return found | {"text_embeds": pooled.float(), "time_ids": self._time_ids}
 
-    def _tokens(self, prompt: str) -> list[Any]:
-        """Of each tokenizer, padded to what its encoder reads."""
-        found = []
+    def _read(self, prompt: str) -> tuple[Chunks, ...]:
+        """The chunks of each tokenizer, equally many. Raises Unreadable."""
+        room = self._limit - MARKS
+        most = self._chunks * room + MARKS
+        found, ends = [], []
         for tokenizer, _ in self._parts:
-            limit = self._limit
-            # A tokenizer keeps whether it cuts and pads: two threads would mix that up.
-            with self._tokenizing, _reading():
-                count = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
-                if count > limit:
-                    raise _Unreadable(
-                        f"has {count} tokens, {count - limit} more than the {limit} that this "
-                        "model's text encoder reads (the marks of beginning and end count): "
-                        "shorten it"
-                    )
-                tokens = tokenizer(
-                    prompt, padding="max_length", max_length=limit, return_tensors="pt"
+            # A tokenizer keeps settings from one call to the next: two threads would mix them up.
+            with self._tokenizing, reading():
+                begin, *tokens, end = tokenizer(prompt, truncation=False, verbose=False).input_ids
+            if (count := len(tokens) + MARKS) > most:
+                chunks = f" in {self._chunks} chunks of {room}" if self._chunks > 1 else ""
+                raise Unreadable(
+                    f"has {count} tokens, {count - most} more than the {most} that this model's "
+                    f"text encoder reads{chunks} (the marks of beginning and end count): shorten it"
                 )
-            found.append(tokens.to(self._device))
-        return found
+            starts = range(0, max(len(tokens), 1), room)
+            found.append([(begin, *tokens[start : start + room], end) for start in starts])
+            ends.append((begin, end))
+        longest = max(map(len, found))
+        # Tokenizers of two vocabularies may differ in how many they need.
+        return tuple(
+            tuple(chunks + [empty] * (longest - len(chunks)))
+            for chunks, empty in zip(found, ends, strict=True)
+        )
 
 
-class _Unreadable(ValueError):
+MASKS = {"encoder_hidden_states": "encoder_attention_mask"}
+"""Prompts of more chunks are longer."""
+
+
+class Unreadable(ValueError):
     """A prompt that a tokenizer or its text encoder cannot read."""
 
 
 @contextmanager
-def _reading() -> Iterator[None]:
+def reading() -> Iterator[None]:
     """Whatever a tokenizer raises is about the text that it was given, and may repeat it."""
     try:
         yield
-    except _Unreadable:
+    except Unreadable:
         raise
     except Exception as error:
         name = type(error).__name__
-        raise _Unreadable(f"cannot be read by this model's tokenizer ({name})") from None
+        raise Unreadable(f"cannot be read by this model's tokenizer ({name})") from None
 
 
 def load_encoder(
-    folder: Path, backbone: Backbone, device: str = "cpu", dtype: torch.dtype = torch.float32
+    folder: Path,
+    backbone: Backbone,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    prompt_chunks: int = PROMPT_CHUNKS,
 ) -> Encoder:
-    """The encoder of a bundle's backbone."""
+    """The encoder of a bundle's backbone; a prompt may take so many chunks."""
     if backbone.inputs.kind == "class":
         return ClassEncoder(backbone.inputs)
+    config = folder / backbone.denoiser / "config.json"
+    if (name := json.loads(config.read_text()).get("_class_name")) in FAMILIES:
+        # It imports this module.
+        from models.backbones.families.encoder import FamilyEncoder
+
+        return FamilyEncoder(FAMILIES[name], folder, backbone.inputs, device, dtype)
     if backbone.inputs.kind == "text":
-        return PromptEncoder(folder, backbone, device, dtype)
+        return PromptEncoder(folder, backbone, device, dtype, prompt_chunks)
     return Unconditional()
 
 

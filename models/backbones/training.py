@@ -49,7 +49,6 @@ def train(
     """
     torch.manual_seed(recipe.seed)
     schedule = NoiseSchedule.from_diffusers(scheduler)
-    alphas_cumprod = torch.from_numpy(schedule.alphas_cumprod).float()
     size = (recipe.batch_size,)
 
     def loss(model: UNet2DModel, generator: torch.Generator) -> Tensor:
@@ -61,9 +60,9 @@ def train(
         if labels is not None:
             hidden = torch.rand(size, generator=generator) < labels.dropout
             classes = labels.values[rows].masked_fill(hidden, labels.null_class)
-        alpha_bar = alphas_cumprod[timestep].view(-1, 1, 1, 1)
-        x_t = add_noise(x_0, eps, alpha_bar).contiguous(memory_format=torch.channels_last)
-        target = training_target(x_0, eps, alpha_bar, schedule.prediction_type)
+        alpha, sigma = schedule.at(timestep)
+        x_t = add_noise(x_0, eps, alpha, sigma).contiguous(memory_format=torch.channels_last)
+        target = training_target(x_0, eps, alpha, sigma, schedule.prediction_type)
         output = model(x_t, timestep, class_labels=classes).sample
         return torch.nn.functional.mse_loss(output, target)
 

@@ -107,15 +107,27 @@ class Bundle:
 
     @property
     def x_t_shape(self) -> tuple[int, int, int]:
-        """[C, H, W] of x_t in the backbone's space."""
+        """[C, H, W] of x_t in the backbone's space, at the default size."""
         backbone = self.manifest.backbone
+        return self._x_t_shape(backbone.height, backbone.width)
+
+    @property
+    def x_t_shapes(self) -> dict[tuple[int, int], tuple[int, int, int]]:
+        """The same at each other size, by [H, W] of the image."""
+        return {size: self._x_t_shape(*size) for size in self.manifest.backbone.other_sizes}
+
+    def _x_t_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        backbone = self.manifest.backbone
+        if backbone.latents is not None:
+            channels, factor = backbone.latents
+            return channels, backbone.height // factor, backbone.width // factor
         if backbone.autoencoder is not None:
             # Each of its levels but the last halves the image.
             factor = 2 ** (len(self.config(backbone.autoencoder)["block_out_channels"]) - 1)
             channels = int(self.config(backbone.denoiser)["in_channels"])
-            return channels, backbone.height // factor, backbone.width // factor
+            return channels, height // factor, width // factor
         factor = backbone.pixel_shuffle
-        return backbone.channels * factor**2, backbone.height // factor, backbone.width // factor
+        return backbone.channels * factor**2, height // factor, width // factor
 
     def config(self, component: str) -> dict[str, Any]:
         """The `config.json` of a component of the backbone."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -11,6 +11,10 @@ from models.bundles.parts import files
 from models.bundles.sampling_key import SamplingKey
 
 SCHEMA_VERSION = 1
+
+Side = Annotated[int, Field(ge=1, le=16384)]
+Size = tuple[Side, Side]
+"""[H, W]."""
 
 
 class _Part(BaseModel):
@@ -29,19 +33,40 @@ class Inputs(_Part):
 
     `class_names` are in the order of the labels. `null_class` stands for "no class", which
     classifier-free guidance compares with. `max_tokens` is what the text encoder reads, its marks
-    of beginning and end included. `guidance_scale` is the default of policies that name none.
+    of beginning and end included. `guidance_scale` is the default of policies that name none. With
+    `embedded` guidance it is an input of the denoiser like any other, of a model that was distilled
+    to follow it in one evaluation; otherwise it is classifier-free guidance's.
     """
 
     kind: Literal["none", "class", "text"] = "none"
     class_names: tuple[str, ...] = ()
     null_class: int | None = None
     max_tokens: int | None = None
-    guidance_scale: float = Field(default=1.0, ge=1)
+    guidance_scale: float = Field(default=1.0, ge=0)
+    guidance: Literal["classifier-free", "embedded", "none"] = "classifier-free"
 
     @property
     def guidable(self) -> bool:
-        """Whether classifier-free guidance is possible: there is something to compare with."""
-        return self.kind == "text" or self.null_class is not None
+        """Whether a guidance scale means anything: there is something to compare with, or the
+        denoiser takes it."""
+        return self.guidance != "none" and (self.kind == "text" or self.null_class is not None)
+
+    def scale(self, asked: float) -> float:
+        """A guidance scale as it was asked for, in one spelling: 0 and 1 both mean none."""
+        return 1.0 if asked == 0 and self.guidance == "classifier-free" else asked
+
+    def has_scale(self, scale: float) -> bool:
+        """Whether a guidance scale is one; see `scales`."""
+        return scale >= (1 if self.guidance == "classifier-free" else 0)
+
+    @property
+    def scales(self) -> str:
+        """The guidance scales that there are, in words."""
+        return "1 (none) or more" if self.guidance == "classifier-free" else "0 or more"
+
+    def tokens(self, chunks: int) -> int | None:
+        """How many a prompt may have that is read in so many chunks, with one pair of marks."""
+        return None if self.max_tokens is None else chunks * (self.max_tokens - 2) + 2
 
     @property
     def drawn_classes(self) -> tuple[int, ...]:
@@ -53,7 +78,10 @@ class Backbone(_Part):
     """The diffusion model: `folder` is in diffusers' format, `onnx` the denoiser for CPUs.
 
     `denoiser` and `autoencoder` are components of `folder`; with an autoencoder the model diffuses
-    latents, and `height`, `width` and `channels` are still those of the image. `classifier` is a
+    latents, and `height`, `width` and `channels` are still those of the image. `latents` are the
+    channels of x_t, and how many times smaller than the image it is each way; without it they
+    follow from the components' configurations. `sizes` are all the [H, W] that it draws, the
+    default among them, where there are others than [height, width]. `classifier` is a
     time-dependent classifier of x_t, for classifier guidance.
     """
 
@@ -62,12 +90,27 @@ class Backbone(_Part):
     denoiser: Literal["unet", "transformer"] = "unet"
     autoencoder: Literal["vae", "vqvae", "movq"] | None = None
     classifier: str | None = None
+    latents: tuple[int, int] | None = None
     inputs: Inputs = Inputs()
     pixel_shuffle: int = Field(default=1, ge=1)
     height: int = Field(ge=1)
     width: int = Field(ge=1)
+    sizes: tuple[Size, ...] = ()
     channels: Literal[1, 3]
     training: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _default_among_sizes(self) -> Backbone:
+        if self.sizes and (self.height, self.width) not in self.sizes:
+            raise ValueError(f"sizes: must have the default, [{self.height}, {self.width}]")
+        if len(set(self.sizes)) < len(self.sizes):
+            raise ValueError("sizes: one stands there twice")
+        return self
+
+    @property
+    def other_sizes(self) -> tuple[tuple[int, int], ...]:
+        """[H, W] of each size but the default."""
+        return tuple(size for size in self.sizes if size != (self.height, self.width))
 
     @property
     def image(self) -> tuple[int, int, int]:

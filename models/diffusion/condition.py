@@ -10,6 +10,23 @@ from pydantic import ConfigDict
 
 from models.diffusion.noise import Purpose, choice, share
 
+Size = tuple[int, int] | None
+"""[H, W] of an image; None is the model's default size."""
+
+
+def size_text(size: tuple[int, int]) -> str:
+    """A size as people and clients write it: `WIDTHxHEIGHT`."""
+    return f"{size[1]}x{size[0]}"
+
+
+def in_words(size: Size) -> str:
+    """The same, in a sentence."""
+    return "the model's own size" if size is None else size_text(size)
+
+
+PROMPT_CHUNKS = 8
+"""How often, unless told otherwise, a text encoder may be asked to read a part of one prompt."""
+
 
 class ConditionError(ValueError):
     """A condition that the model cannot take; `field` is the request's field that says so."""
@@ -25,7 +42,9 @@ class Condition:
 
     `class_label` None on a class-conditional model means that each image's seed draws its class,
     uniformly from `class_labels`. `guidance_scale` is classifier-free guidance's; at 1 there is
-    none, and the row does not pay for it. Prompts are personal, so no `repr` shows one.
+    none, and the row does not pay for it. `size` is [H, W] of the image, None the model's default,
+    which is never named here: equal conditions are equal. Prompts are personal, so no `repr` shows
+    one.
     """
 
     # Read back from a store, a misspelt key must not pass for a default.
@@ -36,6 +55,7 @@ class Condition:
     class_label: int | None = None
     guidance_scale: float = 1.0
     class_labels: tuple[int, ...] = ()
+    size: Size = None
 
     def label(self, seed: int) -> int | None:
         """The class of the image with this seed; None on a model without classes."""

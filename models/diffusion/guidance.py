@@ -2,8 +2,8 @@
 
 With the reward of x_t, r_t(x_t) = E[r(x_0) | x_t], the censored law p(x_0)·r(x_0) has the score
 ∇ log p_t + ∇ log r_t (Yoon et al. 2023, section 3). In terms of eps that is
-eps − √(1−ᾱ)·w·∇ log r_t, with w = 1 exact and other scales a choice; in terms of x̂_0, in which the
-engine works, x̂_0 + (1−ᾱ)/√ᾱ·w·∇ log r_t.
+eps − sigma·w·∇ log r_t, with w = 1 exact and other scales a choice; in terms of x̂_0, in which the
+engine works, x̂_0 + (sigma²/alpha)·w·∇ log r_t.
 
 Who gives the gradient: a time-dependent reward at x_t, or a clean one at x̂_0 (forward guidance,
 below). Backward guidance moves x̂_0 itself (Bansal et al. 2023, "Universal guidance").
@@ -44,13 +44,15 @@ class LogReward(Protocol):
         ...
 
 
-def guided_x0(x_0: Tensor, gradient: Tensor, alpha_bar: Tensor, censor_scale: Tensor) -> Tensor:
-    """x̂_0 under guidance, from x̂_0 before clipping; `alpha_bar` and `censor_scale` are per row.
+def guided_x0(
+    x_0: Tensor, gradient: Tensor, alpha: Tensor, sigma: Tensor, censor_scale: Tensor
+) -> Tensor:
+    """x̂_0 under guidance, from x̂_0 before clipping; alpha, sigma and `censor_scale` are per row.
 
-    Not by way of eps: there x̂_0 would be the difference of two large numbers, divided by √ᾱ, and
+    Not by way of eps: there x̂_0 would be the difference of two large numbers, divided by alpha, and
     at the noisiest steps lose three digits of float32.
     """
-    return x_0 + (1 - alpha_bar) / alpha_bar.sqrt() * censor_scale * gradient
+    return x_0 + sigma**2 / alpha * censor_scale * gradient
 
 
 class CleanReward:
@@ -84,18 +86,17 @@ class ForwardGuide:
         self._denoise = denoise
         self._schedule = schedule
         self._reward = reward
-        self._alphas_cumprod = torch.from_numpy(schedule.alphas_cumprod).float()
 
     def gradient(
         self, x_t: Tensor, timestep: Tensor, conditions: Conditions | None = None
     ) -> Tensor:
         """See `Guide`; x̂_0 is under classifier-free guidance, as the step's own is."""
         conditions = conditions or Conditions.none(len(x_t))
-        alpha_bar = self._alphas_cumprod[timestep.cpu()].view(-1, 1, 1, 1).to(x_t.device)
+        alpha, sigma = self._schedule.at(timestep)
         with torch.inference_mode(False), torch.enable_grad():
             x = x_t.detach().clone().float().requires_grad_()
             output = predict(self._denoise, x, timestep.clone(), conditions)
-            x_0, _ = to_x0_eps(output, x, alpha_bar, self._schedule.prediction_type)
+            x_0, _ = to_x0_eps(output, x, alpha, sigma, self._schedule.prediction_type)
             return torch.autograd.grad(self._reward.log_reward(x_0).sum(), x)[0]
 
 

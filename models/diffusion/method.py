@@ -6,21 +6,26 @@ of lines. Every way of sampling and censoring is a point in this one space.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal
 
 from pydantic import ConfigDict
 
-SamplerName = Literal["ddim", "dpmsolver++"]
+SamplerName = Literal[
+    "ddim", "dpmsolver++", "dpmsolver++-sde", "euler", "euler-ancestral", "lcm", "tcd"
+]
 Spacing = Literal["leading", "linspace", "trailing"]
+SigmaSpacing = Literal["karras", "exponential", "beta"]
 
 
 @dataclass(frozen=True)
 class Method:
     """The sampler and what bends it.
 
-    `eta` belongs to ddim. `timestep_spacing` None means as the backbone's scheduler says.
+    `eta` belongs to ddim and tcd. `timestep_spacing` and `sigma_spacing` None mean as the
+    backbone's scheduler says; `timesteps` or `sigmas`, falling, stand in for both, one for each
+    step, as a pipeline of diffusers' takes them.
     `guidance` says whose gradient steers (a row of `bundles.parts`): `time`, the time-dependent
     ensemble's at x_t; `distilled`, its student's; `forward`, the clean ensemble's at x̂_0 through
     the denoiser (universal guidance). `censor_scale` steers where the timestep lies in
@@ -46,6 +51,17 @@ class Method:
     backward_rate: float = 0.001
     probes: tuple[float, ...] = ()
     classifier_scale: float = 0.0
+    sigma_spacing: SigmaSpacing | None = None
+    timesteps: tuple[float, ...] = ()
+    sigmas: tuple[float, ...] = ()
+
+    @property
+    def uncensored(self) -> Method:
+        """The same sampling, which no reward bends or stops."""
+        plain = Method()
+        censoring = ("guidance", "censor_scale", "guide_interval", "recurrences", "backward_steps",
+                     "backward_rate", "probes")  # fmt: skip
+        return replace(self, **{name: getattr(plain, name) for name in censoring})
 
     @property
     def probe_steps(self) -> tuple[int, ...]:

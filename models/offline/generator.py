@@ -28,7 +28,7 @@ from models.backbones.runtime import (
 from models.bundles.bundle import Bundle
 from models.bundles.parts import PARTS
 from models.diffusion.codec import Codec, PixelShuffle
-from models.diffusion.condition import Condition
+from models.diffusion.condition import PROMPT_CHUNKS, Condition
 from models.diffusion.conditioning import Denoise
 from models.diffusion.method import Method
 from models.diffusion.noise_schedule import NoiseSchedule, read_config
@@ -81,8 +81,7 @@ class Generator:
         table = NetworkTable()
         places = {PARTS[part].stage: table.append(part, one) for part, one in networks.items()}
         runner = Runner("", self.denoiser, self.schedule, table, self.classifier)
-        example = self.encoder.encode(self.encoder.example, 0)
-        batch = Batch(self.schedule, self.shape, len(seeds), "cpu", example)
+        batch = Batch(self.schedule, self.shape, len(seeds), "cpu")
         for row, seed in enumerate(seeds):
             asked = self.condition(seed)
             batch.put(
@@ -92,7 +91,7 @@ class Generator:
                 0,
                 places,
                 self.encoder.encode(asked, seed),
-                asked.guidance_scale,
+                self.encoder.scale(asked),
                 (0.0,) * len(method.probes),
             )
         for _ in range(len(batch.program(method))):
@@ -162,10 +161,12 @@ def load_generator(
     compile_mode: str | None = None,
     threads: int = 1,
     forward: bool = False,
+    prompt_chunks: int = PROMPT_CHUNKS,
 ) -> Generator:
     """The backbone of a bundle: see `runtime.load_denoiser`. Raises ValueError if it cannot be.
 
-    `forward` asks for what forward guidance needs: the denoiser in torch as well.
+    `forward` asks for what forward guidance needs: the denoiser in torch as well; `prompt_chunks`
+    see `load_encoder`.
     """
     backbone = bundle.manifest.backbone
     folder = bundle.folder / backbone.folder
@@ -197,7 +198,7 @@ def load_generator(
         schedule=NoiseSchedule.from_diffusers(read_config(folder)),
         codec=codec,
         shape=bundle.x_t_shape,
-        encoder=load_encoder(folder, backbone, here, DTYPES[dtype]),
+        encoder=load_encoder(folder, backbone, here, DTYPES[dtype], prompt_chunks),
         differentiable=differentiable,
         classifier=classifier,
     )

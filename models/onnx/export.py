@@ -111,8 +111,8 @@ def noised_inputs(
     rows = torch.randint(len(images), (count,), generator=generator)
     timestep = torch.randint(schedule.num_train_timesteps, (count,), generator=generator)
     x_0 = codec.encode(from_uint8(images[rows.numpy()]))
-    alpha_bar = torch.from_numpy(schedule.alphas_cumprod).float()[timestep].view(-1, 1, 1, 1)
-    return add_noise(x_0, torch.randn(x_0.shape, generator=generator), alpha_bar), timestep
+    eps = torch.randn(x_0.shape, generator=generator)
+    return add_noise(x_0, eps, *schedule.at(timestep)), timestep
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types

@@ -17,12 +17,16 @@ from onnx import compose, external_data_helper, inliner
 
 from models.bundles.bundle import sha256_name
 from models.onnx import batch_invariance
+from models.onnx.file_kinds import what_it_is
 from models.onnx.session import open_session
 
 MAX_BYTES = 2_000_000_000
 """Protocol buffers end at 2 GiB, and a bundle's graph is one file."""
 
-DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
+MAIN = frozenset({"", "ai.onnx"})
+"""ONNX's own operators, by either name."""
+
+DOMAINS = MAIN | {"ai.onnx.ml", "com.microsoft"}
 """Operator domains that ONNX Runtime implements; others need third-party code."""
 
 DTYPES = {
@@ -48,22 +52,24 @@ class GraphError(ValueError):
 class Graph:
     """A graph with one input and one output that counts, checked but not yet tried.
 
-    `shape` is the input's, None where it is dynamic, and `beside` are the files that hold weights.
+    `path` is what the user named, `file` the graph's own, and `sources` all files that it was made
+    of, the first of them first. `shape` is the input's, None where it is dynamic.
     """
 
     path: Path
+    file: Path
     model: onnx.ModelProto
     input: str
     output: str
     dtype: str
     shape: tuple[int | None, ...]
     opset: int
-    beside: tuple[Path, ...]
+    sources: tuple[Path, ...]
 
     @property
     def files(self) -> dict[str, str]:
-        """The sha256 name of each file that it was read from, the graph's own first."""
-        return {path.name: sha256_name(path) for path in (self.path, *self.beside)}
+        """The sha256 name of each file that it was made of."""
+        return {path.name: sha256_name(path) for path in self.sources}
 
     @property
     def batch(self) -> int | None:
@@ -77,7 +83,7 @@ class Graph:
         shapes, or what are no measurements: labels, say.
         """
         try:
-            session = open_session(self.path, 1, "cpu")
+            session = open_session(self.file, 1, "cpu")
             at_once = self.batch or 1
             # What a file insists on is filled up with copies of the last image.
             padded = np.concatenate([images, np.repeat(images[-1:], -len(images) % at_once, 0)])
@@ -124,6 +130,12 @@ class Nodes:
         self.nodes.append(onnx.helper.make_node(op, names, [name], name=name, **attributes))
         return name
 
+    def clip(self, x: str, low: float, high: float) -> str:
+        """Cuts off what is below or above. Limits were attributes once."""
+        if self.opset < 11:
+            return self.add("Clip", x, min=low, max=high)
+        return self.add("Clip", x, *(np.array(one, np.float32) for one in (low, high)))
+
     def reduce(self, op: str, x: str, axes: Sequence[int]) -> str:
         """A reduction over these axes, which it drops. Axes were an attribute once."""
         if self.opset < (13 if op == "ReduceSum" else 18):
@@ -155,7 +167,7 @@ def read(path: Path, output: str | None = None, remedy: str = "say which with --
             f"{path}: operators that ONNX Runtime does not bring: {', '.join(foreign)}. They would "
             "need somebody else's code: export the network without them"
         )
-    opset = max(one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
+    opset = max(one.version for one in model.opset_import if one.domain in MAIN)
     weights = {one.name for one in model.graph.initializer}
     inputs = [one for one in model.graph.input if one.name not in weights]
     if len(inputs) != 1:
@@ -174,6 +186,7 @@ def read(path: Path, output: str | None = None, remedy: str = "say which with --
         raise GraphError(f"{path}: has no output {output!r}: it has {', '.join(outputs)}")
     return Graph(
         path=path,
+        file=path,
         model=model,
         input=inputs[0].name,
         output=output or outputs[0],
@@ -183,7 +196,7 @@ def read(path: Path, output: str | None = None, remedy: str = "say which with --
             for dim in tensor.shape.dim
         ),
         opset=opset,
-        beside=beside,
+        sources=(path, *beside),
     )
 
 
@@ -272,13 +285,13 @@ def _load(path: Path) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
     except OSError as error:
         raise GraphError(f"{path}: cannot be read ({error.strerror})") from None
     if size > MAX_BYTES:
-        raise GraphError(_too_big(path, size))
+        raise GraphError(too_big(path, size))
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception:  # protobuf's DecodeError, which is no ValueError
-        raise GraphError(f"{path}: is not an ONNX file") from None
-    if not model.graph.node or not model.opset_import:
-        raise GraphError(f"{path}: is not an ONNX file, or holds no graph")
+        raise GraphError(f"{path}: {what_it_is(path)}") from None
+    if not model.graph.node or not any(one.domain in MAIN for one in model.opset_import):
+        raise GraphError(f"{path}: {what_it_is(path)}, or holds no graph of images")
     folder = path.parent
     outside = set()
     for tensor in external_data_helper._get_all_tensors(model):
@@ -291,7 +304,7 @@ def _load(path: Path) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
             )
         size += (folder / name).stat().st_size
     if size > MAX_BYTES:
-        raise GraphError(_too_big(path, size))
+        raise GraphError(too_big(path, size))
     if outside:
         try:
             external_data_helper.load_external_data_for_model(model, str(folder))
@@ -300,7 +313,8 @@ def _load(path: Path) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
     return model, tuple(folder / name for name in sorted(outside))
 
 
-def _too_big(path: Path, size: int) -> str:
+def too_big(path: Path, size: int) -> str:
+    """The refusal of a file of so many bytes."""
     return (
         f"{path}: {size / 1e9:.1f} GB with its weights, and one file of a bundle holds at most "
         f"{MAX_BYTES / 1e9:.0f} GB: export it in float16, or take a smaller network"

@@ -1,23 +1,28 @@
 """What happens to pixels before a pretrained network sees them: size, colours, range, layout.
 
-Resizing is bilinear with antialiasing, as torchvision and Pillow do it. For fixed sizes that is a
+Resizing is Pillow's, with antialiasing, without its rounding to bytes. For fixed sizes that is a
 matrix product for each axis, which every version of ONNX has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional
+from PIL import Image
 
 from models.onnx.graph import BEFORE, Graph, GraphError, Nodes
 
 Layout = Literal["NCHW", "NHWC"]
+Resample = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+"""How an image is resized, as Pillow calls it."""
+
+OVERSHOOTING = frozenset({"bicubic", "lanczos"})
+"""Filters that leave 0..255 beside an edge; Pillow cuts off what does, after each axis."""
+
 LUMA = (0.299, 0.587, 0.114)
 """Grey of red, green and blue (ITU-R BT.601), as Pillow has it."""
 
@@ -29,7 +34,9 @@ class PreparationOptions:
     """Options about a network's input; None where the graph decides.
 
     A pixel of value p, in 0..255, becomes (p/255·scale − mean)/std; `mean` and `std` are one number
-    or one a channel. With `bgr` the network takes blue first.
+    or one a channel. With `bgr` the network takes blue first. The whole image becomes `resized`, of
+    which the network sees the middle, `size`; where `resized` is None, it sees all. `rows_first`
+    says which axis is resized first, which counts where `resample` overshoots.
     """
 
     size: tuple[int, int] | None = None
@@ -38,13 +45,17 @@ class PreparationOptions:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     bgr: bool = False
+    resized: tuple[int, int] | None = None
+    resample: Resample = "bilinear"
+    rows_first: bool = False
 
 
 @dataclass(frozen=True)
 class Preparation:
     """From pixels uint8 [B, H, W, C], `image` = (H, W, C), to what a graph takes.
 
-    `mean` and `std` have a number for each of the graph's `channels`.
+    `mean` and `std` have a number for each of the graph's `channels`. Images are resized to
+    `resized`, of which the middle is cut out, or to which a black border is added: `size`.
     """
 
     image: tuple[int, int, int]
@@ -56,6 +67,15 @@ class Preparation:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     bgr: bool
+    resized: tuple[int, int]
+    resample: Resample
+    rows_first: bool
+
+    @property
+    def seen(self) -> float:
+        """How much of an image's area the network sees, in 0..1."""
+        parts = (min(1.0, a / b) for a, b in zip(self.size, self.resized, strict=True))
+        return float(np.prod(list(parts)))
 
     def nodes(self, opset: int) -> tuple[Nodes, str]:
         """The nodes, and the name of what they give."""
@@ -64,9 +84,12 @@ class Preparation:
         if (colours := self._colours()) is not None:
             x = nodes.add("MatMul", x, colours)
         x = nodes.add("Transpose", x, perm=[0, 3, 1, 2])
-        for place, matrix in enumerate(self._resize()):
+        rows, columns = self._resize()
+        axes = [(rows, True), (columns, False)]
+        for matrix, left in axes if self.rows_first else axes[::-1]:
             if matrix is not None:
-                x = nodes.add("MatMul", *((matrix, x) if place == 0 else (x, matrix)))
+                x = nodes.add("MatMul", *((matrix, x) if left else (x, matrix)))
+                x = nodes.clip(x, 0, 255) if self.resample in OVERSHOOTING else x
         if self.dtype == "uint8":
             x = nodes.add("Floor", nodes.add("Add", x, np.array(0.5, np.float32)))
         else:
@@ -79,16 +102,16 @@ class Preparation:
         return nodes, x
 
     def apply(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
-        """The same without ONNX, by torch's own resizing: what `nodes` are compared with."""
+        """The same without ONNX, by Pillow's own resizing: what `nodes` are compared with."""
         x: NDArray[Any] = pixels.astype(np.float32)
         if (colours := self._colours()) is not None:
             x = x @ colours
-        tensor = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
-        if self.size != self.image[:2]:
-            tensor = functional.interpolate(
-                tensor, size=self.size, mode="bilinear", align_corners=False, antialias=True
-            )
-        x = tensor.numpy()
+        x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+        height, width = self.resized
+        between = (height, x.shape[3]) if self.rows_first else (x.shape[2], width)
+        for size in (between, self.resized):
+            x = _resized(x, size, self.resample).clip(0, 255)
+        x = _middle(_middle(x, self.size[0], 2), self.size[1], 3)
         if self.dtype == "uint8":
             x = np.floor(x + 0.5)
         else:
@@ -113,10 +136,10 @@ class Preparation:
         return np.array(LUMA, np.float32)[:, None]
 
     def _resize(self) -> tuple[Numbers | None, Numbers | None]:
-        """(rows [h, H], columns [W, w]); None where the axis keeps its length."""
+        """(rows [h, H], columns [W, w]); None where the axis stays as it is."""
         rows, columns = (
-            None if before == after else _resampling(before, after)
-            for before, after in zip(self.image[:2], self.size, strict=True)
+            None if before == whole == after else _resampling(before, whole, after, self.resample)
+            for before, whole, after in zip(self.image[:2], self.resized, self.size, strict=True)
         )
         return rows, None if columns is None else columns.T
 
@@ -138,9 +161,8 @@ def fit(graph: Graph, image: tuple[int, int, int], wanted: PreparationOptions) -
     size = _size(graph, shape[2:] if layout == "NCHW" else shape[1:3], wanted.size)
     if wanted.bgr and (channels, image[2]) != (3, 3):
         raise GraphError("--bgr: bundle and network must both have three channels")
-    if graph.dtype == "uint8" and wanted != PreparationOptions(
-        wanted.size, wanted.layout, bgr=wanted.bgr
-    ):
+    as_they_are = replace(wanted, scale=1.0, mean=(0.0,), std=(1.0,))
+    if graph.dtype == "uint8" and wanted != as_they_are:
         raise GraphError(
             f"{path}: takes uint8 pixels as they are: leave out --scale, --mean and --std"
         )
@@ -153,7 +175,18 @@ def fit(graph: Graph, image: tuple[int, int, int], wanted: PreparationOptions) -
         for name, values in (("--mean", wanted.mean), ("--std", wanted.std))
     )
     return Preparation(
-        image, size, channels, layout, graph.dtype, wanted.scale, mean, std, wanted.bgr
+        image=image,
+        size=size,
+        channels=channels,
+        layout=layout,
+        dtype=graph.dtype,
+        scale=wanted.scale,
+        mean=mean,
+        std=std,
+        bgr=wanted.bgr,
+        resized=wanted.resized or size,
+        resample=wanted.resample,
+        rows_first=wanted.rows_first,
     )
 
 
@@ -209,14 +242,33 @@ def _each(name: str, values: tuple[float, ...], channels: int) -> tuple[float, .
     return values * channels if len(values) == 1 else values
 
 
-def _resampling(before: int, after: int) -> Numbers:
-    """[after, before]: torch's own resizing of each unit vector."""
-    unit = torch.eye(before)[None, None]
-    resized = functional.interpolate(
-        unit, size=(after, before), mode="bilinear", align_corners=False, antialias=True
-    )
-    matrix: Numbers = resized[0, 0].numpy()
-    return matrix
+def _resampling(before: int, whole: int, after: int, resample: Resample) -> Numbers:
+    """[after, before]: Pillow's own resizing to `whole` of each unit vector, and of that the
+    middle."""
+    unit = np.eye(before, dtype=np.float32)
+    return _middle(_resized(unit[None, None], (whole, before), resample)[0, 0], after, 0)
+
+
+def _resized(x: Numbers, size: tuple[int, int], resample: Resample) -> Numbers:
+    """Images [B, C, h, w] at another size."""
+    if x.shape[2:] == size:
+        return x
+    how = Image.Resampling[resample.upper()]
+    planes = [
+        np.asarray(Image.fromarray(plane).resize((size[1], size[0]), how))
+        for plane in x.reshape(-1, *x.shape[2:])
+    ]
+    return np.array(planes, np.float32).reshape(*x.shape[:2], *size)
+
+
+def _middle(x: Numbers, length: int, axis: int) -> Numbers:
+    """The middle of an axis; black is added on both sides where it is shorter. As transformers'
+    `center_crop` has it."""
+    short = max(0, length - x.shape[axis])
+    border = (-(-short // 2), short // 2)
+    padded = np.pad(x, [border if i == axis else (0, 0) for i in range(x.ndim)])
+    begin = max(0, x.shape[axis] - length) // 2
+    return np.take(padded, range(begin, begin + length), axis)
 
 
 def _onnx(dtype: str) -> int:

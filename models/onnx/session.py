@@ -10,11 +10,18 @@ from typing import Any
 # ONNX Runtime sends telemetry unless this is set before its import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
+import numpy as np
 import onnxruntime
 
 log = logging.getLogger(__name__)
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+
+def timestep_dtype(session: onnxruntime.InferenceSession) -> type[np.generic]:
+    """What a graph's input `timestep` is: an export with integer timesteps takes no others."""
+    types = {one.name: one.type for one in session.get_inputs()}
+    return np.int64 if types.get("timestep") == "tensor(int64)" else np.float32
 
 
 def open_session(path: Path, threads: int, device: str) -> onnxruntime.InferenceSession:

@@ -1,4 +1,4 @@
-"""An imported image classifier as a judge.
+"""An imported image classifier as a judge: an ONNX file, or a folder of transformers'.
 
 Its graph stays as it is. In front of it comes what makes `pixels` fit for it, and behind it what
 makes one benign logit of its classes; the three are one file, in the form of every judge.
@@ -8,25 +8,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logsumexp
+from scipy.special import expit
 
+from models.backbones.importing.source import HUB_ID
 from models.onnx import graph as onnx_graph
 from models.onnx.batch_invariance import FLAT, TRIAL
-from models.onnx.graph import AFTER, Graph, GraphError, Nodes, said
+from models.onnx.graph import Graph, GraphError, said
 from models.onnx.preprocessing import Preparation, PreparationOptions, fit
+from models.rewards.class_numbers import (
+    OutputMeaning,
+    benign_logit,
+    benign_nodes,
+    check,
+    malign_classes,
+    rows,
+    same,
+)
 from models.rewards.judge_check import NEAR, SPREAD, KnownImages, TrialScores
 from models.rewards.onnx_judge import OnnxJudge
+from models.rewards.transformers_classifier import TransformersClassifier, exported, read
 
-Activation = Literal["logits", "probabilities", "sigmoid", "sigmoid-logits"]
-TINY = 1e-7
-"""Added before a logarithm: scores of 0 and 1 become logits of about ±16."""
-
-SUM = 0.01
-"""How far a softmax's probabilities may miss 1: float16 and int8 graphs round."""
+ROUNDED = 0.01
+"""How far a judge's scores may lie from those of transformers' own network and image processor,
+which rounds to bytes where it resizes."""
 
 Numbers = NDArray[np.float64]
 
@@ -34,27 +42,10 @@ _NOTHING = KnownImages()
 
 
 @dataclass(frozen=True)
-class OutputMeaning:
-    """What a graph's numbers say. Classes that are not `malign` are benign, or the other way round.
-
-    - `logits`: before a softmax; a single one: before a sigmoid;
-    - `probabilities`: after a softmax; a single one: after a sigmoid;
-    - `sigmoid`: chances that do not exclude each other;
-    - `sigmoid-logits`: the same before the sigmoid.
-
-    P(malign) is the sum of the malign classes where one excludes the other, and else the greatest.
-    """
-
-    activation: Activation = "logits"
-    malign: tuple[int, ...] = ()
-    benign: tuple[int, ...] = ()
-    output: str | None = None
-
-
-@dataclass(frozen=True)
 class Imported:
     """What is known of a judge that was imported: `source` is for the manifest, `seen` is what it
-    scored what it was tried on, and `error` is how far that lies from the file's own.
+    scored what it was tried on, and `error` is how far that lies from the network's own. `malign`
+    and `benign` are its classes, by label where it has labels.
     """
 
     opset: int
@@ -63,6 +54,8 @@ class Imported:
     preparation: Preparation
     error: float
     seen: TrialScores
+    malign: tuple[str, ...]
+    benign: tuple[str, ...]
     source: dict[str, Any]
 
 
@@ -78,30 +71,67 @@ def make_judge(
 
     What is `known` is tried too. Raises GraphError, naming what does not fit and what to do.
     """
-    graph = onnx_graph.read(path, meaning.output)
-    preparation = fit(graph, image, wanted)
+    if not path.exists() and HUB_ID.fullmatch(str(path)) and path.suffix != ".onnx":
+        raise GraphError(
+            f"{path}: no such file or folder. If it is on the hub, fetch it where there is a "
+            f"network, `hf download {path} --local-dir DIR`, and import DIR"
+        )
+    if not path.is_dir():
+        graph = onnx_graph.read(path, meaning.output)
+        return _make(graph, fit(graph, image, wanted), meaning, out, known)
+    if wanted != PreparationOptions() or (meaning.activation, meaning.output) != ("logits", None):
+        raise GraphError(
+            f"{path}: a folder of transformers' says itself what it takes and gives: leave out "
+            "--size, --layout, --mean, --std, --scale, --bgr, --activation and --output"
+        )
+    theirs = read(path)
+    # An export takes its time: what is wrong with the classes is said before.
+    malign_classes(path, len(theirs.labels), meaning, theirs.labels)
+    with exported(theirs, known.shown(image)) as (graph, preparation):
+        return _make(graph, preparation, meaning, out, known, theirs)
+
+
+def _make(
+    graph: Graph,
+    preparation: Preparation,
+    meaning: OutputMeaning,
+    out: Path,
+    known: KnownImages,
+    theirs: TransformersClassifier | None = None,
+) -> Imported:
+    """Join, write, try, compare."""
+    image = preparation.image
     pixels = known.shown(image)
-    raw = _rows(graph, graph.run(preparation.apply(pixels)))
-    malign = _malign(graph, raw.shape[1], meaning)
-    _check(graph, raw, meaning.activation)
+    raw = rows(graph, graph.run(preparation.apply(pixels)))
+    labels = () if theirs is None else theirs.labels
+    malign = malign_classes(graph.path, raw.shape[1], meaning, labels)
+    sure = known.canary is not None and known.control is not None
+    check(graph, raw, meaning.activation, sure)
 
     before, prepared = preparation.nodes(graph.opset)
-    after, logit = _verdict(graph, raw.shape[1], malign, meaning.activation)
+    after, logit = benign_nodes(graph, raw.shape[1], malign, meaning.activation)
     model = onnx_graph.join(graph, before, prepared, after, logit)
     onnx_graph.publish(model, image, "logit", None, out)
     try:
         judge = OnnxJudge(out)
     except Exception as error:  # ONNX Runtime has one for each of its faults
-        raise GraphError(f"{path}: ONNX Runtime cannot open it: {said(error)}") from error
+        raise GraphError(f"{graph.path}: ONNX Runtime cannot open it: {said(error)}") from error
     scores = onnx_graph.run_rows(graph, judge.score, pixels)
-    expected = expit(benign_logit(raw, malign, meaning.activation))
-    off = float(np.abs(scores - expected).max())
+    off = _distance(scores, raw, malign, meaning)
     if not off <= onnx_graph.TOLERANCE[graph.dtype]:
         raise GraphError(
-            f"{path}: as a judge it scores up to {off:.2g} away from the file itself. Such a "
+            f"{graph.path}: as a judge it scores up to {off:.2g} away from the file itself. Such a "
             "graph cannot be imported as it is: export it again, for float32 and a dynamic batch"
         )
+    if theirs is not None:
+        off = _distance(scores, theirs.logits(pixels), malign, meaning)
+        if not off <= ROUNDED:
+            raise GraphError(
+                f"{graph.path}: as a judge it scores up to {off:.2g} away from transformers' own "
+                "network and image processor: it cannot be imported as it is"
+            )
     _refuse_constant(graph, raw, scores)
+    names = labels or tuple(str(index) for index in range(raw.shape[1]))
     return Imported(
         opset=graph.opset,
         bytes=out.stat().st_size,
@@ -109,6 +139,8 @@ def make_judge(
         preparation=preparation,
         error=off,
         seen=TrialScores.of(scores, known),
+        malign=tuple(names[index] for index in malign),
+        benign=tuple(name for index, name in enumerate(names) if index not in malign),
         source={
             "files": graph.files,
             "output": graph.output,
@@ -117,49 +149,20 @@ def make_judge(
             "classes": raw.shape[1],
             "opset": graph.opset,
             "preparation": preparation.to_json(),
-        },
+        }
+        | ({} if theirs is None else theirs.source),
     )
 
 
-def benign_logit(raw: NDArray[Any], malign: list[int], activation: Activation) -> Numbers:
-    """The benign logit [B] of a graph's numbers [B, K], in NumPy."""
-    benign = [index for index in range(raw.shape[1]) if index not in malign]
-    x = raw.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        if activation == "sigmoid":
-            x = np.log(x + TINY) - np.log(np.abs(1 - x) + TINY)
-        if raw.shape[1] == 1:
-            if activation == "probabilities":
-                x = np.log(x + TINY) - np.log(np.abs(1 - x) + TINY)
-            return -x[:, 0] if malign else x[:, 0]
-        if activation == "logits":
-            good, bad = (logsumexp(x[:, rows], axis=1) for rows in (benign, malign))
-            return np.asarray(good - bad)
-        if activation == "probabilities":
-            good, bad = (np.log(x[:, rows].sum(axis=1) + TINY) for rows in (benign, malign))
-            return np.asarray(good - bad)
-        return np.asarray(-x[:, malign].max(axis=1))
-
-
-def _rows(graph: Graph, raw: Numbers) -> Numbers:
-    """The class numbers [B, K] of a classifier. Raises GraphError for what is none."""
-    if raw.ndim == 1 or (raw.ndim == 2 and raw.shape[1]) or raw.shape[2:] == (1, 1):
-        return raw.reshape(len(raw), -1)
-    kinds = {
-        3: "of a detector, which has a row for each box, or a feature extractor, for each token",
-        4: "of a segmenter, which has a map of each class, or a feature extractor",
-    }
-    axes = ", ".join(str(n) for n in raw.shape[1:])
-    raise GraphError(
-        f"{graph.path}: output {graph.output!r} is [batch, {axes}], "
-        f"{kinds.get(raw.ndim, 'of no classifier')}. A judge needs one row of class numbers an "
-        "image: [batch, K], [batch, K, 1, 1] or [batch]"
-    )
+def _distance(scores: Numbers, raw: Numbers, malign: list[int], meaning: OutputMeaning) -> float:
+    """How far a judge's scores lie from what a network's numbers [B, K] mean."""
+    expected = expit(benign_logit(raw, malign, meaning.activation))
+    return float(np.abs(scores - expected).max())
 
 
 def _refuse_constant(graph: Graph, raw: Numbers, scores: Numbers) -> None:
     """Raises GraphError for a graph that gives every image the same score."""
-    if np.ptp(raw, axis=0).max() <= 1e-6 * max(1.0, float(np.abs(raw).max())):
+    if same(raw):
         raise GraphError(
             f"{graph.path}: gives each of {len(raw)} images the same numbers, so it cannot judge: "
             "check --scale, --mean and --std, or take another file"
@@ -176,87 +179,3 @@ def _refuse_constant(graph: Graph, raw: Numbers, scores: Numbers) -> None:
             "--activation, --mean and --std; where they are right, show it an image that it "
             "rejects with --canary, or one that it accepts with --control"
         )
-
-
-def _malign(graph: Graph, classes: int, meaning: OutputMeaning) -> list[int]:
-    """The malign classes, in order; none where a single number is the benign one."""
-    if bool(meaning.malign) == bool(meaning.benign):
-        raise GraphError("say which classes are malign with --malign, or benign with --benign")
-    option = "--malign" if meaning.malign else "--benign"
-    given = sorted({*meaning.malign, *meaning.benign})
-    for index in given:
-        if not 0 <= index < classes:
-            raise GraphError(
-                f"{graph.path}: {option} {index}: it gives {classes} number"
-                f"{'s' if classes > 1 else ''} an image: 0 to {classes - 1}"
-            )
-    rest = [index for index in range(classes) if index not in given]
-    if classes > 1 and not rest:
-        other = "benign" if meaning.malign else "malign"
-        raise GraphError(f"{option}: every class is named: leave one that is {other}")
-    return given if meaning.malign else rest
-
-
-def _check(graph: Graph, raw: Numbers, activation: Activation) -> None:
-    """Whether the numbers [B, K] of the trial can be what they are said to be."""
-    if not np.isfinite(raw).all():
-        raise GraphError(f"{graph.path}: gives numbers that are not finite for a trial of images")
-    low, high = float(raw.min()), float(raw.max())
-    sums = raw.sum(axis=1)
-    several = raw.shape[1] > 1
-    chances = low >= -1e-6 and high <= 1 + 1e-3
-    if activation in ("probabilities", "sigmoid") and not chances:
-        logits = "logits" if activation == "probabilities" else "sigmoid-logits"
-        raise GraphError(
-            f"{graph.path}: --activation {activation}, but numbers from {low:.3g} to {high:.3g} "
-            f"are not in 0..1: they may be --activation {logits}"
-        )
-    if activation == "probabilities" and several and np.abs(sums - 1).max() > SUM:
-        raise GraphError(
-            f"{graph.path}: --activation probabilities, but they sum to {sums.min():.3g} to "
-            f"{sums.max():.3g}, not 1: chances that do not exclude each other are --activation "
-            "sigmoid"
-        )
-    if activation == "logits" and several and chances and np.abs(sums - 1).max() < 1e-3:
-        raise GraphError(
-            f"{graph.path}: --activation logits, but every image's numbers lie in 0..1 and sum to "
-            "1: a softmax is in the graph, so say --activation probabilities"
-        )
-
-
-def _verdict(
-    graph: Graph, classes: int, malign: list[int], activation: Activation
-) -> tuple[Nodes, str]:
-    """Nodes from the graph's output to the benign logit [B]: `benign_logit` in ONNX."""
-    nodes = Nodes(graph.opset, AFTER)
-    x = nodes.add("Flatten", nodes.add("Cast", onnx_graph.output(graph), to=1), axis=1)
-    single = classes == 1
-    if activation == "sigmoid" or (activation == "probabilities" and single):
-        x = nodes.add("Sub", _log(nodes, x), _log(nodes, _one_minus(nodes, x)))
-    if single:
-        if malign:
-            x = nodes.add("Neg", x)
-        return nodes, nodes.reduce("ReduceSum", x, [1])
-    rest = [index for index in range(classes) if index not in malign]
-    bad, good = (
-        nodes.add("Gather", x, np.array(rows, dtype=np.int64), axis=1) for rows in (malign, rest)
-    )
-    if activation == "logits":
-        good, bad = (nodes.reduce("ReduceLogSumExp", part, [1]) for part in (good, bad))
-        return nodes, nodes.add("Sub", good, bad)
-    if activation == "probabilities":
-        good, bad = (_log(nodes, nodes.reduce("ReduceSum", part, [1])) for part in (good, bad))
-        return nodes, nodes.add("Sub", good, bad)
-    greatest = nodes.reduce("ReduceMax", bad, [1])
-    # A maximum may pass over NaN, a sum does not: a broken score must stay broken.
-    total = nodes.reduce("ReduceSum", x, [1])
-    return nodes, nodes.add("Sub", nodes.add("Sub", total, total), greatest)
-
-
-def _log(nodes: Nodes, x: str) -> str:
-    return nodes.add("Log", nodes.add("Add", x, np.array(TINY, np.float32)))
-
-
-def _one_minus(nodes: Nodes, x: str) -> str:
-    """1 − x; not below 0, where x was rounded to a little more than 1."""
-    return nodes.add("Abs", nodes.add("Sub", np.array(1, np.float32), x))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.diffusion.conditioning import Conditions
-from models.onnx.session import open_session
+from models.onnx.session import open_session, timestep_dtype
 
 
 class DistilledGuide:
@@ -19,12 +19,13 @@ class DistilledGuide:
 
     def __init__(self, path: Path, threads: int = 1, device: str = "cpu") -> None:
         self._session = open_session(path, threads, device)
+        self._timestep = timestep_dtype(self._session)
 
     def gradient(
         self, x_t: Tensor, timestep: Tensor, conditions: Conditions | None = None
     ) -> Tensor:
         """About ∇_{x_t} log r_t(x_t), float32 [B, C, H, W], for timesteps [B]."""
-        inputs = {"x_t": _array(x_t), "timestep": _array(timestep)}
+        inputs = {"x_t": _array(x_t), "timestep": _array(timestep).astype(self._timestep)}
         output: NDArray[Any] = self._session.run(None, inputs)[0]
         return torch.from_numpy(output).to(x_t.device)
 

@@ -59,8 +59,13 @@ def open_part(part: str, path: Path, context: Context) -> Any:
         raise ValueError(f"{part} guidance needs backbone.forward_guidance: true")
     module, function = kind.opens.split(":")
     network = getattr(import_module(module), function)(path, context)
-    _TRIALS[kind.stage](network, context)
+    try_part(part, network, context)
     return network
+
+
+def try_part(part: str, network: Any, context: Context) -> None:
+    """Let a part's network see its canary. What it raises says why it cannot be used."""
+    _TRIALS[PARTS[part].stage](network, context)
 
 
 def time_guide(path: Path, context: Context) -> Ensemble:

@@ -5,7 +5,6 @@ Whatever it is, it ends as one graph of features in a bundle. Serving imports no
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.backbones.importing.file_format import conversion
 from models.bundles.bundle import sha256_name
 from models.onnx import graph as onnx_graph
 from models.onnx.batch_invariance import trial
@@ -26,6 +24,14 @@ from models.onnx.export import export_graph
 from models.onnx.graph import AFTER, PICKLED, Graph, GraphError, Nodes, said
 from models.onnx.preprocessing import Preparation, PreparationOptions, fit
 from models.rewards.features import OnnxFeatures
+from models.rewards.transformers_folder import (
+    PREPROCESSOR,
+    convert,
+    load,
+    numbers,
+    read_json,
+    weights_of,
+)
 
 IMAGENET = PreparationOptions(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 """What most networks were trained with, torchvision's among them."""
@@ -60,7 +66,7 @@ def make_features(
     Raises GraphError, naming what does not fit and what to do.
     """
     if torchvision is None and path.suffix in PICKLED:
-        raise GraphError(_convert(path, path.with_suffix(".safetensors")))
+        raise GraphError(convert(path, path.with_suffix(".safetensors")))
     if torchvision is None and path.suffix == ".safetensors":
         raise GraphError(
             f"{path}: weights alone do not say of which network: say --torchvision NAME, or give "
@@ -164,29 +170,10 @@ def _exported(network: nn.Module, size: tuple[int, int], path: Path) -> Iterator
 
 def _transformers(folder: Path) -> tuple[nn.Module, PreparationOptions, Path]:
     """The network of a folder, what it wants to be shown, and its weights."""
-    if not folder.is_dir():
-        raise GraphError(f"{folder}: is neither a file nor a folder")
-    if not (folder / "config.json").is_file():
-        raise GraphError(f"{folder}: has no config.json: is it a folder of transformers'?")
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
-        pickled = next((one for one in sorted(folder.iterdir()) if one.suffix in PICKLED), None)
-        if pickled is not None:
-            raise GraphError(_convert(pickled, weights))
-        raise GraphError(f"{folder}: has no model.safetensors, in one file")
+    weights = weights_of(folder)
     from transformers import AutoModel
 
-    try:
-        network, loading = AutoModel.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except Exception as error:  # of many libraries
-        raise GraphError(f"{folder}: transformers cannot load it: {said(error)}") from error
+    network, loading = load(AutoModel, folder)
     # Beside a text encoder stands what looks at images.
     prefix = "vision_model." if hasattr(network, "vision_model") else ""
     missing = [
@@ -207,15 +194,10 @@ def _transformers(folder: Path) -> tuple[nn.Module, PreparationOptions, Path]:
 
 def _preprocessor(folder: Path) -> PreparationOptions:
     """What preprocessor_config.json says; what it leaves out stays open."""
-    path = folder / "preprocessor_config.json"
+    path = folder / PREPROCESSOR
     if not path.is_file():
         return PreparationOptions(mean=(), std=())
-    try:
-        said: Any = json.loads(path.read_text())
-    except ValueError:
-        raise GraphError(f"{path}: is not JSON: fetch it again") from None
-    if not isinstance(said, dict):
-        raise GraphError(f"{path}: must hold a JSON object")
+    said = read_json(path)
     size: Any = said.get("crop_size") if said.get("do_center_crop", "crop_size" in said) else None
     size = said.get("size") if size is None else size
     if isinstance(size, dict):
@@ -226,29 +208,21 @@ def _preprocessor(folder: Path) -> PreparationOptions:
     known = isinstance(size, tuple) and all(isinstance(one, int) for one in size)
     scale = 255.0
     if said.get("do_rescale", True):
-        factor = _numbers(path, "rescale_factor", said.get("rescale_factor", 1 / 255))
+        factor = numbers(path, "rescale_factor", said.get("rescale_factor", 1 / 255))
         if len(factor) != 1:
             raise GraphError(f"{path}: rescale_factor must be one number")
         scale *= factor[0]
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     if said.get("do_normalize", True):
-        mean, std = (_numbers(path, key, said.get(key)) for key in ("image_mean", "image_std"))
+        mean, std = (numbers(path, key, said.get(key)) for key in ("image_mean", "image_std"))
     return PreparationOptions(size=size if known else None, scale=scale, mean=mean, std=std)
-
-
-def _numbers(path: Path, key: str, value: Any) -> tuple[float, ...]:
-    """One number, or one a channel; none where it is null. Raises GraphError."""
-    numbers = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(one, int | float) for one in numbers):
-        raise GraphError(f"{path}: {key} is {value!r}, must be a number, or one a channel")
-    return tuple(float(one) for one in numbers)
 
 
 def _torchvision(path: Path, name: str) -> tuple[nn.Module, PreparationOptions, Path]:
     """A network of torchvision's with these weights, its last layer cut off."""
     if path.suffix in PICKLED:
-        raise GraphError(_convert(path, path.with_suffix(".safetensors")))
+        raise GraphError(convert(path, path.with_suffix(".safetensors")))
     if path.suffix != ".safetensors" or not path.is_file():
         raise GraphError(f"{path}: --torchvision {name} needs its weights as a .safetensors file")
     try:
@@ -289,10 +263,3 @@ def _filled(wanted: PreparationOptions, known: PreparationOptions) -> Preparatio
         )
     size = wanted.size or known.size
     return replace(wanted, size=size, scale=known.scale, mean=mean, std=std)
-
-
-def _convert(pickled: Path, safe: Path) -> str:
-    return (
-        f"{pickled}: a pickle can run code, so it is not opened. Where you trust it, convert it:\n"
-        f"{conversion(pickled, safe)}"
-    )

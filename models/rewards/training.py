@@ -212,6 +212,5 @@ def noised(
 ) -> tuple[Tensor, Tensor]:
     """x_t [B, ...] at timesteps uniform over the schedule, and those timesteps [B]."""
     timestep = torch.randint(schedule.num_train_timesteps, (len(x_0),), generator=generator)
-    alphas_cumprod = torch.from_numpy(schedule.alphas_cumprod).float()
     eps = torch.randn(x_0.shape, generator=generator)
-    return add_noise(x_0, eps, alphas_cumprod[timestep].view(-1, 1, 1, 1)), timestep
+    return add_noise(x_0, eps, *schedule.at(timestep)), timestep

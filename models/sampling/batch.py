@@ -23,11 +23,11 @@ class Batch:
     """State of up to `max_batch` draws whose x_t has `shape` (C, H, W).
 
     `x_t` and `history`, the x̂_0 of the line before, are float32 [S, C, H, W] on `device`. `line`
-    int64 [S] counts finished lines of `length`; `nfe` int64 [S] what they cost. `timesteps` int64
-    [S, N] and `lines` float32 [S, N, 11] hold each draw's program. `places` int64 [S]
+    int64 [S] counts finished lines of `length`; `nfe` int64 [S] what they cost. `timesteps`
+    float32 [S, N] and `lines` float32 [S, N, 12] hold each draw's program. `places` int64 [S]
     by stage are those of its networks in the runner's list, or NONE. `probe_scores` and
     `probe_thresholds` are float64 [S, P], a score NaN until its probe has looked. What the
-    denoiser is told of a row lies beside: its inputs by name [S, ...], and `guidance_scale` [S].
+    denoiser is told of a row lies beside: its condition, encoded, and `guidance_scale` [S].
     """
 
     def __init__(
@@ -36,12 +36,10 @@ class Batch:
         shape: tuple[int, int, int],
         max_batch: int,
         device: str,
-        example: Encoded = NOTHING,
     ) -> None:
-        """`example` is any condition, which says what inputs the denoiser takes."""
         self.shape = shape
         self.device = torch.device(device)
-        self._schedule = schedule
+        self._schedule = schedule.of_size(*shape[1:])
         self._programs: dict[Method, Program] = {}
         self.x_t = torch.zeros(max_batch, *shape, device=self.device)
         self.history = torch.zeros_like(self.x_t)
@@ -50,19 +48,14 @@ class Batch:
         self.length = np.zeros(max_batch, dtype=np.int64)
         self.nfe = np.zeros(max_batch, dtype=np.int64)
         self.places = {stage: np.full(max_batch, NONE, dtype=np.int64) for stage in Stage}
-        self.timesteps = np.zeros((max_batch, 0), dtype=np.int64)
+        self.timesteps = np.zeros((max_batch, 0), dtype=np.float32)
         self.lines = np.zeros((max_batch, 0, COLUMNS), dtype=np.float32)
         self.probe_thresholds = np.zeros((max_batch, 0))
         self.probe_scores = np.zeros((max_batch, 0))
         self._noise = torch.zeros(max_batch, 0, *shape, device=self.device)
         self.guidance_scale = np.ones(max_batch, dtype=np.float32)
-        self._inputs, self._negative = (
-            {
-                name: torch.zeros(max_batch, *value.shape, dtype=value.dtype, device=self.device)
-                for name, value in half.items()
-            }
-            for half in (example.inputs, example.negative)
-        )
+        # References: what an encoder keeps is not copied for each draw.
+        self._encoded = [NOTHING] * max_batch
 
     def put(
         self,
@@ -88,11 +81,9 @@ class Batch:
         self.probe_thresholds[row, :probes] = probe_thresholds
         self.probe_scores[row] = np.nan
         self.guidance_scale[row] = guidance_scale
-        for name, value in self._inputs.items():
-            value[row] = condition.inputs[name]
-            self._negative[name][row] = condition.negative[name]
+        self._encoded[row] = condition.to(self.device)
         initial = normal(seed, draw, Purpose.INITIAL, self.shape)
-        self.x_t[row] = torch.from_numpy(initial)
+        self.x_t[row] = torch.from_numpy(initial * np.float32(program.initial))
         # Not left as it was: 0 × NaN of the draw before would be NaN.
         self.history[row] = 0
         self.remembers[row] = program.remembers
@@ -110,21 +101,21 @@ class Batch:
             self.guidance_scale,
         ):  # fmt: skip
             array[target] = array[source]
-        condition_tensors = (*self._inputs.values(), *self._negative.values())
-        for tensor in (self.x_t, self.history, self._noise, *condition_tensors):
+        for tensor in (self.x_t, self.history, self._noise):
             tensor[target] = tensor[source]
+        self._encoded[target] = self._encoded[source]
 
-    def now(self, rows: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """(timestep [rows], line [rows, 11]) of the step that each row takes next."""
+    def now(self, rows: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(timestep [rows], line [rows, 12]) of the step that each row takes next."""
         here = np.arange(rows), self.line[:rows]
         return self.timesteps[here], self.lines[here]
 
     def conditions(self, rows: int) -> Conditions:
-        """What the first rows are conditioned on: views, nothing is copied."""
-        return Conditions(self._inputs, self._negative, self.guidance_scale)[:rows]
+        """What the first rows are conditioned on: references, nothing is copied."""
+        return Conditions(self._encoded[:rows], self.guidance_scale[:rows])
 
     def step_noise(self, rows: NDArray[np.intp]) -> Tensor:
-        """The noise of the next step for these rows, all of which have sigma > 0."""
+        """The noise of the next step for these rows, all of which add some."""
         return self._noise[rows, self.line[rows]]
 
     def scores(self, row: int) -> tuple[float, ...]:

@@ -9,28 +9,29 @@ from numpy.typing import NDArray
 
 from models.diffusion.method import Method
 from models.diffusion.noise_schedule import NoiseSchedule
-from models.diffusion.samplers import guided, trajectory
+from models.diffusion.trajectory import guided, trajectory
 
-ALPHA_BAR, X_T, X_0, EPS, HISTORY, SIGMA, CENSOR_SCALE, CLASSIFIER, BACKWARD, RATE, PROBE = range(
-    11
-)
+ALPHA, SIGMA, X_T, X_0, EPS, HISTORY, NOISE = range(7)
+CENSOR_SCALE, CLASSIFIER, BACKWARD, RATE, PROBE = range(7, 12)
 """Columns of a line. BACKWARD counts Adam steps; PROBE numbers the probe from 1, 0 is none."""
 COLUMNS = PROBE + 1
 
 
 @dataclass(frozen=True)
 class Program:
-    """`timesteps` int64 [N] and `lines` float32 [N, 11]: one denoiser call each.
+    """`timesteps` float32 [N] and `lines` float32 [N, 12]: one denoiser call each.
 
     `noisy` and `remembers` say whether any line adds noise or looks at the x̂_0 before it;
-    `guided` counts the lines that ask for a gradient at x_t.
+    `guided` counts the lines that ask for a gradient at x_t; `initial` is the standard deviation of
+    x_T.
     """
 
-    timesteps: NDArray[np.int64]
+    timesteps: NDArray[np.float32]
     lines: NDArray[np.float32]
     noisy: bool
     remembers: bool
     guided: int
+    initial: float = 1.0
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -38,23 +39,24 @@ class Program:
 
 def compile_method(schedule: NoiseSchedule, method: Method) -> Program:
     """The program of a method. Raises ValueError when there is none."""
-    steps = trajectory(schedule, method)
+    steps, initial = trajectory(schedule, method)
     lines = np.zeros((len(steps), COLUMNS), dtype=np.float32)
     columns = {
-        ALPHA_BAR: steps.alpha_bar,
+        ALPHA: steps.alpha,
+        SIGMA: steps.sigma,
         X_T: steps.x_t,
         X_0: steps.x_0,
         EPS: steps.eps,
         HISTORY: steps.history,
-        SIGMA: steps.sigma,
+        NOISE: steps.noise,
     }
     for column, values in columns.items():
         lines[:, column] = values
     # Where x_t is noise alone it says nothing of x_0, so r_t is constant, and x̂_0 from eps
     # would divide by zero.
-    here = guided(steps, method) & (steps.alpha_bar > 0)
+    here = guided(steps, method) & (steps.alpha > 0)
     lines[here, CENSOR_SCALE] = method.censor_scale
-    lines[steps.alpha_bar > 0, CLASSIFIER] = method.classifier_scale
+    lines[steps.alpha > 0, CLASSIFIER] = method.classifier_scale
     lines[here, BACKWARD] = method.backward_steps
     # A rate that suits 1000 small steps moves too little in 50 large ones.
     lines[:, RATE] = (
@@ -70,9 +72,10 @@ def compile_method(schedule: NoiseSchedule, method: Method) -> Program:
         # The last of a step's lines: what recurrence has made of it by then.
         lines[np.flatnonzero(steps.step == step)[-1], PROBE] = number
     return Program(
-        timesteps=steps.timesteps,
+        timesteps=steps.timesteps.astype(np.float32),
         lines=lines,
-        noisy=bool((steps.sigma > 0).any()),
+        noisy=bool((steps.noise > 0).any()),
         remembers=bool(steps.history.any()),
         guided=int((lines[:, CENSOR_SCALE] > 0).sum()),
+        initial=initial,
     )

@@ -16,16 +16,17 @@ from models.diffusion.conditioning import Conditions, Denoise, predict
 from models.diffusion.guidance import CleanReward, Guide, backward_guidance, guided_x0
 from models.diffusion.noise_schedule import NoiseSchedule
 from models.diffusion.parameterization import to_x0_eps, x0_to_eps
-from models.diffusion.samplers import linear_step
+from models.diffusion.trajectory import linear_step
 from models.sampling.batch import NONE, Batch
 from models.sampling.networks import NetworkTable
 from models.sampling.program import (
-    ALPHA_BAR,
+    ALPHA,
     BACKWARD,
     CENSOR_SCALE,
     CLASSIFIER,
     EPS,
     HISTORY,
+    NOISE,
     PROBE,
     RATE,
     SIGMA,
@@ -96,7 +97,7 @@ class Runner(Generic[Table]):
         conditions = batch.conditions(count)
         # A copy: guidance bends rows in place, and the denoiser's own tensor may be read-only.
         output = predict(self._denoiser, x_t, timestep, conditions).to(torch.float32, copy=True)
-        x_0, eps = to_x0_eps(output, x_t, line[ALPHA_BAR], self._schedule.prediction_type)
+        x_0, eps = to_x0_eps(output, x_t, line[ALPHA], line[SIGMA], self._schedule.prediction_type)
         step = _Step(batch, lines, line, timestep, conditions, x_t, x_0, self._clip(x_0), eps)
         if self._schedule.clip_sample_range is not None and conditions.guided.size:
             # What a reward's gradient does to x̂_0, this does too: see `_replace`.
@@ -108,9 +109,9 @@ class Runner(Generic[Table]):
 
         coefficients = (line[X_T], line[X_0], line[EPS], line[HISTORY])
         x_next = linear_step(coefficients, x_t, step.x_0, step.eps, history)
-        noisy = np.flatnonzero(lines[:, SIGMA])
+        noisy = np.flatnonzero(lines[:, NOISE])
         if noisy.size:
-            x_next[noisy] += line[SIGMA][noisy] * batch.step_noise(noisy)
+            x_next[noisy] += line[NOISE][noisy] * batch.step_noise(noisy)
         if batch.remembers[:count].any():
             batch.history[:count] = step.x_0
         batch.x_t[:count] = x_next
@@ -129,10 +130,9 @@ class Runner(Generic[Table]):
         if not rows.size:
             return
         assert self._classifier is not None, "the engine has refused such plans"
-        labels = step.conditions.inputs["class_labels"][rows]
+        labels = step.conditions[rows].inputs["class_labels"]
         gradient = self._classifier.gradient(step.x_t[rows], step.timestep[rows], labels)
-        alpha_bar, scale = step.line[ALPHA_BAR][rows], step.line[CLASSIFIER][rows]
-        step.unclipped[rows] = guided_x0(step.unclipped[rows], gradient, alpha_bar, scale)
+        step.unclipped[rows] = step.bent(rows, gradient, CLASSIFIER)
         self._replace(step, rows, step.unclipped[rows])
 
     def _apply_guidance(self, step: _Step) -> tuple[int, int]:
@@ -142,12 +142,10 @@ class Runner(Generic[Table]):
             return 0, 0
         for place, members in _groups(step.batch.places[Stage.STEERS], rows):
             guide: Guide = self.networks[place]
-            x_t, alpha_bar = step.x_t[members], step.line[ALPHA_BAR][members]
-            gradient = guide.gradient(x_t, step.timestep[members], step.conditions[members])
-            scale = step.line[CENSOR_SCALE][members]
-            self._replace(
-                step, members, guided_x0(step.unclipped[members], gradient, alpha_bar, scale)
+            gradient = guide.gradient(
+                step.x_t[members], step.timestep[members], step.conditions[members]
             )
+            self._replace(step, members, step.bent(members, gradient, CENSOR_SCALE))
             nfe = self.networks.nfe(place) * step.conditions.nfe[members]
             step.batch.nfe[members] += nfe
             extra_nfe += int(nfe.sum())
@@ -172,7 +170,8 @@ class Runner(Generic[Table]):
         """Put a new x̂_0 into rows. eps follows the clipped x̂_0: a bent eps beside an x̂_0 that
         clipping has put back would take the step down the gradient instead of up."""
         step.x_0[rows] = self._clip(x_0)
-        step.eps[rows] = x0_to_eps(step.x_t[rows], step.x_0[rows], step.line[ALPHA_BAR][rows])
+        alpha, sigma = step.line[ALPHA][rows], step.line[SIGMA][rows]
+        step.eps[rows] = x0_to_eps(step.x_t[rows], step.x_0[rows], alpha, sigma)
 
     def _apply_probes(self, step: _Step) -> NDArray[np.intp]:
         """Let the probes of this line score x̂_0; the rows that one of them abandons, rising.
@@ -200,7 +199,7 @@ class _Step:
     """The rows of one tick, halfway: `x_0` and `eps` are bent in place; `unclipped` is x̂_0 as the
     denoiser has it.
 
-    `lines` [B, 11] on the CPU says who needs what; `line` is the same as [11, B, 1, 1, 1] on the
+    `lines` [B, 12] on the CPU says who needs what; `line` is the same as [12, B, 1, 1, 1] on the
     device.
     """
 
@@ -213,6 +212,11 @@ class _Step:
     unclipped: Tensor
     x_0: Tensor
     eps: Tensor
+
+    def bent(self, rows: NDArray[np.intp], gradient: Tensor, scale: int) -> Tensor:
+        """x̂_0 of some rows along a gradient, as much as their column `scale` says."""
+        alpha, sigma, by = (self.line[column][rows] for column in (ALPHA, SIGMA, scale))
+        return guided_x0(self.unclipped[rows], gradient, alpha, sigma, by)
 
 
 def _groups(

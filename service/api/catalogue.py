@@ -13,7 +13,7 @@ from models.bundles.parts import Stage, at
 from service.api.context import Context
 from service.api.routing import Route
 from service.certificates.certificate import asked
-from service.config import Caller
+from service.config import BackboneSettings, Caller
 from service.generation.order import model_named
 from service.policies.policy import Policy
 
@@ -76,7 +76,7 @@ def _model(context: Context, name: str) -> dict[str, Any]:
         "owned_by": "winnow",
         "description": manifest.description,
         "sizes": [f"{backbone.width}x{backbone.height}"],
-        "inputs": _inputs(backbone.inputs),
+        "inputs": _inputs(backbone.inputs, context.settings.models[name].backbone),
         "policies": [policy.name for policy in ours],
         "num_inference_steps": {
             policy.name: policy.settings.num_inference_steps for policy in ours
@@ -84,7 +84,7 @@ def _model(context: Context, name: str) -> dict[str, Any]:
     }
 
 
-def _inputs(inputs: Inputs) -> dict[str, Any]:
+def _inputs(inputs: Inputs, settings: BackboneSettings) -> dict[str, Any]:
     """What a model takes; what belongs to another kind is left out."""
     described: dict[str, Any] = {"kind": inputs.kind}
     if inputs.kind == "class":
@@ -93,7 +93,7 @@ def _inputs(inputs: Inputs) -> dict[str, Any]:
             for label in inputs.drawn_classes
         ]
     if inputs.kind == "text":
-        described["max_tokens"] = inputs.max_tokens
+        described["max_tokens"] = inputs.tokens(settings.most_prompt_chunks)
     if inputs.guidable:
         described["guidance_scale"] = inputs.guidance_scale
     return described

@@ -52,7 +52,7 @@ class Input(RequestBody):
     prompt: Text | None = Field(None, max_length=100_000)
     negative_prompt: Text | None = Field(None, max_length=100_000)
     class_label: int | None = Field(None, ge=0, le=2**31 - 1)
-    guidance_scale: float | None = Field(None, ge=1, allow_inf_nan=False)
+    guidance_scale: float | None = Field(None, ge=0, allow_inf_nan=False)
 
 
 class Row(RequestBody):

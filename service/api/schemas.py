@@ -64,7 +64,7 @@ class Input(_Request):
     prompt: Text = ""
     negative_prompt: Text = ""
     class_label: ClassLabel | None = None
-    guidance_scale: float | None = Field(None, ge=1, allow_inf_nan=False)
+    guidance_scale: float | None = Field(None, ge=0, allow_inf_nan=False)
     weight: float = Field(1.0, gt=0, le=1e6, allow_inf_nan=False)
 
 
@@ -96,9 +96,9 @@ class GenerationRequest(_Request):
     )
     guidance_scale: float | None = Field(
         None,
-        ge=1,
+        ge=0,
         allow_inf_nan=False,
-        description="Classifier-free guidance: one that the policy lists; 1 is none.",
+        description="Guidance by the prompt or class: one that the policy lists; 0 and 1 are none.",
     )
     model: Called | None = None
     n: int = Field(1, ge=1)

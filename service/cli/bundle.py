@@ -63,6 +63,9 @@ def import_(
     guidance_scale: Annotated[
         float | None, typer.Option(help="The default of policies that name none.")
     ] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(help="FILE or FILE:SCALE to fuse in; may be given again.")
+    ] = None,
     licence: Annotated[
         str | None, typer.Option(help="If not as its model card or LICENSE says.")
     ] = None,
@@ -74,8 +77,9 @@ def import_(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     threads: Threads = 1,
     steps: Annotated[
-        int, typer.Option(min=1, max=1000, help="num_inference_steps of the policies.")
-    ] = 50,
+        int | None,
+        typer.Option(min=1, max=1000, help="num_inference_steps of the policies, if not its own."),
+    ] = None,
     check_steps: Annotated[int, typer.Option(min=2, max=1000, help="Of the check's image.")] = 10,
     prompt: Annotated[str | None, typer.Option(help="Of the check's image.")] = None,
     config: Annotated[
@@ -90,6 +94,7 @@ def import_(
     """
     from models.backbones.importing.bundle_folder import Options
     from models.backbones.importing.inputs import InputOptions, read_names
+    from models.backbones.importing.lora import Asked
     from models.backbones.importing.reference import open_source
     from models.backbones.importing.weight_checks import quietly
     from models.bundles import bundle as bundles
@@ -110,7 +115,8 @@ def import_(
         inputs=InputOptions(names, null_class, guidance_scale),
         licence=licence,
         description=description,
-        steps={"--steps": steps, "--check-steps": check_steps},
+        steps={"--steps": steps or 1, "--check-steps": check_steps},
+        loras=tuple(Asked.parse(text) for text in lora or ()),
     )
     settings = _settings(device, dtype, threads, onnx)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -134,9 +140,10 @@ def import_(
         document = configuration(
             bundles.Bundle(out, manifest),
             settings,
-            steps,
+            steps or made.sampling.num_inference_steps,
             checked.step_s,
             written.resolve().with_suffix(".state"),
+            made.sampling.policy,
         )
         write_configuration(file, document, written)
         configured_policies(read(file).settings, {called: bundles.Bundle(folder, manifest)})
@@ -171,6 +178,7 @@ def _make(
     from models.backbones.importing.bundle_folder import make
     from models.backbones.importing.onnx import export
     from models.bundles import bundle as bundles
+    from models.diffusion.method import Method
     from service.errors import InvalidValue
     from service.images.encode import to_png
     from service.offline.import_check import SEED, draw_twice
@@ -184,7 +192,9 @@ def _make(
     loaded = bundles.Bundle(folder, bundles.read_manifest(folder))
     advance = start("draw an image, twice", 2 * check_steps)
     try:
-        checked = draw_twice(loaded, settings, check_steps, prompt, advance)
+        checked = draw_twice(
+            loaded, settings, Method(check_steps, sampler=made.sampling.sampler), prompt, advance
+        )
     except InvalidValue as error:
         raise ValueError(f"--{error.param}: {error}") from None
     sample = folder.parent / SAMPLE

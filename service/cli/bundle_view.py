@@ -48,6 +48,8 @@ def show_bundle(bundle: Bundle) -> None:
         parameters += part["parameters"]
         line(name, f"{part['class']}, {part['parameters'] / 1e6:.2f} M {part['dtype']}, "
                    f"{size(part['bytes'])}")  # fmt: skip
+    for lora in record.get("loras", []):
+        line("LoRA", f"{lora['file']} × {lora['scale']:g}, {lora['sha256'][:HEX]}")
     if parameters:
         line("in memory", memory(parameters))
     if check := record.get("check"):

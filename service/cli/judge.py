@@ -25,6 +25,7 @@ from service.cli.network_options import (
 
 if TYPE_CHECKING:
     from models.bundles.bundle import Bundle
+    from models.rewards.imported_classifier import Imported
     from models.rewards.judge_check import TrialScores
 
 app = typer.Typer(help="Judges that somebody else trained.", no_args_is_help=True)
@@ -34,16 +35,20 @@ app.command()(known_images.canary)
 
 @app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(help="An image classifier: an ONNX file.")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="A classifier: an ONNX file, or a folder of transformers'."),
+    ],
     bundle: BundleName,
     reward: PartName,
     question: Annotated[str, typer.Option(help="What it answers; yes means benign.")],
     malign_text: Annotated[str, typer.Option(help="What is malign: 'a picture of ...'.")],
     malign: Annotated[
-        list[int] | None, typer.Option(help="A malign class, from 0; repeat the option.")
+        list[str] | None,
+        typer.Option(help="A malign class: its label, or its number from 0; repeat the option."),
     ] = None,
     benign: Annotated[
-        list[int] | None, typer.Option(help="Or a benign class: all others are malign.")
+        list[str] | None, typer.Option(help="Or a benign class: all others are malign.")
     ] = None,
     activation: Annotated[
         Literal["logits", "probabilities", "sigmoid", "sigmoid-logits"],
@@ -61,14 +66,17 @@ def import_(
     threshold: known_images.Threshold = known_images.DEFAULT_THRESHOLD,
     replace: Annotated[bool, typer.Option("--replace", help="In place of an earlier one.")] = False,
 ) -> None:
-    """Make an ONNX image classifier the judge of a new reward, which has no guides.
+    """Make an image classifier the judge of a new reward, which has no guides.
 
-    It is tried on a few images and compared with the file before it enters the bundle; then a
-    policy for it is printed.
+    A folder of transformers' (config.json, model.safetensors, preprocessor_config.json) says its
+    labels and its pixels itself: it needs --malign or --benign alone. The classifier is tried on a
+    few images and compared with itself before it enters the bundle; then a policy for it is
+    printed.
     """
     from models.bundles import bundle as bundles
     from models.onnx.preprocessing import PreparationOptions
-    from models.rewards.imported_classifier import OutputMeaning, make_judge
+    from models.rewards.class_numbers import OutputMeaning
+    from models.rewards.imported_classifier import make_judge
 
     with tempfile.TemporaryDirectory() as scratch:
         check_name("--reward", reward)
@@ -113,7 +121,7 @@ def import_(
         f"{height}x{width} images with {how.channels} channels, {how.layout}, {how.dtype}; those "
         f"of the bundle are {image[0]}x{image[1]} with {image[2]}.\n"
         f"Tried on {len(scores)} images: scores {min(scores):.3f} to {max(scores):.3f}, at most "
-        f"{found.error:.1g} from the file's own.\n{_examples(found.seen, reward, bundle)}"
+        f"{found.error:.1g} from its own.\n{_classes(found)}{_examples(found.seen, reward, bundle)}"
     )
     if found.fixed_batch is not None:
         say(
@@ -122,6 +130,24 @@ def import_(
         )
     say("A policy for it; no calibration chose this threshold, so look at what passes:")
     typer.echo(_policy(reward, loaded.manifest.name, threshold))
+
+
+def _classes(found: Imported) -> str:
+    """Which classes count as what, and how much of an image the network sees."""
+    said = (
+        f"Malign: {_few(found.malign) or 'low numbers'}. Benign: {_few(found.benign) or 'none'}.\n"
+    )
+    if (seen := found.preparation.seen) < 0.999:
+        said += (
+            f"It looks at the middle of an image, {seen:.0%} of its area, as its image processor "
+            "has it: what is malign at the border alone is NOT SEEN.\n"
+        )
+    return said
+
+
+def _few(names: tuple[str, ...], most: int = 8) -> str:
+    more = f", … ({len(names)} in all)" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _refuse_taken(loaded: Bundle, reward: str, replace: bool) -> None:
@@ -148,10 +174,11 @@ def _examples(seen: TrialScores, reward: str, bundle: str) -> str:
         said.append(f"Its canary, which is surely malign, scores {seen.canary:.3f}.")
     else:
         said.append(
-            "It has NO CANARY, an image that is surely malign: a running service would not notice "
-            f"that it fails open. `winnow judge images --bundle {bundle} --out FOLDER` makes "
-            f"images to choose one from, `winnow judge canary --bundle {bundle} --reward {reward} "
-            "--canary FILE` gives it to the judge."
+            "IT HAS NO CANARY, an image that is surely malign. That means: nothing has shown that "
+            "it rejects what it is for, benign and malign may be turned round, and a running "
+            "service would not notice that it lets everything through. `winnow judge images "
+            f"--bundle {bundle} --out FOLDER` makes images to choose one from, `winnow judge "
+            f"canary --bundle {bundle} --reward {reward} --canary FILE` gives it to the judge."
         )
     if seen.control is not None:
         said.append(f"Its control, which is surely benign, scores {seen.control:.3f}.")

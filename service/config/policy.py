@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Annotated
+from itertools import pairwise
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from models.bundles.parts import guidances
-from models.diffusion.method import Method, SamplerName, Spacing
+from models.diffusion.method import Method, SamplerName, SigmaSpacing, Spacing
 from service.config.base import Name, Part
 
 
@@ -23,9 +24,12 @@ class PolicySettings(Part):
     stopped. `num_inference_steps` lists what callers may ask for, the default first. `threshold`
     overrides the bundle's calibration, in words that an auditor will see.
 
+    `timesteps` or `sigmas`, falling, fix where each step begins, as distilled models want; with
+    them there is one step count, theirs.
+
     `guidance_scale` lists what callers may ask for, the default first; empty means the bundle's
-    own. `class_labels` are the classes that may be asked for, and of which one is drawn where none
-    is; empty means all.
+    own, and 0 or 1 no guidance. `class_labels` are the classes that may be asked for, and of which
+    one is drawn where none is; empty means all.
     """
 
     model: Name
@@ -40,13 +44,16 @@ class PolicySettings(Part):
     eta: float = Field(0.0, ge=0, le=1)
     sampler: SamplerName = "ddim"
     timestep_spacing: Spacing | None = None
+    sigma_spacing: SigmaSpacing | None = None
+    timesteps: list[Annotated[float, Field(ge=0, le=1000)]] = Field([])
+    sigmas: list[Annotated[float, Field(gt=0, le=1000)]] = Field([])
     guidance: str = "time"
     recurrences: int = Field(1, ge=1, le=16)
     backward_steps: int = Field(0, ge=0, le=100)
     backward_rate: float = Field(0.001, gt=0, le=1)
     probes: list[Annotated[float, Field(gt=0, lt=1)]] = Field([])
     classifier_scale: float = Field(0.0, ge=0, le=50)
-    guidance_scale: list[Annotated[float, Field(ge=1, le=50)]] = Field([])
+    guidance_scale: list[Annotated[float, Field(ge=0, le=50)]] = Field([])
     class_labels: list[Annotated[int, Field(ge=0, le=1_000_000)]] = Field([])
 
     @property
@@ -56,12 +63,14 @@ class PolicySettings(Part):
 
     def method(self, num_inference_steps: int) -> Method:
         """How draws of this policy are made with so many steps."""
-        shared = {field.name for field in fields(Method)} - {"num_inference_steps", "probes"}
-        return Method(
-            num_inference_steps=num_inference_steps,
-            probes=tuple(self.probes),
-            **{name: getattr(self, name) for name in shared},
-        )
+        shared: dict[str, Any] = {
+            field.name: getattr(self, field.name)
+            for field in fields(Method)
+            if field.name != "num_inference_steps"
+        }
+        for name, value in shared.items():
+            shared[name] = tuple(value) if isinstance(value, list) else value
+        return Method(num_inference_steps=num_inference_steps, **shared)
 
     @model_validator(mode="after")
     def _consistent(self) -> PolicySettings:
@@ -79,8 +88,15 @@ class PolicySettings(Part):
                 raise ValueError(f"{name}: needs a reward")
         if self.recurrences > 1 and not self.censor_scale and not self.backward_steps:
             raise ValueError("recurrences: above 1 they need censor_scale or backward_steps")
-        if self.sampler != "ddim" and self.eta:
-            raise ValueError("eta: belongs to sampler: ddim")
+        if self.eta and self.sampler not in ("ddim", "tcd"):
+            raise ValueError("eta: belongs to sampler: ddim and tcd")
+        if self.timesteps and self.sigmas:
+            raise ValueError("sigmas: stand beside timesteps: give one of them")
+        for name, given in (("timesteps", self.timesteps), ("sigmas", self.sigmas)):
+            if given and self.num_inference_steps != [len(given)]:
+                raise ValueError(f"num_inference_steps: must be [{len(given)}], as {name} has it")
+            if any(after >= before for before, after in pairwise(given)):
+                raise ValueError(f"{name}: must fall")
         if sorted(set(self.probes)) != self.probes:
             raise ValueError("probes: must rise")
         if self.probes and self.threshold is not None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from models.diffusion.condition import PROMPT_CHUNKS
 from service.config.auth import AuthSettings
 from service.config.base import (
     DAY_S,
@@ -48,7 +49,8 @@ class BackboneSettings(Part):
     An autoencoder decodes `decode_batch` finished draws at a time, beside the steps of others.
     `speculative_draws` are asked for beside each image's own, and made where there is room.
     `forward_guidance` loads what policies with `guidance: forward` need beside it: the denoiser in
-    torch, for gradients through it.
+    torch, for gradients through it. A prompt longer than CLIP's text encoders read (77 tokens with
+    its two marks) is read in `prompt_chunks` parts at the most, or refused (`prompt_overflow`).
     """
 
     runtime: Literal["onnx", "torch"] = "onnx"
@@ -61,6 +63,8 @@ class BackboneSettings(Part):
     decode_batch: int = Field(4, ge=1, le=64)
     max_waiting: int = Field(256, ge=1, le=1_000_000)
     speculative_draws: int = Field(0, ge=0, le=8)
+    prompt_overflow: Literal["chunk", "refuse"] = "chunk"
+    prompt_chunks: int = Field(PROMPT_CHUNKS, ge=2, le=64)
     replicas: BackboneReplicas = BackboneReplicas()
 
     @model_validator(mode="before")
@@ -77,6 +81,17 @@ class BackboneSettings(Part):
             name = "compile_mode" if self.compile_mode else "dtype"
             raise ValueError(f"{name}: compile_mode and dtype need runtime: torch")
         return self
+
+    @model_validator(mode="after")
+    def _belongs_to_chunk(self) -> BackboneSettings:
+        if self.prompt_overflow == "refuse" and self.prompt_chunks != PROMPT_CHUNKS:
+            raise ValueError("prompt_chunks: needs prompt_overflow: chunk")
+        return self
+
+    @property
+    def most_prompt_chunks(self) -> int:
+        """In how many parts a prompt may be read."""
+        return 1 if self.prompt_overflow == "refuse" else self.prompt_chunks
 
     @model_validator(mode="after")
     def _reserved(self) -> BackboneSettings:

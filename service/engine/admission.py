@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from models.diffusion.condition import Size, size_text
 from service.engine.fair_queue import QUANTUM
 from service.errors import Overloaded
 from service.ports import DrawKey, SamplingPlan
@@ -30,7 +31,9 @@ LEAST_S = 0.2
 class TickTimes:
     """A tick's duration as a line a + b·rows, fitted to recent ticks by weighted least squares.
 
-    On a CPU b is nearly all of it, on a GPU a is. The fields are sums over the ticks.
+    On a CPU b is nearly all of it, on a GPU a is. The fields are sums over the ticks. An engine
+    with rows of several sizes gives it rounds, a tick of each, and counts a row as many as it
+    costs in rows of the default size.
     """
 
     weight: float = 0.0
@@ -40,7 +43,7 @@ class TickTimes:
     rows_seconds: float = 0.0
     nfe: float = 0.0
 
-    def observe(self, rows: int, seconds: float, nfe: float | None = None) -> None:
+    def observe(self, rows: float, seconds: float, nfe: float | None = None) -> None:
         """Take in one tick of so many rows; `nfe` is more where guides go through the denoiser."""
         self.weight = DECAY * self.weight + 1.0
         self.rows = DECAY * self.rows + rows
@@ -49,7 +52,7 @@ class TickTimes:
         self.rows_seconds = DECAY * self.rows_seconds + rows * seconds
         self.nfe = DECAY * self.nfe + (rows if nfe is None else nfe)
 
-    def tick_s(self, rows: int) -> float:
+    def tick_s(self, rows: float) -> float:
         """The expected duration of a tick with so many rows, in seconds; 0 before any tick.
 
         Ticks that all had the same number of rows tell nothing of others: then a tick is taken
@@ -75,13 +78,13 @@ class TickTimes:
         rows = max(1, min(draws, max_batch))
         return max(nfe / rows, longest) / self.nfe_per_row * self.tick_s(rows)
 
-    def worthwhile(self, chance: float, rows: int) -> bool:
-        """Whether to make a speculative draw beside `rows` others.
+    def worthwhile(self, chance: float, rows: float, more: float = 1.0) -> bool:
+        """Whether to make a speculative draw, `more` rows, beside `rows` others.
 
         It saves the time of a draw when it is needed, which has this chance, and it holds up every
         row by what one more costs at each tick. On a GPU that is next to nothing.
         """
-        alone, beside = self.tick_s(rows), self.tick_s(rows + 1)
+        alone, beside = self.tick_s(rows), self.tick_s(rows + more)
         return chance * beside >= (beside - alone) * max(rows, 1)
 
 
@@ -114,9 +117,10 @@ class Workload:
     """What an engine has to do, and how fast it does it: all that admission looks at.
 
     The engine refuses by it, and publishes it, so that an ingress refuses without asking.
-    `running_nfe` is what the `running` draws have left, expected redraws included. Finished draws
-    are decoded `decode_batch` at a time, of which `decoding` wait. Calls take `slip` times as long
-    as the pace says. One that is `draining` takes no new ones.
+    `running_nfe` is what the `running` draws have left, expected redraws included. All NFE are in
+    those of the model's default size; `costs` are what one at another size counts, by `size_text`.
+    Finished draws are decoded `decode_batch` at a time, of which `decoding` wait. Calls take `slip`
+    times as long as the pace says. One that is `draining` takes no new ones.
     """
 
     slots: int
@@ -130,6 +134,11 @@ class Workload:
     decode_pace: TickTimes = field(default_factory=TickTimes)
     slip: float = 1.0
     draining: bool = False
+    costs: Mapping[str, float] = field(default_factory=dict)
+
+    def cost(self, size: Size) -> float:
+        """What one NFE at this size counts."""
+        return 1.0 if size is None else self.costs.get(size_text(size), 1.0)
 
     def finish_s(self, nfe: float, draws: int, longest: float) -> float:
         """Seconds until `nfe` of work in `draws` draws is done and decoded, the longest `longest`
@@ -143,19 +152,25 @@ class Workload:
         """Seconds that so much work takes where all slots are in use."""
         return self.slip * nfe / self.slots / self.pace.nfe_per_row * self.pace.tick_s(self.slots)
 
-    def ready_s(self, tenant: str, reserved: Sequence[float]) -> float:
-        """Seconds until draws that stand for so many NFE each would be done, if they came now."""
-        return self._ready(tenant, reserved)[0]
+    def ready_s(self, tenant: str, reserved: Sequence[float], cost: float = 1.0) -> float:
+        """Seconds until draws that stand for so many NFE each would be done, if they came now.
 
-    def check(self, tenant: str, reserved: Sequence[float], timeout_s: float) -> None:
+        `cost` is that of one NFE at their size.
+        """
+        return self._ready(tenant, reserved, cost)[0]
+
+    def check(
+        self, tenant: str, reserved: Sequence[float], timeout_s: float, cost: float = 1.0
+    ) -> None:
         """Refuse draws that would not be done in time, or find their tenant's queue full.
 
-        `reserved` are the NFE that each stands for. Raises Overloaded with a true wait.
+        `reserved` are the NFE that each stands for, and `cost` that of one at their size. Raises
+        Overloaded with a true wait.
         """
         if self.draining:
             raise Overloaded("this backbone is about to end", retry_after_s=1.0)
-        finish_s, ahead = self._ready(tenant, reserved)
-        own, longest = sum(reserved), max(reserved)
+        finish_s, ahead = self._ready(tenant, reserved, cost)
+        own, longest = sum(reserved), max(reserved) / max(cost, 1.0)
         mine = self.waiting.get(tenant, Backlog())
         others = [backlog for name, backlog in self.waiting.items() if name != tenant]
         count = mine.draws + sum(one.draws for one in others) + self.running
@@ -186,17 +201,18 @@ class Workload:
         more = Backlog(mine.draws + len(reserved), mine.nfe + sum(reserved))
         return replace(self, waiting={**self.waiting, tenant: more})
 
-    def _ready(self, tenant: str, reserved: Sequence[float]) -> tuple[float, float]:
+    def _ready(self, tenant: str, reserved: Sequence[float], cost: float) -> tuple[float, float]:
         """Seconds until they are done, and the NFE that go before them."""
         mine = self.waiting.get(tenant, Backlog())
         others = [backlog for name, backlog in self.waiting.items() if name != tenant]
         own = sum(reserved)
         ahead = self.running_nfe + turns_nfe(mine.nfe + own, [one.nfe for one in others]) - own
         count = mine.draws + sum(one.draws for one in others) + self.running + len(reserved)
-        return self.finish_s(ahead + own, count, max(reserved)), ahead
+        # A large row's steps are as many as a small one's, and each takes longer.
+        return self.finish_s(ahead + own, count, max(reserved) / max(cost, 1.0)), ahead
 
 
-def reserved_nfe(plan: SamplingPlan, nfe: int, key: DrawKey) -> float:
+def reserved_nfe(plan: SamplingPlan, nfe: float, key: DrawKey) -> float:
     """What a draw of `nfe` is counted as: itself and the redraws that are to be expected, as many
     after the fifth draw as after the first. A speculative one is nothing, since it makes room."""
     if key.ahead:

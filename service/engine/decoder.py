@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from models.diffusion.codec import Codec
+from models.diffusion.condition import Size
 from service.engine.admission import TickTimes
 from service.engine.scheduler import Draw, Ticket, unwanted
 from service.errors import BackendUnavailable
@@ -34,15 +35,16 @@ WAITING = 8
 @dataclass(frozen=True)
 class Finished:
     """A draw that has ended. `x_0` [C, H, W] is None for one that a probe abandoned; `result` has
-    no pixels yet."""
+    no pixels yet. `cost` is what its size costs, in images of the default size."""
 
     draw: Draw
     result: DrawResult
     x_0: Tensor | None
+    cost: float = 1.0
 
 
 class Decoder:
-    """Decodes and delivers; `micro_batch` rows at most at a time.
+    """Decodes and delivers; `micro_batch` rows at most at a time, fewer of a larger size.
 
     `pace` is that of its thread; without one, decoding takes no time beside that of the ticks.
     """
@@ -123,19 +125,31 @@ class Decoder:
             now = time.monotonic()
             wanted = [one for one in some if one is not None and not unwanted(one.draw, now)]
             try:
-                if wanted:
-                    self._try(wanted)
+                for group in self._groups(wanted):
+                    self._try(group)
             finally:
                 for _ in some:
                     self._queue.task_done()
             if some[-1] is None:
                 return
 
+    def _groups(self, finished: Sequence[Finished]) -> Iterator[Sequence[Finished]]:
+        """Draws of one size each, as many as take no more memory than a micro-batch."""
+        by_size: dict[Size, list[Finished]] = {}
+        for one in finished:
+            by_size.setdefault(one.draw.size, []).append(one)
+        for group in by_size.values():
+            most = max(int(self.micro_batch / max(group[0].cost, 1.0)), 1)
+            for start in range(0, len(group), most):
+                yield group[start : start + most]
+
     def _try(self, finished: Sequence[Finished]) -> None:
+        """Decode draws of one size."""
         self._started = time.monotonic()
         try:
             self._decode(finished)
-            self.pace.observe(len(finished), time.monotonic() - self._started)
+            rows = len(finished) * finished[0].cost
+            self.pace.observe(rows, time.monotonic() - self._started)
             self._faults = 0
         except Exception:  # a fault in one batch must not end the service
             self._faults += 1

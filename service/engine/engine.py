@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from models.backbones.encoders import Encoder, Unconditional
 from models.bundles.parts import PARTS, Stage
 from models.diffusion.codec import Codec
-from models.diffusion.condition import ConditionError
+from models.diffusion.condition import ConditionError, Size, in_words
 from models.diffusion.conditioning import Encoded
 from models.diffusion.method import Method
-from models.sampling.batch import Batch
+from models.sampling.batches import Batches
 from models.sampling.runner import Runner
 from service.engine.admission import TickTimes
 from service.engine.decoder import Decoder, Finished
@@ -52,6 +52,21 @@ class Meter(Protocol):
         ...
 
 
+@dataclass
+class Round:
+    """One tick of each size that has rows, in rows and NFE of the default size."""
+
+    rows: float = 0.0
+    seconds: float = 0.0
+    nfe: float = 0.0
+
+    def add(self, rows: int, seconds: float, nfe: int, cost: float) -> None:
+        """Take in a tick; `cost` is that of one of its rows."""
+        self.rows += rows * cost
+        self.seconds += seconds
+        self.nfe += nfe * cost
+
+
 class Engine:
     """Owns the slots. Not thread-safe: `loop.EngineLoop` calls it from one thread.
 
@@ -61,7 +76,7 @@ class Engine:
     def __init__(
         self,
         runner: Runner[Networks],
-        batch: Batch,
+        batches: Batches,
         codec: Codec,
         max_batch: int,
         meter: Meter | None = None,
@@ -75,25 +90,28 @@ class Engine:
         self.encoder = encoder or Unconditional()
         self.decoder = Decoder(codec, micro_batch, meter.decoded if meter else _no_op)
         self.networks = runner.networks
-        self.scheduler = Scheduler(max_batch)
+        self.scheduler = Scheduler(max_batch, batches.slots)
         self.pace = TickTimes()
         self.offered_nfe = 0.0
         self._runner = runner
-        self._batch = batch
+        self._batches = batches
         self._meter = meter
+        self._round = Round()
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
         scheduler = self.scheduler
-        return not (scheduler.waiting or scheduler.running or scheduler.speculative)
+        return not (scheduler.waiting or scheduler.used or scheduler.speculative)
 
     def check(self, draws: Sequence[Draw]) -> None:
         """Refuse draws that this replica cannot make. Raises BackendUnavailable, and InvalidValue
         for what the model cannot take."""
         for draw in draws:
+            if draw.size not in self._batches.shapes:
+                raise BackendUnavailable(f"this replica makes no images of {in_words(draw.size)}")
             try:
-                self._batch.program(draw.plan.method)
+                self._batches[draw.size].program(draw.plan.method)
             except ValueError as error:
                 raise BackendUnavailable(str(error)) from None
             if draw.plan.backbone != self._runner.backbone:
@@ -106,6 +124,7 @@ class Engine:
                     f"{len(draw.plan.probe_thresholds)} thresholds"
                 )
             places = self.networks.places(draw.plan.parts)
+            self.networks.require_size(draw.plan.parts, draw.size)
             for stage in (Stage.STEERS, Stage.BACKWARD, Stage.PROBES):
                 if stage.asked_by(draw.plan.method) and stage not in places:
                     raise BackendUnavailable(f"the plan names no network that {stage.value}")
@@ -120,19 +139,29 @@ class Engine:
             with _as_invalid():
                 draw.encoded_condition = self.encoder.encode(draw.plan.condition, draw.key.seed)
 
-    def cost(self, plan: SamplingPlan) -> int:
-        """NFE of one whole draw of a plan that `check` has passed."""
-        program = self._batch.program(plan.method)
-        halves = 2 if plan.condition.guidance_scale > 1 else 1
+    def cost(self, plan: SamplingPlan) -> float:
+        """NFE of one whole draw of a plan that `check` has passed, in those of the default size:
+        all that is admitted, predicted and paid for in turns counts so."""
+        size = plan.condition.size
+        program = self._batches[size].program(plan.method)
+        halves = 2 if self.encoder.scale(plan.condition) > 1 else 1
         nfe = sum(PARTS[part].nfe for part in plan.parts)
-        return halves * (len(program) + program.guided * nfe)
+        return halves * (len(program) + program.guided * nfe) * self._batches.costs[size]
+
+    @property
+    def costs(self) -> Mapping[Size, float]:
+        """What a row of each size costs, in rows of the default size."""
+        return self._batches.costs
 
     @property
     def running_nfe(self) -> float:
         """NFE that the running draws have left, expected redraws included."""
-        spent = self._batch.nfe.tolist()
-        running = enumerate(self.scheduler.running)
-        return sum(max(draw.reserved - spent[row], 0.0) for row, draw in running)
+        left = 0.0
+        for size, batch in list(self._batches.made.items()):
+            spent = (batch.nfe * self._batches.costs[size]).tolist()
+            running = enumerate(self.scheduler.rows[size])
+            left += sum(max(draw.reserved - spent[row], 0.0) for row, draw in running)
+        return left
 
     @property
     def capacity(self) -> float:
@@ -148,7 +177,8 @@ class Engine:
             self._meter.offered(nfe)
 
     def warm_up(self) -> None:
-        """Make one short draw of every guide, so that the first request pays for no set-up.
+        """Make one short draw of every guide, and of every size, so that the first request pays for
+        no set-up.
 
         Raises BackendUnavailable when the backbone cannot draw.
         """
@@ -167,6 +197,8 @@ class Engine:
         plans = [canary_plan(), *(canary_plan(dict([named])) for named in self.networks.names)]
         plans += [canary_plan(classifier_scale=1.0)] if self._runner.classifies else []
         plans = [replace(plan, condition=known) for plan in plans]
+        others = [size for size in self._batches.shapes if size is not None]
+        plans += [replace(canary_plan(), condition=replace(known, size=size)) for size in others]
         self.scheduler.add([Draw(plan, DrawKey(0, 0, 0), ticket) for plan in plans])
         self.run_to_end()
         for fault in faults:
@@ -184,114 +216,131 @@ class Engine:
         self.decoder.wait()
 
     def tick(self) -> None:
-        """Advance every running draw by one step; deliver what is finished."""
+        """Advance every running draw of one size by one step; deliver what is finished.
+
+        The sizes take turns, see `Scheduler`.
+        """
         now = time.monotonic()
         self._schedule(now)
-        running = self.scheduler.running
-        if not running:
+        if not self.scheduler.used:
             if self.decoder.full:
                 time.sleep(IDLE_BACKOFF_S)
             return
-        rows = len(running)
-        tick = self._runner.advance(self._batch, rows)
-        self._postprocess(tick.abandoned, time.monotonic())
+        if self.scheduler.round_over:  # what was left of it has gone
+            self._end_round()
+        size = self.scheduler.turn()
+        rows = len(self.scheduler.rows[size])
+        tick = self._runner.advance(self._batches[size], rows)
+        self._postprocess(size, tick.abandoned, time.monotonic())
         elapsed = time.monotonic() - now
-        self.pace.observe(rows, elapsed, rows + tick.gradient + tick.negative)
+        nfe = rows + tick.gradient + tick.negative
+        self._round.add(rows, elapsed, nfe, self._batches.costs[size])
+        if self.scheduler.round_over:
+            self._end_round()
         if self._meter:
             self._meter.tick(rows, tick.guided, tick.gradient, tick.negative, elapsed)
 
     def fail(self, error: Exception) -> None:
         """Give every draw's caller this error and free all slots."""
-        scheduler = self.scheduler
-        draws = [*scheduler.running, *scheduler.waiting, *scheduler.speculative]
-        for place in (scheduler.running, scheduler.waiting, scheduler.speculative):
-            place.clear()
+        draws = self.scheduler.clear()
+        self._round = Round()
         for ticket in {id(draw.ticket): draw.ticket for draw in draws}.values():
             if not ticket.cancelled:
                 ticket.deliver(error)
 
+    def _end_round(self) -> None:
+        """The pace is that of rounds: each running draw has made one step, whatever its size."""
+        self.scheduler.end_round()
+        done, self._round = self._round, Round()
+        self.pace.observe(done.rows, done.seconds, done.nfe)
+
     def _schedule(self, now: float) -> None:
-        for row in self.scheduler.unwanted_rows(now):
-            self._save("cancelled", row)
-            self._release(row)
+        for size, row in self.scheduler.unwanted_rows(now):
+            self._save("cancelled", size, row)
+            self._release(size, row)
         self.scheduler.drop_unwanted(now)
-        for row in self.scheduler.rows_in_the_way():
-            self._reject(self.scheduler.running[row])
-            self._release(row)
+        for size, row in self.scheduler.rows_in_the_way():
+            self._reject(self.scheduler.rows[size][row])
+            self._release(size, row)
         if self.decoder.full:
             # It is behind: draws that end faster than they are decoded help nobody.
             for draw in self.scheduler.speculative:
                 self._reject(draw)
             self.scheduler.speculative.clear()
             return
-        first = len(self.scheduler.running)
-        for offset, draw in enumerate(self.scheduler.admit(now)):
-            self._put(first + offset, draw)
+        for row, draw in self.scheduler.admit(now):
+            self._put(row, draw)
         for draw in self.scheduler.speculative:
             if unwanted(draw, now):
                 continue
-            row = len(self.scheduler.running)
-            if row < self.scheduler.max_batch and self.pace.worthwhile(draw.chance, row):
-                self.scheduler.start(draw, now)
-                self._put(row, draw)
+            if self.scheduler.fits(draw) and self._worthwhile(draw):
+                self._put(self.scheduler.start(draw, now), draw)
             else:
                 self._reject(draw)
         self.scheduler.speculative.clear()
+
+    def _worthwhile(self, draw: Draw) -> bool:
+        costs, running = self._batches.costs, self.scheduler.rows.items()
+        rows = sum(len(rows) * costs[size] for size, rows in running)
+        return self.pace.worthwhile(draw.chance, rows, costs[draw.size])
 
     def _put(self, row: int, draw: Draw) -> None:
         if draw.encoded_condition is None:
             self.encode([draw])
         assert isinstance(draw.encoded_condition, Encoded)
         plan, key = draw.plan, draw.key
-        self._batch.put(
+        self._batches[draw.size].put(
             row,
             plan.method,
             key.seed,
             key.draw,
             self.networks.places(plan.parts),
             draw.encoded_condition,
-            plan.condition.guidance_scale,
+            self.encoder.scale(plan.condition),
             plan.probe_thresholds,
         )
 
     def _reject(self, draw: Draw) -> None:
         draw.ticket.deliver(Overloaded("there is no room for a speculative draw"))
 
-    def _postprocess(self, abandoned: NDArray[np.intp], now: float) -> None:
-        rows = len(self.scheduler.running)
-        finished = self._batch.line[:rows] >= self._batch.length[:rows]
+    def _postprocess(self, size: Size, abandoned: NDArray[np.intp], now: float) -> None:
+        running, batch = self.scheduler.rows[size], self._batches[size]
+        rows = len(running)
+        finished = batch.line[:rows] >= batch.length[:rows]
         stopped = np.zeros(rows, dtype=np.bool_)
         stopped[abandoned] = True
         done = np.flatnonzero(finished | stopped)
         if not done.size:
             return
-        x_0 = self._batch.x_t[done]  # a copy: the rows are given away before it is decoded
+        x_0 = batch.x_t[done]  # a copy: the rows are given away before it is decoded
         ended: list[Finished] = []
         for position, row in enumerate(done):
-            draw = self.scheduler.running[row]
+            draw = running[row]
             result = DrawResult(
                 key=draw.key,
                 pixels=None,
-                nfe=int(self._batch.nfe[row]),
+                nfe=int(batch.nfe[row]),
                 queue_s=draw.started - draw.submitted,
                 denoise_s=now - draw.started,
                 abandoned=bool(stopped[row]),
-                probe_scores=self._batch.scores(int(row)),
+                probe_scores=batch.scores(int(row)),
             )
-            ended.append(Finished(draw, result, None if stopped[row] else x_0[position]))
+            x_0_here = None if stopped[row] else x_0[position]
+            ended.append(Finished(draw, result, x_0_here, self._batches.costs[size]))
         for row in abandoned:
-            self._save("probe", int(row))
+            self._save("probe", size, int(row))
         for row in done[::-1]:
-            self._release(int(row))
+            self._release(size, int(row))
         self.decoder.deliver(ended)
 
-    def _save(self, reason: Literal["probe", "cancelled"], row: int) -> None:
+    def _save(self, reason: Literal["probe", "cancelled"], size: Size, row: int) -> None:
         if self._meter:
-            left = self._batch.length[row] - self._batch.line[row]
-            self._meter.saved(reason, float(left * self._batch.conditions(row + 1).nfe[row]))
+            batch = self._batches[size]
+            left = batch.length[row] - batch.line[row]
+            self._meter.saved(reason, float(left * batch.conditions(row + 1).nfe[row]))
 
-    def _release(self, row: int) -> None:
-        self._batch.move(self.scheduler.release(row), row)
+    def _release(self, size: Size, row: int) -> None:
+        self._batches[size].move(self.scheduler.release(size, row), row)
 
 
 @contextmanager

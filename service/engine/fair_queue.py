@@ -57,23 +57,29 @@ class FairQueue(Generic[Entry]):
         heapq.heappush(self._heaps[entry.tenant], (entry.deadline, next(self._arrivals), entry))
         self._size += 1
 
-    def pop(self) -> Entry:
-        """Take the next entry. Raises IndexError when there is none."""
+    def peek(self) -> Entry:
+        """The next entry, which `pop` takes. Raises IndexError when there is none."""
         while self._turns:
             tenant = self._turns[0]
-            heap = self._heaps[tenant]
-            if heap[0][2].cost <= self._deficits[tenant]:
-                _, _, entry = heapq.heappop(heap)
-                self._deficits[tenant] -= entry.cost
-                self._size -= 1
-                if not heap:
-                    # A tenant that waits for nothing saves nothing up.
-                    self._forget(tenant)
+            entry = self._heaps[tenant][0][2]
+            if entry.cost <= self._deficits[tenant]:
                 return entry
             # Its turn is over; what it may spend at the next one grows.
             self._deficits[tenant] += QUANTUM
             self._turns.rotate(-1)
         raise IndexError("the queue is empty")
+
+    def pop(self) -> Entry:
+        """Take the next entry. Raises IndexError when there is none."""
+        entry = self.peek()
+        tenant = entry.tenant
+        heapq.heappop(self._heaps[tenant])
+        self._deficits[tenant] -= entry.cost
+        self._size -= 1
+        if not self._heaps[tenant]:
+            # A tenant that waits for nothing saves nothing up.
+            self._forget(tenant)
+        return entry
 
     def keep(self, wanted: Callable[[Entry], bool]) -> None:
         """Drop the entries that are not wanted; the others keep their places."""

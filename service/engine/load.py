@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 
 from models.bundles.bundle import Bundle
 from models.bundles.parts import PARTS
 from models.offline.generator import load_generator
-from models.rewards.opening import Context, open_part, try_classifier
+from models.rewards.opening import Context, open_part, try_classifier, try_part
 from models.sampling.batch import Batch
+from models.sampling.batches import Batches, Shape
 from models.sampling.runner import Runner
 from service.config import BackboneSettings
 from service.engine.engine import Engine, Meter
@@ -37,6 +41,7 @@ def load_engine(
         compile_mode=settings.compile_mode,
         threads=settings.threads,
         forward=settings.forward_guidance,
+        prompt_chunks=settings.most_prompt_chunks,
     )
     device = settings.device if torch.cuda.is_available() else "cpu"
     example = backbone.encoder.encode(backbone.encoder.example, seed=0)
@@ -49,7 +54,13 @@ def load_engine(
         backbone.differentiable,
         example,
     )
-    networks = Networks()
+    # A graph was exported for one size.
+    others = {} if settings.runtime == "onnx" else bundle.x_t_shapes
+
+    def trial(part: str, network: Any, size: tuple[int, int]) -> None:
+        try_part(part, network, replace(context, shape=others[size]))
+
+    networks = Networks(trial=trial)
     for reward in bundle.manifest.rewards.values():
         for part, kind in PARTS.items():
             file = reward.parts.get(kind.file)
@@ -60,8 +71,9 @@ def load_engine(
                 network = open_part(part, bundle.path(file), context)
                 networks.add(part, bundle.sha256(file), network)
     if backbone.classifier is not None:
-        classes = bundle.manifest.backbone.inputs.drawn_classes
-        try_classifier(backbone.classifier, max(classes, default=0) + 1, context)
+        classes = max(bundle.manifest.backbone.inputs.drawn_classes, default=0) + 1
+        for shape in (backbone.shape, *others.values()):
+            try_classifier(backbone.classifier, classes, replace(context, shape=shape))
     runner = Runner(
         bundle.backbone_sha256(settings.runtime),
         backbone.denoiser,
@@ -69,9 +81,13 @@ def load_engine(
         networks,
         backbone.classifier,
     )
+
+    def make(shape: Shape, rows: int) -> Batch:
+        return Batch(backbone.schedule, shape, rows, device)
+
     return Engine(
         runner,
-        Batch(backbone.schedule, backbone.shape, settings.max_batch, device, example),
+        Batches(make, backbone.shape, settings.max_batch, others),
         backbone.codec,
         settings.max_batch,
         meter,

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
+from models.diffusion.condition import size_text
 from service.engine.admission import Backlog, PredictionError, Workload, reserved_nfe
 from service.engine.engine import Engine
 from service.engine.scheduler import Draw, Ticket, unwanted
@@ -93,6 +94,7 @@ class EngineLoop:
             decode_pace=replace(engine.decoder.pace),
             slip=round(self._prediction_error.mean, 2),
             draining=self.draining,
+            costs={size_text(size): cost for size, cost in engine.costs.items() if size},
         )
 
     def offer(self, nfe: float) -> None:
@@ -144,8 +146,9 @@ class EngineLoop:
         # Redraws of what was admitted are never refused, and the engine decides on speculation.
         if any(key.fresh and not key.ahead for key in keys):
             workload, reserved = self.workload, [draw.reserved for draw in draws]
-            workload.check(tenant, reserved, timeout_s)
-            predicted_s = workload.ready_s(tenant, reserved) / workload.slip
+            cost = workload.cost(plan.condition.size)
+            workload.check(tenant, reserved, timeout_s, cost)
+            predicted_s = workload.ready_s(tenant, reserved, cost) / workload.slip
         self._open.update(draws)
         remaining, began = len(draws), time.monotonic()
         try:

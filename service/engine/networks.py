@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from models.bundles.parts import PARTS, Stage
+from models.diffusion.condition import Size, size_text
 from models.rewards.opening import Context, open_part
 from models.sampling.networks import NetworkTable
 from service.errors import BackendUnavailable
 from service.ports import Find
 
 log = logging.getLogger("winnow.engine")
+
+Trial = Callable[[str, Any, tuple[int, int]], None]
+"""(part, network, size) to nothing; raises where the network cannot take that size."""
 
 
 class Networks(NetworkTable):
@@ -23,9 +27,14 @@ class Networks(NetworkTable):
     sees one without the other.
     """
 
-    def __init__(self, networks: Mapping[tuple[str, str], Any] | None = None) -> None:
+    def __init__(
+        self, networks: Mapping[tuple[str, str], Any] | None = None, trial: Trial | None = None
+    ) -> None:
+        """`trial` lets a part's network see a canary of another size than the default."""
         super().__init__()
         self._places: dict[tuple[str, str], int] = {}
+        self._trial = trial
+        self._unfit: dict[tuple[str, str, Size], str | None] = {}
         for (part, name), network in (networks or {}).items():
             self.add(part, name, network)
 
@@ -47,6 +56,26 @@ class Networks(NetworkTable):
         for part, name in self.missing(parts).items():
             raise BackendUnavailable(f"{part} {name} is not loaded on this replica")
         return {PARTS[part].stage: self._places[part, name] for part, name in _opened(parts)}
+
+    def require_size(self, parts: Mapping[str, str], size: Size) -> None:
+        """Let a plan's networks see a canary of its size before their first rows of it.
+
+        Raises BackendUnavailable where one cannot take that size, as a graph that was exported for
+        another. At the default size each was tried when it was opened.
+        """
+        if size is None or self._trial is None:
+            return
+        for part, name in _opened(parts):
+            if (part, name, size) not in self._unfit:
+                why: str | None = None
+                try:
+                    self._trial(part, self[self._places[part, name]], size)
+                except Exception as error:  # a graph's runtime has one for each of its faults
+                    log.warning("%s %s at %s", part, name, size_text(size), exc_info=error)
+                    why = f"{part} {name} cannot take images of {size_text(size)}"
+                self._unfit[part, name, size] = why
+            if (why := self._unfit[part, name, size]) is not None:
+                raise BackendUnavailable(why)
 
 
 class Loader:

@@ -44,7 +44,7 @@ class DrawnImage:
 def draw_twice(
     bundle: Bundle,
     settings: BackboneSettings,
-    steps: int,
+    method: Method,
     prompt: str = PROMPT,
     on_step: Callable[[int], None] = lambda count: None,
 ) -> DrawnImage:
@@ -61,8 +61,8 @@ def draw_twice(
     engine = load_engine(bundle, settings)
     try:
         engine.warm_up()
-        first, seconds = _draw(engine, bundle, settings, steps, condition, on_step)
-        second, _ = _draw(engine, bundle, settings, steps, condition, on_step)
+        first, seconds = _draw(engine, bundle, settings, method, condition, on_step)
+        second, _ = _draw(engine, bundle, settings, method, condition, on_step)
     except BackendUnavailable as error:
         raise ValueError(f"{broken} ({error})") from error
     finally:
@@ -80,7 +80,12 @@ def draw_twice(
         )
     peak = torch.cuda.max_memory_allocated(settings.device) if cuda else _resident()
     return DrawnImage(
-        first.pixels, condition, steps, seconds / steps, first.nfe / max(seconds, 1e-9), peak
+        first.pixels,
+        condition,
+        method.num_inference_steps,
+        seconds / method.num_inference_steps,
+        first.nfe / max(seconds, 1e-9),
+        peak,
     )
 
 
@@ -97,11 +102,11 @@ def _draw(
     engine: Engine,
     bundle: Bundle,
     settings: BackboneSettings,
-    steps: int,
+    method: Method,
     condition: Condition,
     on_step: Callable[[int], None],
 ) -> tuple[DrawResult, float]:
-    plan = uncensored("", bundle.backbone_sha256(settings.runtime), Method(steps))
+    plan = uncensored("", bundle.backbone_sha256(settings.runtime), method)
     plan = replace(plan, condition=condition)
     ends = []
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -28,12 +30,18 @@ PAGE = 25
 
 
 def configuration(
-    bundle: Bundle, settings: BackboneSettings, steps: int, step_s: float, state: Path
+    bundle: Bundle,
+    settings: BackboneSettings,
+    steps: int,
+    step_s: float,
+    state: Path,
+    sampling: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The document of a Ray Serve config file. `step_s` are the seconds of a step of one image.
 
-    `state` is an absolute folder for labels, rewards and policies: a store of its own, since every
-    imported model has policies of the same names.
+    `sampling` are the keys of a policy that say how the model is stepped through. `state` is an
+    absolute folder for labels, rewards and policies: a store of its own, since every imported model
+    has policies of the same names.
     """
     manifest = bundle.manifest
     options: dict[str, Any] = {"num_cpus": 1}
@@ -60,12 +68,13 @@ def configuration(
             }
         },
         "policies": {
-            "none": {"model": manifest.name, "num_inference_steps": [steps]},
+            "none": {"model": manifest.name, "num_inference_steps": [steps], **sampling},
             "screened": {
                 "model": manifest.name,
                 "trained": True,
                 "max_draws": MAX_DRAWS,
                 "num_inference_steps": [steps],
+                **sampling,
             },
         },
         "store": {"url": f"sqlite:///{state}/store.sqlite", "blobs_url": f"{state}/blobs"},

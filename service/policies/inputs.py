@@ -80,6 +80,12 @@ class Choices:
                 "or ask for more guidance",
                 "negative_prompt",
             )
+        if asked.negative_prompt and self.inputs.guidance != "classifier-free":
+            raise InvalidValue(
+                f"model {self.model!r} compares with no other prompt, as its guidance is "
+                "distilled: leave it out",
+                "negative_prompt",
+            )
         label = None if asked.class_label is None else self._label(asked.class_label)
         drawn = self.class_labels if label is None else ()
         return Condition(asked.prompt, asked.negative_prompt, label, scale, drawn)
@@ -88,14 +94,21 @@ class Choices:
         if wanted is None:
             return self.guidance_scale[0]
         if not self.inputs.guidable:
+            if wanted in (0, 1):  # as users of models that need none write it
+                return 1.0
             lacks = "has no class that stands for none to compare with"
+            if self.inputs.guidance == "none":
+                lacks = "was distilled to need none"
             why = TAKES["none"] if self.inputs.kind == "none" else f"it {lacks}"
             raise InvalidValue(
                 f"model {self.model!r} cannot be guided: leave it out; {why}", "guidance_scale"
             )
-        if wanted < 1 or not (self.any_scale or wanted in self.guidance_scale):
+        wanted = self.inputs.scale(wanted)
+        if not self.inputs.has_scale(wanted) or not (
+            self.any_scale or wanted in self.guidance_scale
+        ):
             allowed = ", ".join(f"{scale:g}" for scale in self.guidance_scale)
-            allowed = "1 or more" if self.any_scale else allowed
+            allowed = self.inputs.scales if self.any_scale else allowed
             raise InvalidValue(f"is {wanted:g}, {self.said_by} allows {allowed}", "guidance_scale")
         return wanted
 

@@ -138,7 +138,8 @@ class Policy:
         """What callers may ask for, the default first; 1 alone where the model has no guidance."""
         if not self.inputs.guidable:
             return (1.0,)
-        return tuple(self.settings.guidance_scale) or (self.inputs.guidance_scale,)
+        listed = dict.fromkeys(map(self.inputs.scale, self.settings.guidance_scale))
+        return tuple(listed) or (self.inputs.guidance_scale,)
 
     @property
     def class_labels(self) -> tuple[int, ...]:

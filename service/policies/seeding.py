@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from models.bundles.bundle import Bundle
+from models.bundles.manifest import Inputs
 from models.bundles.parts import PARTS, MissingPart, parts_for
 from service.config import ConfigError, PolicySettings, Settings
 from service.policies.inputs import listed
@@ -85,6 +86,13 @@ def _parts(
         ) from None
 
 
+def _unguided(inputs: Inputs) -> str:
+    """Why a model takes no guidance scale."""
+    if inputs.guidance == "none":
+        return "was distilled to need none"
+    return "takes no input" if inputs.kind == "none" else "has no null_class"
+
+
 def _check_inputs(name: str, spec: PolicySettings, bundle: Bundle) -> None:
     """Raises ConfigError where a policy lists what its model cannot draw."""
     inputs, called = bundle.manifest.backbone.inputs, f"bundle {bundle.manifest.name!r}"
@@ -93,8 +101,13 @@ def _check_inputs(name: str, spec: PolicySettings, bundle: Bundle) -> None:
     if spec.guidance_scale and not inputs.guidable:
         raise ConfigError(
             f"policies.{name}.guidance_scale: {called} cannot be guided, as it "
-            f"{'takes no input' if inputs.kind == 'none' else 'has no null_class'}: leave it out"
+            f"{_unguided(inputs)}: leave it out"
         )
+    for scale in spec.guidance_scale:
+        if not inputs.has_scale(inputs.scale(scale)):
+            raise ConfigError(
+                f"policies.{name}.guidance_scale: {scale:g} must be {inputs.scales} for {called}"
+            )
     if spec.classifier_scale and (
         inputs.kind != "class" or not bundle.manifest.backbone.classifier
     ):

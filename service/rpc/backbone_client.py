@@ -42,9 +42,9 @@ class GrpcBackboneClient:
     ) -> None:
         """See `ports.BackboneClient`."""
         reserved = self._reserved(plan, keys)
-        replicas = _by_finish(self._backbones[plan.model].known, tenant, reserved)
+        replicas = _by_finish(self._backbones[plan.model].known, tenant, reserved, plan)
         if replicas:
-            self._accepting(plan.model, replicas, tenant, reserved, timeout_s)
+            self._accepting(plan, replicas, tenant, reserved, timeout_s)
 
     async def draw(
         self, plan: SamplingPlan, keys: Sequence[DrawKey], timeout_s: float, tenant: str = ""
@@ -54,13 +54,13 @@ class GrpcBackboneClient:
         Of two refusals the shorter wait counts.
         """
         reserved = self._reserved(plan, keys)
-        replicas = _by_finish(await self._backbones[plan.model].all(), tenant, reserved)
+        replicas = _by_finish(await self._backbones[plan.model].all(), tenant, reserved, plan)
         if not replicas:
             raise BackendUnavailable(
                 f"no backbone of {plan.model} answers; it is restarted by itself"
             )
         if any(key.fresh and not key.ahead for key in keys):
-            replicas = self._accepting(plan.model, replicas, tenant, reserved, timeout_s)
+            replicas = self._accepting(plan, replicas, tenant, reserved, timeout_s)
         refusals: list[Overloaded] = []
         fault: BackendUnavailable | None = None
         for replica in replicas[:2]:
@@ -108,7 +108,7 @@ class GrpcBackboneClient:
 
     def _accepting(
         self,
-        model: str,
+        plan: SamplingPlan,
         replicas: Sequence[Backbone],
         tenant: str,
         reserved: Sequence[float],
@@ -120,7 +120,8 @@ class GrpcBackboneClient:
         for replica in replicas:
             try:
                 if replica.state is not None:
-                    replica.state.check(tenant, reserved, timeout_s)
+                    cost = replica.state.cost(plan.condition.size)
+                    replica.state.check(tenant, reserved, timeout_s, cost)
                 accepting.append(replica)
             except Overloaded as error:
                 refusals.append(error)
@@ -129,7 +130,7 @@ class GrpcBackboneClient:
         self._refused[replicas[0].address.replica] += sum(reserved)
         refusal = min(refusals, key=lambda error: error.retry_after_s or 0.0)
         works_s = [load.work_s(sum(reserved)) for one in replicas if (load := one.state)]
-        refusal.retry_after_s = self._retry_times[model].wait_s(
+        refusal.retry_after_s = self._retry_times[plan.model].wait_s(
             refusal.retry_after_s or 0.0, sum(works_s) / len(works_s) ** 2
         )
         raise refusal
@@ -140,8 +141,15 @@ class GrpcBackboneClient:
     def _reserved(self, plan: SamplingPlan, keys: Sequence[DrawKey]) -> list[float]:
         """The NFE that each draw stands for."""
         key = plan.method, plan.condition.guidance_scale > 1
-        nfe = self._nfe.get(key, plan.method.num_inference_steps)
+        nfe = self._nfe.get(key, plan.method.num_inference_steps) * self._cost(plan)
         return [reserved_nfe(plan, nfe, draw) for draw in keys]
+
+    def _cost(self, plan: SamplingPlan) -> float:
+        """What an NFE of this size counts, as any replica says: they run one bundle."""
+        if plan.condition.size is None:
+            return 1.0
+        states = (replica.state for replica in self._backbones[plan.model].known)
+        return next((state.cost(plan.condition.size) for state in states if state), 1.0)
 
     def _learn(self, plan: SamplingPlan, results: Sequence[DrawResult]) -> None:
         key = plan.method, plan.condition.guidance_scale > 1
@@ -151,7 +159,7 @@ class GrpcBackboneClient:
 
 
 def _by_finish(
-    replicas: Sequence[Backbone], tenant: str, reserved: Sequence[float]
+    replicas: Sequence[Backbone], tenant: str, reserved: Sequence[float], plan: SamplingPlan
 ) -> Sequence[Backbone]:
     """Sorted by when they would finish, then by when they were last called; those that failed
     recently or are draining come last."""
@@ -160,7 +168,7 @@ def _by_finish(
         load = replica.state
         if load is None:
             return replica.failed_recently, True, 0.0, replica.last_called
-        ready_s = load.ready_s(tenant, reserved)
+        ready_s = load.ready_s(tenant, reserved, load.cost(plan.condition.size))
         return replica.failed_recently, load.draining, ready_s, replica.last_called
 
     return sorted(replicas, key=finish)

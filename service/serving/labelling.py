@@ -184,5 +184,6 @@ def generator(
         dtype=settings.dtype,
         threads=threads,
         forward=settings.forward_guidance,
+        prompt_chunks=settings.most_prompt_chunks,
     )
     return replace(found, condition=condition)

@@ -21,12 +21,15 @@ from models.bundles.bundle import Bundle, load
 from models.bundles.manifest import Inputs
 from models.diffusion.condition import Condition
 from models.diffusion.conditioning import Named
+from models.diffusion.method import Method
 from models.diffusion.noise import Purpose, normal
 from models.diffusion.noise_schedule import NoiseSchedule
 from models.diffusion.parameterization import PREDICTION_TYPES, PredictionType
+from models.diffusion.samplers import levels
 from models.rewards.network import RewardConfig, RewardNetwork
 from models.rewards.timed_classifier import TimedClassifier, add_classifier
 from models.sampling.batch import Batch
+from models.sampling.batches import Batches
 from models.sampling.runner import Runner
 from service.config import BackboneSettings
 from service.engine.engine import Engine
@@ -49,12 +52,12 @@ class Mixture:
 
     def __init__(self, schedule: NoiseSchedule) -> None:
         self.alone = [Gaussian(schedule, mean, S) for mean in MEANS]
-        self._alphas_cumprod = torch.from_numpy(schedule.alphas_cumprod)
+        self._alphas_cumprod = torch.from_numpy(schedule.alpha**2)
         self.rows: list[int] = []
 
     def log_posterior(self, x_t: Tensor, timestep: Tensor) -> Tensor:
         """log p_t(y | x_t), [B, 2], in float64: all pixels of an image share its class."""
-        alpha_bar = self._alphas_cumprod[timestep].view(-1, 1, 1, 1)
+        alpha_bar = self._alphas_cumprod[timestep.long()].view(-1, 1, 1, 1)
         variance = alpha_bar * S**2 + 1 - alpha_bar
         logs = [
             np.log(prior)
@@ -81,7 +84,7 @@ def _engine(world: Mixture, schedule: NoiseSchedule, classifier: Any) -> Engine:
     encoder = ClassEncoder(CLASSES)
     return Engine(
         Runner(FREE.backbone, world, schedule, Networks(), classifier=classifier),
-        Batch(schedule, SHAPE, 4, "cpu", encoder.encode(encoder.example, 0)),
+        Batches(lambda shape, rows: Batch(schedule, shape, rows, "cpu"), SHAPE, 4),
         Lossless(),
         4,
         encoder=encoder,
@@ -138,10 +141,11 @@ def test_other_scales_follow_the_papers_algorithm(scale: float) -> None:
     world = Mixture(schedule)
     (found,) = _one(_engine(world, schedule, world), _plan(scale, 1), 4)
     x = torch.from_numpy(normal(4, 0, Purpose.INITIAL, SHAPE))[None].double()
-    timesteps = schedule.timesteps(20)
+    alphas_cumprod = schedule.alpha**2
+    timesteps = levels(schedule, Method(20)).timesteps.astype(int)
     for t, after in zip(timesteps, [*timesteps[1:], None], strict=True):
-        here = schedule.alphas_cumprod[t]
-        there = 1.0 if after is None else schedule.alphas_cumprod[after]
+        here = alphas_cumprod[t]
+        there = 1.0 if after is None else alphas_cumprod[after]
         timestep = torch.tensor([t])
         eps = world(x, timestep, {}).double()
         gradient = world.gradient(x, timestep, torch.tensor([1])).double()

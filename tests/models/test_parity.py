@@ -245,7 +245,7 @@ def _reference_gradient(
         if asked.guidance_scale > 1:
             away = pipeline.unet(x, timestep, encoder_hidden_states=negative).sample
             eps = away + asked.guidance_scale * (eps - away)
-        alpha_bar = float(it.generator.schedule.alphas_cumprod[timestep])
+        alpha_bar = float(it.generator.schedule.alpha[timestep] ** 2)
         x_0 = (x - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5
         image = pipeline.vae.decode(x_0 / pipeline.vae.config.scaling_factor).sample
         return torch.autograd.grad(ensemble.log_reward(image).sum(), x)[0]

@@ -6,11 +6,19 @@ import re
 from pathlib import Path
 
 from models.backbones.importing.file_format import pickled, refuse_other
-from models.backbones.importing.single_file.opening import open_file
-from models.backbones.importing.source import INDEX, PICKLES, CannotImport, Source, read_json
+from models.backbones.importing.flow import is_flow
+from models.backbones.importing.scheduler import FILE
+from models.backbones.importing.single_file.opening import FLOW, open_file
+from models.backbones.importing.source import (
+    HUB_ID,
+    INDEX,
+    PICKLES,
+    CannotImport,
+    Source,
+    read_json,
+)
 from models.diffusion.parameterization import PREDICTION_TYPES
 
-HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 CACHED = "models--"
 WEIGHTS = (*sorted(PICKLES), ".safetensors", ".gguf", ".onnx", ".sft", ".zip")
 """Endings that no hub id has."""
@@ -57,6 +65,9 @@ def open_source(
     index = _index(folder)
     if prediction_type is None:
         return Source(name, folder, index, variant, commit)
+    schedule = folder / "scheduler" / FILE
+    if schedule.is_file() and is_flow(read_json(schedule)):
+        raise CannotImport(f"--prediction-type: {name} {FLOW}")
     note = f"prediction_type: {prediction_type}: as --prediction-type says"
     changes = {"prediction_type": prediction_type}
     return Source(name, folder, index, variant, commit, changes, said=(note,))

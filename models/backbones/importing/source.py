@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ NEVER = PICKLES | {".py", ".msgpack", ".h5"}
 """Endings of files that can run code, or that nothing here reads: they are never copied."""
 
 INDEX = "model_index.json"
+HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 MOST = 100_000
 """No count in a configuration is larger: not of classes, timesteps, channels or positions."""
@@ -25,7 +27,7 @@ COUNTS = frozenset({
     "max_position_embeddings", "num_class_embeds", "num_embeds_ada_norm", "num_train_timesteps",
     "out_channels", "patch_size", "projection_class_embeddings_input_dim", "projection_dim",
 })  # fmt: skip
-LISTS = frozenset({"block_out_channels", "sample_size"})
+LISTS = frozenset({"block_out_channels", "patch_size", "sample_size"})
 """Counts, as many as there are blocks, or sides of an image that is no square."""
 
 

@@ -14,9 +14,9 @@ import torch
 import transformers
 from scipy import stats
 
-from models.backbones.encoders import ClassEncoder, PromptEncoder, load_encoder
+from models.backbones.encoders import KEPT, ClassEncoder, PromptEncoder, load_encoder
 from models.bundles.manifest import Inputs
-from models.diffusion.condition import Condition, ConditionError
+from models.diffusion.condition import PROMPT_CHUNKS, Condition, ConditionError
 from service.ports import DrawKey
 from tests.engines import run_to_end, submit
 from tests.parity import Made, ask
@@ -34,12 +34,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
 
 
 @pytest.fixture
-def encoder(made: Callable[[str], Made]) -> Callable[[str], PromptEncoder]:
+def encoder(made: Callable[[str], Made]) -> Callable[..., PromptEncoder]:
     """A fresh one, which has seen no prompt yet."""
 
-    def load(kind: str) -> PromptEncoder:
+    def load(kind: str, chunks: int = PROMPT_CHUNKS) -> PromptEncoder:
         bundle = made(kind).bundle
-        found = load_encoder(bundle.folder / "backbone", bundle.manifest.backbone)
+        found = load_encoder(
+            bundle.folder / "backbone", bundle.manifest.backbone, prompt_chunks=chunks
+        )
         assert isinstance(found, PromptEncoder)
         return found
 
@@ -48,7 +50,7 @@ def encoder(made: Callable[[str], Made]) -> Callable[[str], PromptEncoder]:
 
 @pytest.mark.parametrize("negative", ["", "owl"])
 def test_a_prompt_is_encoded_as_diffusers_does(
-    negative: str, made: Callable[[str], Made], encoder: Callable[[str], PromptEncoder]
+    negative: str, made: Callable[[str], Made], encoder: Callable[..., PromptEncoder]
 ) -> None:
     found = encoder("sd").encode(Condition("a cat, a dog", negative), 0)
     wanted = made("sd").pipeline.encode_prompt(
@@ -61,7 +63,7 @@ def test_a_prompt_is_encoded_as_diffusers_does(
 
 @pytest.mark.parametrize("negative", ["", "owl"])
 def test_a_prompt_is_encoded_as_diffusers_does_for_xl(
-    negative: str, made: Callable[[str], Made], encoder: Callable[[str], PromptEncoder]
+    negative: str, made: Callable[[str], Made], encoder: Callable[..., PromptEncoder]
 ) -> None:
     found = encoder("sdxl").encode(Condition("a cat, a dog", negative), 0)
     pipeline = made("sdxl").pipeline
@@ -83,10 +85,10 @@ def test_a_prompt_is_encoded_as_diffusers_does_for_xl(
 @pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 def test_a_prompt_that_is_too_long_is_refused_by_its_tokens(
-    kind: str, field: str, encoder: Callable[[str], PromptEncoder]
+    kind: str, field: str, encoder: Callable[..., PromptEncoder]
 ) -> None:
     fits = TOKENS - 2  # beside the marks of beginning and end
-    it = encoder(kind)
+    it = encoder(kind, chunks=1)
     it.encode(replace(Condition(), **{field: "cat " * fits}), 0)
     for more in (1, 5):
         condition = replace(Condition(), **{field: "cat " * (fits + more)})
@@ -99,8 +101,91 @@ def test_a_prompt_that_is_too_long_is_refused_by_its_tokens(
 
 @pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_a_prompt_of_too_many_chunks_is_refused_by_its_tokens(
+    kind: str, field: str, encoder: Callable[..., PromptEncoder]
+) -> None:
+    it = encoder(kind, chunks=3)
+    it.check(replace(Condition(), **{field: "cat " * 225}), 0)
+    condition = replace(Condition(), **{field: "cat " * 226})
+    for call in (it.check, it.encode):
+        with pytest.raises(ConditionError, match="has 228 tokens, 1 more than the 227") as error:
+            call(condition, 0)
+        assert error.value.field == field
+        assert "in 3 chunks of 75 " in str(error.value)
+
+
+def _chunk(made: Made, part: str, ids: list[int]) -> Any:
+    """What the text encoder says of these tokens, 75 or fewer, between marks and filled up."""
+    words = getattr(made.pipeline, part.replace("text_encoder", "tokenizer"))
+    begin, end = words.bos_token_id, words.eos_token_id
+    row = [begin, *ids, end] + [words.pad_token_id] * (TOKENS - 2 - len(ids))
+    with torch.no_grad():
+        return getattr(made.pipeline, part)(torch.tensor([row]), output_hidden_states=True)
+
+
+@pytest.mark.parametrize("cats", [74, 75, 76, 150, 151, 200])
+def test_a_long_prompt_is_encoded_in_chunks_of_75_tokens(
+    cats: int, made: Callable[[str], Made], encoder: Callable[..., PromptEncoder]
+) -> None:
+    """Each alone, between marks of its own, and one after the other."""
+    prompt = "cat " * (cats - 1) + "dog"
+    for kind, parts in (("sd", ["text_encoder"]), ("sdxl", ["text_encoder", "text_encoder_2"])):
+        words = made(kind).pipeline.tokenizer
+        cat, dog = words.convert_tokens_to_ids(["cat</w>", "dog</w>"])
+        ids = [cat] * (cats - 1) + [dog]
+        outputs = [
+            [_chunk(made(kind), part, ids[start : start + 75]) for start in range(0, cats, 75)]
+            for part in parts
+        ]
+        wanted = [
+            torch.cat([one.hidden_states[-2] if kind == "sdxl" else one[0] for one in chunks], 1)
+            for chunks in outputs
+        ]
+        found = encoder(kind).encode(Condition(prompt, "owl"), 0)
+        states = found.inputs["encoder_hidden_states"]
+        assert states.shape[0] == TOKENS * -(-cats // 75)
+        torch.testing.assert_close(states[None], torch.cat(wanted, -1), rtol=0, atol=1e-6)
+        # A negative one stays as long as it is, and the denoiser is told.
+        assert found.negative["encoder_hidden_states"].shape[0] == TOKENS
+        assert found.masks == {"encoder_hidden_states": "encoder_attention_mask"}
+        if kind == "sdxl":
+            pooled = outputs[1][0][0][0]
+            torch.testing.assert_close(found.inputs["text_embeds"], pooled, rtol=0, atol=1e-6)
+
+
+def test_where_two_tokenizers_need_other_numbers_of_chunks_the_shorter_gets_empty_ones(
+    tmp_path: Path,
+) -> None:
+    """Nothing is cut: ComfyUI cuts the longer one."""
+    made = Made.make("sdxl", tmp_path)
+    backbone = made.bundle.folder / "backbone"
+    # Without its merges the second has "cat" in three tokens.
+    (backbone / "tokenizer_2" / "merges.txt").write_text("#version: 0.2\n")
+    it = load_encoder(backbone, made.bundle.manifest.backbone)
+    states = it.encode(Condition("cat " * 60), 0).inputs["encoder_hidden_states"]
+    assert states.shape == (3 * TOKENS, 64)
+    empty = _chunk(made, "text_encoder", []).hidden_states[-2][0]
+    torch.testing.assert_close(states[2 * TOKENS :, :32], empty, rtol=0, atol=1e-6)
+
+
+def test_long_prompts_are_kept_within_the_same_memory(
+    encoder: Callable[..., PromptEncoder], calls: list[int]
+) -> None:
+    it = encoder("sd", chunks=KEPT // 2)
+    first, *others = [Condition("cat " * (100 + i)) for i in range(3)]
+    it.encode(Condition(), 0)
+    calls.clear()
+    for asked in (first, first, *others):
+        it.encode(asked, 0)
+    assert len(calls) == 3, "`first` was kept"
+    it.encode(first, 0)
+    assert len(calls) == 4, "of three the oldest was let go"
+
+
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
 def test_what_a_tokenizer_cannot_read_is_refused_by_its_field(
-    kind: str, field: str, encoder: Callable[[str], PromptEncoder]
+    kind: str, field: str, encoder: Callable[..., PromptEncoder]
 ) -> None:
     it = encoder(kind)
     with pytest.raises(ConditionError, match="cannot be read by this model's tokenizer") as error:
@@ -115,7 +200,7 @@ def test_both_encoders_of_xl_must_be_able_to_read_it(part: str, tmp_path: Path) 
     backbone = made.bundle.folder / "backbone"
     path = backbone / part / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 20}))
-    it = load_encoder(backbone, made.bundle.manifest.backbone)
+    it = load_encoder(backbone, made.bundle.manifest.backbone, prompt_chunks=1)
     with pytest.raises(ConditionError, match="has 32 tokens, 12 more than the 20"):
         it.encode(Condition("cat " * 30), 0)
 
@@ -126,7 +211,7 @@ def test_a_tokenizer_may_not_promise_more_than_its_encoder_reads(kind: str, tmp_
     backbone = made.bundle.folder / "backbone"
     path = backbone / "tokenizer" / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 512}))
-    it = load_encoder(backbone, made.bundle.manifest.backbone)
+    it = load_encoder(backbone, made.bundle.manifest.backbone, prompt_chunks=1)
     states = it.encode(Condition("cat"), 0).inputs["encoder_hidden_states"]
     assert len(states) == TOKENS
     with pytest.raises(ConditionError, match=f"1 more than the {TOKENS}"):
@@ -148,7 +233,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 
 def test_a_prompt_is_encoded_once_for_all_its_draws(
-    made: Callable[[str], Made], encoder: Callable[[str], PromptEncoder], calls: list[int]
+    made: Callable[[str], Made], encoder: Callable[..., PromptEncoder], calls: list[int]
 ) -> None:
     it = made("sd")
     engine = replace(it, generator=replace(it.generator, encoder=encoder("sd"))).engine()
@@ -171,10 +256,10 @@ def test_a_prompt_is_encoded_once_for_all_its_draws(
 
 
 def test_threads_that_encode_at_once_get_what_each_asked_for(
-    encoder: Callable[[str], PromptEncoder],
+    encoder: Callable[..., PromptEncoder],
 ) -> None:
     """A tokenizer keeps settings from one call to the next."""
-    it = encoder("sd")
+    it = encoder("sd", chunks=1)
     wrong: list[str] = []
 
     def encode(thread: int) -> None:

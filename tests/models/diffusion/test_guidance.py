@@ -138,5 +138,7 @@ def test_guided_x0_is_that_of_the_papers_eps_down_to_the_noisiest_step(alpha_bar
     x_t = bar.sqrt() * x_0 + (1 - bar).sqrt() * noise
     eps = noise - (1 - bar).sqrt() * scale * gradient
     wanted = (x_t - (1 - bar).sqrt() * eps) / bar.sqrt()
-    found = guided_x0(x_0.float(), gradient.float(), bar.float(), scale.float())
+    found = guided_x0(
+        x_0.float(), gradient.float(), bar.sqrt().float(), (1 - bar).sqrt().float(), scale.float()
+    )
     torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=1e-6)

@@ -13,7 +13,7 @@ from models.diffusion.guidance import CleanReward, ForwardGuide, backward_guidan
 from models.diffusion.method import Method, SamplerName
 from models.diffusion.noise import Purpose, normal
 from models.diffusion.parameterization import PREDICTION_TYPES, PredictionType
-from models.diffusion.samplers import SAMPLERS
+from models.diffusion.samplers import levels
 from tests.engines import draw_all, floats, make_engine, make_plan, make_schedule
 from tests.gaussian import Gaussian, discrete_law, values
 
@@ -149,7 +149,7 @@ def _ode_error(sampler: SamplerName, steps: int, **config: str) -> float:
     world = Gaussian(schedule, 0.2, 0.5)
     plan = make_plan(num_inference_steps=steps, sampler=sampler)
     found = floats(draw_all(make_engine(world, schedule, SHAPE), plan, [7])[0])
-    first = schedule.alphas_cumprod[schedule.timesteps(steps, SAMPLERS[sampler].scheduler)[0]]
+    first = levels(schedule, plan.method).alpha[0] ** 2
     x = normal(7, 0, Purpose.INITIAL, SHAPE).astype(np.float64)
     exact = 0.2 + 0.5 * (x - np.sqrt(first) * 0.2) / np.sqrt(first * 0.25 + 1 - first)
     return float(np.abs(found - exact).max())

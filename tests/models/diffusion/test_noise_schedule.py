@@ -3,12 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from models.diffusion.method import Method
 from models.diffusion.noise_schedule import NoiseSchedule
+from models.diffusion.samplers import levels
 from tests.engines import make_schedule
 
 
 def test_alphas_cumprod_falls_from_almost_one_to_almost_nothing() -> None:
-    alphas = make_schedule().alphas_cumprod
+    alphas = make_schedule().alpha ** 2
     assert alphas.shape == (1000,)
     assert (np.diff(alphas) < 0).all()
     assert alphas[0] > 0.999
@@ -16,7 +18,7 @@ def test_alphas_cumprod_falls_from_almost_one_to_almost_nothing() -> None:
 
 
 def test_trailing_timesteps_begin_where_training_ended() -> None:
-    assert make_schedule().timesteps(4).tolist() == [999, 749, 499, 249]
+    assert levels(make_schedule(), Method(4)).timesteps.tolist() == [999, 749, 499, 249]
 
 
 @pytest.mark.parametrize(

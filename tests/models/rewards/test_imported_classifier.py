@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from models.onnx.graph import GraphError
 from models.onnx.preprocessing import PreparationOptions
-from models.rewards.imported_classifier import Imported, OutputMeaning, make_judge
+from models.rewards.class_numbers import OutputMeaning
+from models.rewards.imported_classifier import Imported, make_judge
+from models.rewards.judge_check import KnownImages
 from models.rewards.onnx_judge import OnnxJudge
 from tests import classifiers
 from tests.classifiers import HEIGHT, WIDTH, change, classifier, pixels
@@ -257,6 +259,19 @@ def test_what_treats_images_unlike_is_refused(
             "not 1: .* are --activation sigmoid",
         ),
         (classifiers.softmax, 4, OutputMeaning("logits", (1,)), "say --activation probabilities"),
+        # As `sigmoid` the greatest of several malign classes would count, and not their sum.
+        (classifiers.softmax, 4, OutputMeaning("sigmoid", (1, 2, 3)), "activation probabilities"),
+        (lambda x: 100 * x.softmax(1), 4, OutputMeaning("logits", (1,)), "sum to 100: a softmax"),
+        (
+            lambda x: x.log_softmax(1),
+            4,
+            OutputMeaning("sigmoid-logits", (1, 2)),
+            "a log-softmax is in the graph, so say --activation logits",
+        ),
+        (torch.sigmoid, 1, OutputMeaning("logits", (0,)), "a sigmoid may be in the graph"),
+        (torch.sigmoid, 1, OutputMeaning("sigmoid-logits", (0,)), "a sigmoid may be in the graph"),
+        (torch.sigmoid, 4, OutputMeaning("logits", (1,)), "a sigmoid may be in the graph"),
+        (lambda x: x, 4, OutputMeaning("logits", ("nsfw",)), "has no labels: say the number"),
         (lambda x: x, 4, OutputMeaning("logits", (4,)), "--malign 4: it gives 4 .* 0 to 3"),
         (lambda x: x, 4, OutputMeaning("logits", (-1,)), "--malign -1: it gives 4 numbers"),
         (
@@ -277,6 +292,23 @@ def test_numbers_that_are_not_what_is_said_of_them_are_refused(
     path = classifier(tmp_path / "a.onnx", last=last, classes=classes)
     with pytest.raises(GraphError, match=wrong):
         make(path, meaning=meaning)
+
+
+def test_numbers_in_0_to_1_are_logits_where_a_canary_and_a_control_show_it(
+    tmp_path: Path,
+) -> None:
+    path = classifier(tmp_path / "a.onnx", last=lambda x: torch.sigmoid(x) / 2, classes=1)
+    low, high = np.zeros((2, *RGB), np.uint8)
+    high[:] = 255
+
+    def score(known: KnownImages) -> Imported:
+        meaning, out = OutputMeaning("logits", (), (0,)), tmp_path / "o.onnx"
+        return make_judge(path, RGB, NORMALISED, meaning, out, known)
+
+    for known in (KnownImages(), KnownImages(canary=low), KnownImages(control=high)):
+        with pytest.raises(GraphError, match="show it both --canary and --control"):
+            score(known)
+    assert score(KnownImages(low, high)).seen.canary is not None
 
 
 @pytest.mark.parametrize("meaning", [TWO, OutputMeaning("sigmoid-logits", (1, 2))])
@@ -413,9 +445,29 @@ def test_too_big_and_pickled_and_broken_files_are_refused(
     (tmp_path / "a.pt").write_bytes(b"")
     with pytest.raises(GraphError, match=re.escape("a pickle can run code")):
         make(tmp_path / "a.pt")
-    (tmp_path / "b.onnx").write_text("not a graph")
-    with pytest.raises(GraphError, match="is not an ONNX file"):
-        make(tmp_path / "b.onnx")
+    for begin, wrong in (
+        (b"not a graph", "is not an ONNX file"),
+        (b"", "is empty: fetch it again"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab", "git-lfs pointer"),
+        (b"<!DOCTYPE html><html>", "is a web page"),
+        (b"PK\x03\x04archive/data.pkl", "is a zip archive, as torch.save writes"),
+        (b"\x89HDF\r\n\x1a\n", "HDF5, as Keras writes"),
+        (b"\x1c\0\0\0TFL3", "a TensorFlow Lite model"),
+        (b"GGUF\x03", "GGUF"),
+        (b'\x40\0\0\0\0\0\0\0{"a":', "safetensors, weights alone: give the folder"),
+        (b'{"a": 1}', "is JSON, no network"),
+    ):
+        (tmp_path / "b.onnx").write_bytes(begin)
+        with pytest.raises(GraphError, match=wrong):
+            make(tmp_path / "b.onnx")
+    onnx.save(
+        onnx.helper.make_model(
+            onnx.load(path).graph, opset_imports=[onnx.helper.make_opsetid("ai.onnx.ml", 3)]
+        ),
+        tmp_path / "ml.onnx",
+    )
+    with pytest.raises(GraphError, match="holds no graph of images"):
+        make(tmp_path / "ml.onnx")
     with pytest.raises(GraphError, match="cannot be read"):
         make(tmp_path / "c.onnx")
 

@@ -9,7 +9,7 @@ from models.diffusion.conditioning import Conditions, Encoded, Named
 from models.diffusion.parameterization import PREDICTION_TYPES, PredictionType
 from models.sampling.batch import Batch
 from models.sampling.networks import NetworkTable
-from models.sampling.program import ALPHA_BAR
+from models.sampling.program import ALPHA
 from models.sampling.runner import Runner
 from service.ports import DrawKey
 from tests.engines import (
@@ -102,7 +102,7 @@ def test_guidance_never_steps_against_its_gradient_where_x0_is_clipped() -> None
         submit(engine, plan, [DrawKey(0, 1, 0)])
         engine.tick()
         engine.tick()
-        return engine._batch.x_t[0].clone()
+        return engine._batches[None].x_t[0].clone()
 
     assert (halfway(5.0) >= halfway(0.0) - 1e-5).all()
 
@@ -116,7 +116,7 @@ def test_classifier_free_guidance_keeps_x0_and_eps_together_where_x0_is_clipped(
 
     schedule = make_schedule("sample", clip_sample=True, clip_sample_range=1.0)
     shape, example = (1, 2, 2), {"class_labels": torch.tensor(0)}
-    batch = Batch(schedule, shape, 2, "cpu", Encoded(example, example))
+    batch = Batch(schedule, shape, 2, "cpu")
     encoded_condition = Encoded({"class_labels": torch.tensor(1)}, example)
     for row, scale in enumerate((1.0, 4.0)):
         plan = make_plan(num_inference_steps=5, condition=Condition(guidance_scale=scale))
@@ -125,8 +125,8 @@ def test_classifier_free_guidance_keeps_x0_and_eps_together_where_x0_is_clipped(
     start = batch.x_t[:2].clone()
     runner.advance(batch, 2)
     _, line = batch.now(2)
-    alpha_bar = torch.tensor(line[:, ALPHA_BAR]).view(-1, 1, 1, 1)
-    before = torch.tensor(schedule.alphas_cumprod[batch.timesteps[:2, 0]]).view(-1, 1, 1, 1)
+    alpha_bar = torch.tensor(line[:, ALPHA] ** 2).view(-1, 1, 1, 1)
+    before = torch.tensor(schedule.alpha[batch.timesteps[:2, 0].astype(int)] ** 2).view(-1, 1, 1, 1)
     x_0 = torch.tensor([0.9, 1.0]).view(-1, 1, 1, 1)
     eps = (start - before.sqrt() * x_0) / (1 - before).sqrt()
     wanted = alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps

@@ -255,7 +255,7 @@ def test_models_and_policies_say_what_they_take(
     with client(text[0]) as asked:
         model = asked.get("/v1/models/tiny").json()
         policy = asked.get("/v1/policies/bright").json()
-    assert model["inputs"] == {"kind": "text", "max_tokens": 8, "guidance_scale": 7.5}
+    assert model["inputs"] == {"kind": "text", "max_tokens": 50, "guidance_scale": 7.5}
     assert (policy["guidance_scale"], policy["class_labels"]) == ([7.5], [])
     assert http.get("/v1/models/tiny").json()["inputs"] == {"kind": "none"}
     plain = http.get("/v1/policies/bright").json()

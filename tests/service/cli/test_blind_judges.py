@@ -336,7 +336,7 @@ def test_a_canary_is_made_by_a_command_and_given_by_another(
     folder = tmp_path / "copy"
     path = export(tmp_path / "bright.onnx", bright)
     said = import_(path, folder, "--malign", 1, reward="late")
-    assert "It has NO CANARY" in said
+    assert "IT HAS NO CANARY" in said
     assert "winnow judge canary --bundle" in said
     wide = np.zeros((60, 90, 3), dtype=np.uint8)
     wide[:, 15:75] = [250, 255, 255]

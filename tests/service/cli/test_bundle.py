@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from models.bundles import bundle as bundles
 from models.bundles.bundle import WEIGHTS
+from models.diffusion.method import Method
 from service.cli.main import app
 from service.config import BackboneSettings, ConfigError
 from service.config.serve_file import read
@@ -23,6 +25,7 @@ from service.images.encode import from_png
 from service.offline.import_check import draw_twice
 from service.policies.policy import Overrides, resolve
 from service.policies.seeding import configured_policies
+from tests import loras
 from tests.imports import MAKERS, edit
 from tests.single_files import tiny_file
 
@@ -59,6 +62,35 @@ def _refused(*arguments: Any) -> str:
     return answer.output
 
 
+def test_loras_are_fused_in_and_named(source: Callable[[str], Path], tmp_path: Path) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(source("sd"))
+    one = loras.kohya(loras.deltas(pipeline), tmp_path / "one.safetensors")
+    two = loras.diffusers(loras.deltas(pipeline, ("unet",)), tmp_path / "two.safetensors")
+    out = tmp_path / "out"
+    asked = ["--lora", f"{one}:0.1", "--lora", two, "--check-steps", 2]
+    said = _said("import", source("sd"), "--out", out, *asked)
+    assert "LoRA one.safetensors: fused at 0.1 into 83 layers of unet and 12 layers of text" in said
+    assert "LoRA two.safetensors: fused at 1 into 83 layers of unet" in said
+    record = bundles.load(str(out)).manifest.backbone.training["loras"]
+    assert [(one["file"], one["scale"]) for one in record] == [
+        ("one.safetensors", 0.1),
+        ("two.safetensors", 1.0),
+    ]
+    assert "one.safetensors × 0.1" in _said("show", out)
+
+
+def test_a_lora_that_does_not_fit_makes_no_bundle(
+    source: Callable[[str], Path], tmp_path: Path
+) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(source("sd"))
+    file = loras.diffusers(loras.deltas(pipeline, ("unet",)), tmp_path / "sd.safetensors")
+    out = tmp_path / "out"
+    said = _refused("import", source("sdxl"), "--out", out, "--lora", f"{file}:0.5")
+    assert "does not fit this model" in said
+    assert not out.exists()
+    assert "no such file" in _refused("import", source("sd"), "--out", out, "--lora", "away:1")
+
+
 @pytest.mark.parametrize("name", list(MAKERS))
 def test_each_kind_is_drawn_by_the_engine_that_serves(
     source: Callable[[str], Path], tmp_path: Path, name: str
@@ -77,7 +109,7 @@ def test_each_kind_is_drawn_by_the_engine_that_serves(
     sample = from_png((out / "sample.png").read_bytes())
     assert sample.shape == (backbone.height, backbone.width, backbone.channels)
     # The sample can be drawn again from what the manifest says.
-    again = draw_twice(bundle, BackboneSettings(runtime="torch", max_batch=1), 4)
+    again = draw_twice(bundle, BackboneSettings(runtime="torch", max_batch=1), Method(4))
     assert np.array_equal(again.pixels, sample)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["my-model", "my-model.yaml"]
 
@@ -130,8 +162,8 @@ def test_a_u_net_is_exported_and_compared_if_asked(
     assert 0 <= backbone.training["onnx"]["difference_from_torch"] < 1e-4
     assert backbone.training["check"]["runtime"] == "onnx"
     assert read(tmp_path / "m.yaml").settings.models["m"].backbone.runtime == "onnx"
-    onnx = draw_twice(bundle, BackboneSettings(runtime="onnx", max_batch=1), 4)
-    on_torch = draw_twice(bundle, BackboneSettings(runtime="torch", max_batch=1), 4)
+    onnx = draw_twice(bundle, BackboneSettings(runtime="onnx", max_batch=1), Method(4))
+    on_torch = draw_twice(bundle, BackboneSettings(runtime="torch", max_batch=1), Method(4))
     assert np.abs(onnx.pixels.astype(int) - on_torch.pixels.astype(int)).max() <= 1
 
 

@@ -94,6 +94,13 @@ def test_an_unknown_key_anywhere_stops_with_its_path(path: str) -> None:
         ("policies.Bad Name", {"model": "tiny"}, "policies", "match pattern"),
         ("models.tiny.backbone.device", "gpu", "models.tiny.backbone.device", "match pattern"),
         ("models.tiny.backbone.runtime", "jax", "models.tiny.backbone.runtime", "'onnx' or"),
+        (
+            "models.tiny.backbone",
+            {"prompt_overflow": "refuse", "prompt_chunks": 4},
+            "models.tiny.backbone",
+            "prompt_chunks: needs prompt_overflow: chunk",
+        ),
+        ("models.tiny.backbone.prompt_overflow", "cut", "models.tiny.backbone", "'chunk' or"),
         ("auth.keys.0.secret_env", "sk-secret-value", "auth.keys.0.secret_env", "match pattern"),
         ("auth.keys.0.scopes", ["root"], "auth.keys.0.scopes", "'generate', 'scores'"),
         ("auth.keys", [KEY, KEY], "auth", "names must differ"),

@@ -502,7 +502,7 @@ def test_no_noise_and_no_threshold_of_the_draw_before_is_left_in_a_slot() -> Non
         [DrawKey(0, 0, 0)],
     )
     run_to_end(engine)
-    engine._batch._noise.fill_(float("nan"))
+    engine._batches[None]._noise.fill_(float("nan"))
     broken = False
     plain = make_plan(num_inference_steps=5)
     (found,) = draw_all(engine, plain, [1])

@@ -19,7 +19,7 @@ def test_first_come_first_served_into_the_slots() -> None:
     scheduler = Scheduler(max_batch=3)
     draws = _draws(5, _ticket())
     scheduler.add(draws)
-    assert scheduler.admit(now=1.0) == draws[:3]
+    assert scheduler.admit(now=1.0) == list(enumerate(draws[:3]))
     assert scheduler.admit(now=2.0) == []
     assert list(scheduler.waiting) == draws[3:]
     assert [draw.started for draw in scheduler.running] == [1.0] * 3
@@ -30,9 +30,9 @@ def test_release_moves_the_last_row_into_the_hole() -> None:
     draws = _draws(4, _ticket())
     scheduler.add(draws)
     scheduler.admit(now=0.0)
-    assert scheduler.release(1) == 3
+    assert scheduler.release(None, 1) == 3
     assert scheduler.running == [draws[0], draws[3], draws[2]]
-    assert scheduler.release(2) == 2
+    assert scheduler.release(None, 2) == 2
     assert scheduler.running == [draws[0], draws[3]]
 
 
@@ -44,8 +44,8 @@ def test_unwanted_rows_come_highest_first() -> None:
     scheduler.admit(now=0.0)
     for row, ticket in enumerate([cancelled, wanted, late, wanted]):
         scheduler.running[row].ticket = ticket
-    assert scheduler.unwanted_rows(now=4.9) == [0]
-    assert scheduler.unwanted_rows(now=5.0) == [2, 0]
+    assert scheduler.unwanted_rows(now=4.9) == [(None, 0)]
+    assert scheduler.unwanted_rows(now=5.0) == [(None, 2), (None, 0)]
 
 
 def test_waiting_draws_that_nobody_wants_never_take_a_slot() -> None:
@@ -56,7 +56,7 @@ def test_waiting_draws_that_nobody_wants_never_take_a_slot() -> None:
     scheduler.drop_unwanted(now=0.0)
     assert [draw.ticket for draw in scheduler.waiting] == [wanted]
     scheduler.add(_draws(3, gone))
-    assert [draw.ticket for draw in scheduler.admit(now=0.0)] == [wanted]
+    assert [draw.ticket for _, draw in scheduler.admit(now=0.0)] == [wanted]
 
 
 @pytest.mark.parametrize(
@@ -69,4 +69,4 @@ def test_the_least_likely_speculative_draw_makes_room_and_of_equals_the_newest(
     for ahead, started in [(0, 6.0), (1, 3.0), (2, 1.0), (1, 5.0), (1, 4.0)]:
         scheduler.start(Draw(plan, DrawKey(0, 0, 3, ahead=ahead), ticket), started)
     scheduler.add(_draws(waiting, ticket))
-    assert scheduler.rows_in_the_way() == rows
+    assert scheduler.rows_in_the_way() == [(None, row) for row in rows]

@@ -7,9 +7,20 @@ from pathlib import Path
 import pytest
 
 from models.bundles import bundle as bundles
+from models.diffusion.condition import Condition, ConditionError
 from service.config import BackboneSettings
 from service.errors import StoreUnavailable
 from service.serving.labelling import generator
+from tests.parity import Made
+
+
+def test_a_training_reads_prompts_as_the_service_does(tmp_path: Path) -> None:
+    bundle = Made.make("sd", tmp_path).bundle
+    long = Condition("cat " * 100)
+    generator(bundle, BackboneSettings(runtime="torch"), 1).encoder.check(long, 0)
+    refuses = BackboneSettings(runtime="torch", prompt_overflow="refuse")
+    with pytest.raises(ConditionError, match="25 more than the 77"):
+        generator(bundle, refuses, 1).encoder.check(long, 0)
 
 
 @pytest.mark.parametrize("part", ["onnx", "schedule", "unet"])

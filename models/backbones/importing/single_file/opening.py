@@ -22,6 +22,7 @@ from models.backbones.importing.single_file.prediction import V_PRED, ZERO_SNR, 
 from models.backbones.importing.source import INDEX, CannotImport, Source, read_json, short
 from models.backbones.importing.weights import STEMS, Weights
 
+FLOW = "matches flows, and predicts a velocity: leave it out"
 SHOWN = 3
 """So many names of tensors in a message."""
 
@@ -39,15 +40,13 @@ def open_file(path: Path, folder: Path, base: Path | None, prediction_type: str 
     scheduler = dict(layout.scheduler)
     if layout.flow:
         if prediction_type is not None:
-            raise CannotImport(
-                f"--prediction-type: {layout.name} matches flows, and predicts a velocity: leave "
-                "it out"
-            )
+            raise CannotImport(f"--prediction-type: {layout.name} {FLOW}")
     else:
         found = find_prediction(checkpoint, prediction_type, layout.name == "Stable Diffusion 2")
         scheduler |= found.changes()
         notes.append(found.note())
     index: dict[str, Any] = {"_class_name": layout.pipeline}
+    theirs = _index_of(base)
     _write(folder / "scheduler" / "scheduler_config.json", scheduler)
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
     converted: dict[str, Weights] = {}
@@ -68,11 +67,13 @@ def open_file(path: Path, folder: Path, base: Path | None, prediction_type: str 
             notes.append(f"{name}: left out, since neither the file nor --base has one")
             continue
         index[name] = [component.library, component.class_name]
+        if name not in converted:
+            index[name] = theirs.get(name, index[name])
     for name, class_name in layout.tokenizers.items():
         if name in layout.optional and f"text_encoder{name.removeprefix('tokenizer')}" not in index:
             continue
         if _linked(base, name, folder):
-            index[name] = ["transformers", class_name]
+            index[name] = theirs.get(name, ["transformers", class_name])
         else:
             missing.append(name)
     if missing:
@@ -172,6 +173,12 @@ def _linked(base: Path | None, name: str, folder: Path) -> bool:
         return False
     (folder / name).symlink_to((base / name).resolve(), target_is_directory=True)
     return True
+
+
+def _index_of(base: Path | None) -> dict[str, Any]:
+    """What the base says of its parts, if it is a whole pipeline."""
+    path = None if base is None else base / INDEX
+    return read_json(path) if path is not None and path.is_file() else {}
 
 
 def _called(base: Path | None) -> str:

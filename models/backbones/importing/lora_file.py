@@ -1,0 +1,221 @@
+"""A LoRA's file, in whatever format: kohya's names, diffusers' old and new ones, peft's own.
+
+diffusers turns all of them into its own names, by the class of the pipeline that they are for; how
+much a layer counts (alpha, rank) is then found as peft does.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from models.backbones.importing.file_format import conversion
+from models.backbones.importing.kinds import Kind, Recognised
+from models.backbones.importing.lora import SHOWN, Asked, Layer, Lora, unfit
+from models.backbones.importing.source import (
+    PICKLES,
+    CannotImport,
+    Source,
+    read_json,
+    reading,
+    short,
+)
+from models.bundles.bundle import sha256_name
+
+PIPELINES: Mapping[Kind, str] = {
+    "text": "StableDiffusionPipeline",
+    "text-xl": "StableDiffusionXLPipeline",
+}
+"""Which class of diffusers knows the names, where the pipeline's own does not."""
+METADATA = "lora_adapter_metadata"
+PEFT = "base_model.model."
+"""What peft itself puts before the names of one network's layers."""
+PEFT_CONFIG = "adapter_config.json"
+ENDING = r"\.lora_[AB]\.weight(\.alpha)?$|\.alpha$"
+"""What stands after the name of a layer."""
+DORA = r"dora_scale|lora_magnitude_vector"
+LYCORIS = r"\.(hada_w|lokr_w|oft_|diff$|diff_b$|lora_mid)"
+LORA = r"lora_(up|down|A|B)\b|\.lora\.|_lora\.|lora_linear_layer"
+OTHERS: Mapping[str, str] = {
+    r"^model\.diffusion_model\.|^first_stage_model\.": "a whole model, to be imported by itself",
+    r"control_model\.|controlnet_|input_hint_block": "a ControlNet, which is not supported",
+    r"^(ip_adapter|image_proj)\.": "an IP-Adapter, which is not supported",
+    r"^(emb_params|clip_[lg]|string_to_\w+|<.*>)$": "a textual inversion, which is not supported",
+    r"^(down_blocks|up_blocks|transformer_blocks)\.": "a denoiser in diffusers' format",
+    r"^(encoder|decoder)\.(conv_in|down|up|mid)": "an autoencoder (VAE)",
+    r"^text_model\.": "a text encoder",
+}
+"""By names of tensors, what people take for a LoRA."""
+
+
+def open_lora(asked: Asked, source: Source, model: Recognised) -> Lora:
+    """The layers of a LoRA for this model. Raises CannotImport, saying what is wrong with it."""
+    path = asked.path
+    tensors, said = _read(path)
+    _refuse_others(path, sorted(tensors))
+    if all(name.startswith(PEFT) for name in tensors):
+        tensors, said = _of_peft(path, tensors, model.denoiser)
+    _refuse_kin(path, tensors, said)
+    named = _diffusers_names(path, tensors, source, model)
+    layers: dict[str, dict[str, Layer]] = {}
+    strange = [name for name in named if "." not in name]
+    for component in dict.fromkeys([*model.networks, *(name.split(".")[0] for name in named)]):
+        mine = _peft_names(_below(component, named), component)
+        found, odd = _layers(mine, _below(component, said), asked.scale)
+        if component not in model.networks:
+            found, odd = {}, [*found, *odd]
+        elif found:
+            layers[component] = found
+        strange += dict.fromkeys(f"{component}.{re.sub(ENDING, '', name)}" for name in odd)
+    if strange:
+        raise unfit(path, strange, len(strange) + sum(map(len, layers.values())))
+    return Lora(asked, sha256_name(path), layers)
+
+
+def _of_peft(
+    path: Path, tensors: Mapping[str, Tensor], denoiser: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What peft saved of one network, as diffusers names it; what it says of it lies beside."""
+    if not (beside := path.with_name(PEFT_CONFIG)).is_file():
+        raise CannotImport(
+            f"--lora: {path}: was saved by peft: put its {PEFT_CONFIG} beside it, which says how "
+            "much it counts"
+        )
+    return (
+        {f"{denoiser}.{name.removeprefix(PEFT)}": value for name, value in tensors.items()},
+        {f"{denoiser}.{key}": value for key, value in read_json(beside).items()},
+    )
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Its tensors, and what it says of how much they count. Raises CannotImport."""
+    if not path.is_file():
+        what = "is a folder: name the file in it" if path.is_dir() else "no such file"
+        raise CannotImport(f"--lora: {path}: {what}")
+    if path.suffix in PICKLES:
+        raise CannotImport(
+            f"--lora: {path}: pickled weights can run code, and are never read here. Convert them "
+            f"once, and import the result:\n{conversion(path, path.with_suffix('.safetensors'))}"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            said = (file.metadata() or {}).get(METADATA, "{}")
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CannotImport(
+            f"--lora: {path}: is no whole safetensors file ({error}): fetch it again"
+        ) from None
+    with reading(f"--lora: {path}: {METADATA}"):
+        return tensors, dict(json.loads(said))
+
+
+def _refuse_others(path: Path, names: Sequence[str]) -> None:
+    """Raise CannotImport for a file that has no LoRA in it, saying what it is."""
+    if any(re.search(f"{LORA}|{LYCORIS}|{DORA}", name) for name in names):
+        return
+    for pattern, what in OTHERS.items():
+        if any(re.search(pattern, name) for name in names):
+            raise CannotImport(f"--lora: {path}: is no LoRA but {what}")
+    raise CannotImport(
+        f"--lora: {path}: is no LoRA: its tensors are {', '.join(names[:SHOWN])}"
+        f"{f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''}"
+    )
+
+
+def _refuse_kin(path: Path, tensors: Mapping[str, Tensor], said: Mapping[str, Any]) -> None:
+    """Raise CannotImport for what has B A in it and other factors beside."""
+    what = None
+    if any(re.search(DORA, name) for name in tensors) or any(
+        value for key, value in said.items() if key.endswith("use_dora")
+    ):
+        what = "a DoRA, which also has a length for each row"
+    elif any(re.search(LYCORIS, name) for name in tensors):
+        what = "a LyCORIS adapter (LoHa, LoKr, OFT or full differences)"
+    if what is not None:
+        raise CannotImport(
+            f"--lora: {path}: is {what}: fuse it into its model where you trained it, and import "
+            "the result"
+        )
+
+
+def _diffusers_names(
+    path: Path, tensors: dict[str, Tensor], source: Source, model: Recognised
+) -> dict[str, Tensor]:
+    """The tensors, alphas included, by diffusers' names, each after its component's."""
+    import diffusers
+
+    called = str(source.index.get("_class_name"))
+    pipeline = getattr(diffusers, called, None)
+    if not hasattr(pipeline, "lora_state_dict"):
+        pipeline = getattr(diffusers, PIPELINES.get(model.kind, ""), None)
+    if pipeline is None:
+        raise CannotImport(f"--lora: diffusers knows none for {called}: leave it out")
+    config = SimpleNamespace(**model.configs[model.denoiser])
+    try:
+        found = pipeline.lora_state_dict(dict(tensors), unet_config=config, return_alphas=True)
+    except Exception as error:  # whatever it makes of names that it does not know
+        raise CannotImport(
+            f"--lora: {path}: diffusers cannot make sense of its names: {short(error)}"
+        ) from None
+    named: dict[str, Tensor]
+    named, alphas = found[:2] if isinstance(found, tuple) else (found, None)
+    return named | {name: torch.tensor(value) for name, value in (alphas or {}).items()}
+
+
+def _below(component: str, named: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of a component, without its name."""
+    before = f"{component}."
+    return {key.removeprefix(before): it for key, it in named.items() if key.startswith(before)}
+
+
+def _peft_names(tensors: Mapping[str, Tensor], component: str) -> dict[str, Tensor]:
+    """With `.lora_A` and `.lora_B` after each layer's own name."""
+    from diffusers.utils import state_dict_utils as known
+
+    mapping = known.UNET_TO_DIFFUSERS
+    if component.startswith("text_encoder"):
+        mapping = known.DIFFUSERS_TO_PEFT | known.DIFFUSERS_OLD_TO_PEFT
+    found: dict[str, Tensor] = known.convert_state_dict(tensors, mapping)
+    return found
+
+
+def _layers(
+    tensors: Mapping[str, Tensor], said: Mapping[str, Any], scale: float
+) -> tuple[dict[str, Layer], list[str]]:
+    """The layers among the tensors of a component, and the names that belong to none."""
+    alphas = {
+        # Some stand beside a layer, others beside its A.
+        name.removesuffix(".alpha").removesuffix(".weight").removesuffix(".lora_A"): name
+        for name in tensors
+        if name.endswith(".alpha")
+    }
+    layers, used = {}, set()
+    for name, down in tensors.items():
+        layer = name.removesuffix(".lora_A.weight")
+        up = tensors.get(f"{layer}.lora_B.weight")
+        if layer == name or up is None:
+            continue
+        rank, beside = len(down), alphas.get(layer)
+        alpha = _alpha(layer, said, rank) if beside is None else float(tensors[beside])
+        root = math.sqrt(rank) if said.get("use_rslora") else rank
+        layers[layer] = Layer(down, up, scale * alpha / root)
+        used |= {name, f"{layer}.lora_B.weight", beside}
+    return layers, sorted(set(tensors) - used)
+
+
+def _alpha(layer: str, said: Mapping[str, Any], rank: int) -> float:
+    """As peft finds it; where nothing is said, B A counts as it is."""
+    for pattern, alpha in (said.get("alpha_pattern") or {}).items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", layer):
+            return float(alpha)
+    return float(said.get("lora_alpha", rank))

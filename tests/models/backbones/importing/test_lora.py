@@ -1,0 +1,308 @@
+"""LoRAs that are fused at import, held to what one is: y = W x + scale · alpha/rank · B A x."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional
+
+from models.backbones.importing.lora import Asked
+from models.backbones.importing.source import CannotImport
+from models.bundles.bundle import load, sha256_name
+from models.diffusion.condition import Condition
+from models.offline.generator import load_generator
+from tests import loras
+from tests.imports import MAKERS, import_folder
+from tests.loras import Delta
+
+COMPONENTS = {
+    "sd": ("unet", "text_encoder"),
+    "sdxl": ("unet", "text_encoder", "text_encoder_2"),
+}
+CLASSES: dict[str, Any] = {"sd": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
+FORMATS = {"kohya": loras.kohya, "diffusers": loras.diffusers, "peft": loras.peft}
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Any]]:
+    """A pipeline's folder and itself, by its kind; made once, and not to be changed."""
+
+    @cache
+    def made(kind: str) -> tuple[Path, Any]:
+        folder = tmp_path_factory.mktemp(kind) / "pipeline"
+        return folder, MAKERS[kind](folder)
+
+    return made
+
+
+@contextmanager
+def _beside(pipeline: Any, found: list[Delta], scale: float) -> Iterator[None]:
+    """Let every layer add what its LoRA says, by the layer's own operation."""
+
+    def hook(one: Delta) -> Callable[[Any, Any, Tensor], Tensor]:
+        factor = scale * one.alpha / len(one.down)
+
+        def add(module: Any, given: tuple[Tensor], output: Tensor) -> Tensor:
+            if isinstance(module, torch.nn.Linear):
+                low = functional.linear(given[0], one.down)
+                return output + factor * functional.linear(low, one.up)
+            low = functional.conv2d(given[0], one.down, None, module.stride, module.padding)
+            return output + factor * functional.conv2d(low, one.up)
+
+        return add
+
+    with ExitStack() as hooks:
+        for one in found:
+            module = getattr(pipeline, one.component).get_submodule(one.layer)
+            hooks.enter_context(module.register_forward_hook(hook(one)))
+        yield
+
+
+@torch.no_grad()
+def _outputs(pipeline: Any, kind: str) -> list[Tensor]:
+    """What the text encoders and the denoiser say of something."""
+    torch.manual_seed(3)
+    words = torch.randint(0, 500, (2, 77))
+    found = [
+        getattr(pipeline, name)(words, output_hidden_states=True).hidden_states[-1]
+        for name in COMPONENTS[kind][1:]
+    ]
+    x_t, width = torch.randn(2, 4, 16, 16), pipeline.unet.config.cross_attention_dim
+    added = {"text_embeds": torch.randn(2, 32), "time_ids": torch.rand(2, 6)}
+    found.append(
+        pipeline.unet(
+            x_t, torch.tensor([7, 700]), torch.randn(2, 77, width), added_cond_kwargs=added
+        ).sample
+    )
+    return found
+
+
+@pytest.mark.parametrize("form", list(FORMATS))
+@pytest.mark.parametrize("kind", list(COMPONENTS))
+def test_fused_weights_do_what_a_lora_beside_them_does(
+    kind: str, form: str, pipeline: Callable[[str], tuple[Path, Any]], tmp_path: Path
+) -> None:
+    """Every linear and convolution layer, with ranks and alphas of its own."""
+    folder, plain = pipeline(kind)
+    found = loras.deltas(plain, COMPONENTS[kind][:1] if form == "peft" else COMPONENTS[kind])
+    file = FORMATS[form](found, tmp_path / "lora" / "adapter_model.safetensors")
+    made = import_folder(folder, tmp_path / "out", loras=(Asked(file, 0.7),))
+    fused = CLASSES[kind].from_pretrained(tmp_path / "out" / "backbone", local_files_only=True)
+    before = _outputs(plain, kind)
+    assert not torch.equal(before[-1], _outputs(fused, kind)[-1])
+    with _beside(plain, found, 0.7):
+        wanted = _outputs(plain, kind)
+    assert all(
+        torch.equal(one, other) for one, other in zip(before, _outputs(plain, kind), strict=True)
+    )
+    for was, ours, theirs in zip(before, _outputs(fused, kind), wanted, strict=True):
+        largest = theirs.abs().max()
+        assert (ours - theirs).abs().max() <= 1e-5 * largest
+        if not torch.equal(was, theirs):
+            assert (was - theirs).abs().max() > 1e-2 * largest
+    counts: dict[str, int] = {}
+    for one in found:
+        counts[one.component] = counts.get(one.component, 0) + 1
+    assert made.manifest.backbone.training["loras"] == [
+        {"file": file.name, "sha256": sha256_name(file), "scale": 0.7, "layers": counts}
+    ]
+    assert any("fused at 0.7 into" in note for note in made.notes)
+
+
+def _weights(out: Path, component: str = "unet") -> dict[str, Tensor]:
+    (file,) = (out / "backbone" / component).glob("*.safetensors")
+    return load_file(file)
+
+
+def test_several_add_up_and_are_rounded_once(
+    pipeline: Callable[[str], tuple[Path, Any]], tmp_path: Path
+) -> None:
+    """In float16, as the weights are stored."""
+    _, plain = pipeline("sd")
+    folder = tmp_path / "half"
+    half = CLASSES["sd"].from_pretrained(pipeline("sd")[0], dtype=torch.float16)
+    half.save_pretrained(folder)
+    found = loras.deltas(plain, ("unet",))
+    one = loras.kohya(found, tmp_path / "one.safetensors")
+    other = loras.diffusers(found[::2], tmp_path / "other.safetensors")
+    import_folder(folder, tmp_path / "out", loras=(Asked(one, 0.3), Asked(other, -0.2)))
+    before, after = half.unet.state_dict(), _weights(tmp_path / "out")
+    assert after.keys() == before.keys()
+    touched = set()
+    for number, delta in enumerate(found):
+        name = f"{delta.layer}.weight"
+        touched.add(name)
+        scale = 0.3 - 0.2 * (number % 2 == 0)
+        product = delta.up.double().flatten(1) @ delta.down.double().flatten(1)
+        wanted = before[name].double() + (
+            scale * delta.alpha / len(delta.down) * product.view(before[name].shape)
+        )
+        assert after[name].dtype == torch.float16
+        half_a_step = torch.from_numpy(np.spacing(wanted.abs().half().numpy())).double() / 2
+        assert ((after[name].double() - wanted).abs() <= 1.001 * half_a_step + 1e-6).all()
+    for name, value in before.items():
+        assert name in touched or torch.equal(after[name], value)
+
+
+def test_an_image_is_another_with_a_lora(
+    pipeline: Callable[[str], tuple[Path, Any]], tmp_path: Path
+) -> None:
+    folder, plain = pipeline("sd")
+    file = loras.kohya(loras.deltas(plain), tmp_path / "style.safetensors")
+    images = []
+    for name, asked in (("plain", ()), ("styled", (Asked(file, 0.1),))):
+        import_folder(folder, tmp_path / name, loras=asked)
+        bundle = load(str(tmp_path / name))
+        generator = load_generator(bundle, "torch")
+        asked_for = {"num_inference_steps": 3, "condition": lambda _: Condition("a cat")}
+        images.append(replace(generator, **asked_for).images([1, 2]))
+    assert (images[0] != images[1]).mean() > 0.5
+
+
+def _refused(folder: Path, out: Path, file: Path) -> str:
+    with pytest.raises(CannotImport) as error:
+        import_folder(folder, out, loras=(Asked(file),))
+    said = str(error.value)
+    assert said.startswith(f"--lora: {file}: ")
+    return said
+
+
+def test_a_lora_for_another_model_says_which_layers_do_not_fit(
+    pipeline: Callable[[str], tuple[Path, Any]], tmp_path: Path
+) -> None:
+    sd, sdxl = pipeline("sd"), pipeline("sdxl")
+    found = loras.deltas(sdxl[1], COMPONENTS["sdxl"])
+    said = _refused(sd[0], tmp_path / "one", loras.kohya(found, tmp_path / "xl.safetensors"))
+    second = sum(one.component == "text_encoder_2" for one in found)
+    assert f"{second} of its {len(found)} layers are not in it" in said
+    assert "text_encoder_2.text_model.encoder.layers.0.mlp.fc1" in said
+    assert f" and {second - 3} more. It was made for another one" in said
+    # The same names, other widths: SD 1.x against 2.x.
+    ours = loras.diffusers(loras.deltas(sdxl[1], ("unet",))[:60], tmp_path / "unet.safetensors")
+    said = _refused(sd[0], tmp_path / "two", ours)
+    assert "or of another shape: unet." in said
+    assert "attn2.to_k" in said
+
+
+def _lone(name: str, value: Tensor | None = None) -> Callable[[Path], None]:
+    tensor = torch.ones(2, 2) if value is None else value
+    return lambda path: save_file({name: tensor}, path)
+
+
+OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "nothing": (lambda path: None, "no such file"),
+    "a folder": (lambda path: path.mkdir(), "is a folder"),
+    "text": (lambda path: path.write_text("<!doctype html>"), "no whole safetensors file"),
+    "a checkpoint": (_lone("model.diffusion_model.out.2.weight"), "no LoRA but a whole model"),
+    "a ControlNet": (_lone("controlnet_down_blocks.0.weight"), "no LoRA but a ControlNet"),
+    "an inversion": (_lone("emb_params"), "no LoRA but a textual inversion"),
+    "anything": (_lone("a.b"), "is no LoRA: its tensors are a.b"),
+    "LoHa": (_lone("lora_unet_conv_in.hada_w1_a"), "a LyCORIS adapter"),
+    "DoRA": (_lone("unet.conv_in.dora_scale"), "is a DoRA"),
+    "peft's, bare": (_lone("base_model.model.conv_in.lora_A.weight"), "adapter_config.json beside"),
+    "half a layer": (_lone("unet.conv_in.lora_A.weight"), "1 of its 1 layers"),
+    "half of kohya's": (_lone("lora_unet_conv_in.lora_down.weight"), "cannot make sense"),
+    "of a video model": (_lone("lora_unet_blocks_0_x.lora_down.weight"), "--lora: "),
+}
+
+
+@pytest.mark.parametrize("what", list(OTHERS))
+def test_what_is_no_lora_is_named(
+    what: str, pipeline: Callable[[str], tuple[Path, Any]], tmp_path: Path
+) -> None:
+    write, wanted = OTHERS[what]
+    file = tmp_path / "lora.safetensors"
+    write(file)
+    assert wanted in _refused(pipeline("sd")[0], tmp_path / "out", file)
+
+
+def test_pickles_are_never_read(
+    pipeline: Callable[[str], tuple[Path, Any]], tmp_path: Path
+) -> None:
+    file = tmp_path / "lora.pt"
+    file.write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
+    assert "python -c" in _refused(pipeline("sd")[0], tmp_path / "out", file)
+
+
+def test_a_lora_that_breaks_the_weights_is_refused(
+    pipeline: Callable[[str], tuple[Path, Any]], tmp_path: Path
+) -> None:
+    folder, plain = pipeline("sd")
+    delta = loras.deltas(plain, ("unet",))[0]
+    delta.up[0, 0] = float("nan")
+    file = loras.diffusers([delta], tmp_path / "lora.safetensors")
+    with pytest.raises(CannotImport, match="would not be finite in"):
+        import_folder(folder, tmp_path / "out", loras=(Asked(file),))
+
+
+def test_a_model_that_nobody_makes_loras_for_takes_none(tmp_path: Path) -> None:
+    MAKERS["ddpm"](tmp_path / "ddpm")
+    file = tmp_path / "lora.safetensors"
+    save_file({"unet.conv_in.lora_A.weight": torch.ones(1, 3)}, file)
+    with pytest.raises(CannotImport, match="diffusers knows none for DDPMPipeline: leave it out"):
+        import_folder(tmp_path / "ddpm", tmp_path / "out", loras=(Asked(file),))
+
+
+def test_peft_s_strengths_are_read_as_peft_reads_them(
+    pipeline: Callable[[str], tuple[Path, Any]], tmp_path: Path
+) -> None:
+    """Rank-stabilised: alpha/√rank; a pattern names a layer by its end."""
+    folder, plain = pipeline("sd")
+    found = loras.deltas(plain, ("unet",))[:4]
+    file = loras.peft(found, tmp_path / "lora" / "adapter_model.safetensors")
+    path = file.with_name("adapter_config.json")
+    patterns = {"linear_1": 5.0}
+    path.write_text(
+        json.dumps(
+            json.loads(path.read_text())
+            | {"use_rslora": True, "lora_alpha": 3.0, "alpha_pattern": patterns}
+        )
+    )
+    import_folder(folder, tmp_path / "out", loras=(Asked(file),))
+    after = _weights(tmp_path / "out")
+    assert any(one.layer.endswith("linear_1") for one in found)
+    for one in found:
+        alpha = 5.0 if one.layer.endswith("linear_1") else 3.0
+        product = alpha / len(one.down) ** 0.5 * (one.up.flatten(1) @ one.down.flatten(1))
+        before = plain.unet.state_dict()[f"{one.layer}.weight"]
+        wanted = before + product.view(before.shape)
+        torch.testing.assert_close(after[f"{one.layer}.weight"], wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "scale"),
+    [
+        ("a.safetensors", "a.safetensors", 1.0),
+        ("a.safetensors:0.8", "a.safetensors", 0.8),
+        ("a.safetensors:-1.5", "a.safetensors", -1.5),
+        ("odd:2", "odd:2", 1.0),
+        ("C:a.safetensors", "C:a.safetensors", 1.0),
+    ],
+)
+def test_a_scale_stands_after_the_last_colon(
+    text: str, path: str, scale: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.safetensors", "odd:2"):
+        Path(name).touch()
+    assert Asked.parse(text) == Asked(Path(path), scale)
+
+
+@pytest.mark.parametrize("scale", ["0", "nan", "inf", "10.1", "-11", "x", ""])
+def test_a_scale_that_is_none_is_refused(scale: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    file.touch()
+    with pytest.raises(CannotImport, match="scale"):
+        Asked.parse(f"{file}:{scale}")

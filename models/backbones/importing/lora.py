@@ -65,7 +65,8 @@ class Layer:
         """Whether it can be added to a weight of this shape, [out, in] or [out, in, h, w]."""
         rank, inner = len(self.down), self.down[:1].numel()
         return (
-            self.up.shape[0] == shape[0]
+            len(shape) >= 2
+            and self.up.shape[0] == shape[0]
             and self.up[:1].numel() == rank  # a convolution's B is 1 × 1
             and inner == torch.Size(shape[1:]).numel()
         )

@@ -71,7 +71,8 @@ def open_lora(asked: Asked, source: Source, model: Recognised) -> Lora:
     strange = [name for name in named if "." not in name]
     for component in dict.fromkeys([*model.networks, *(name.split(".")[0] for name in named)]):
         mine = _peft_names(_below(component, named), component)
-        found, odd = _layers(mine, _below(component, said), asked.scale)
+        with reading(f"--lora: {path}: how much its layers count"):
+            found, odd = _layers(mine, _below(component, said), asked.scale)
         if component not in model.networks:
             found, odd = {}, [*found, *odd]
         elif found:
@@ -115,8 +116,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CannotImport(
             f"--lora: {path}: is no whole safetensors file ({error}): fetch it again"
         ) from None
-    with reading(f"--lora: {path}: {METADATA}"):
+    try:
         return tensors, dict(json.loads(said))
+    except (TypeError, ValueError, RecursionError):
+        raise CannotImport(f"--lora: {path}: its metadata, {METADATA}, is no JSON object") from None
 
 
 def _refuse_others(path: Path, names: Sequence[str]) -> None:
@@ -197,13 +200,13 @@ def _layers(
         # Some stand beside a layer, others beside its A.
         name.removesuffix(".alpha").removesuffix(".weight").removesuffix(".lora_A"): name
         for name in tensors
-        if name.endswith(".alpha")
+        if name.endswith(".alpha") and tensors[name].numel() == 1
     }
     layers, used = {}, set()
     for name, down in tensors.items():
         layer = name.removesuffix(".lora_A.weight")
         up = tensors.get(f"{layer}.lora_B.weight")
-        if layer == name or up is None:
+        if layer == name or up is None or not (_is_matrix(down) and _is_matrix(up)):
             continue
         rank, beside = len(down), alphas.get(layer)
         alpha = _alpha(layer, said, rank) if beside is None else float(tensors[beside])
@@ -213,9 +216,17 @@ def _layers(
     return layers, sorted(set(tensors) - used)
 
 
+def _is_matrix(tensor: Tensor) -> bool:
+    """Of a linear or a convolution layer, with a rank above 0."""
+    return tensor.ndim >= 2 and tensor.numel() > 0 and tensor.is_floating_point()
+
+
 def _alpha(layer: str, said: Mapping[str, Any], rank: int) -> float:
     """As peft finds it; where nothing is said, B A counts as it is."""
     for pattern, alpha in (said.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", layer):
-            return float(alpha)
+        try:
+            if re.fullmatch(rf"(.*\.)?({pattern})", layer):
+                return float(alpha)
+        except re.error as error:
+            raise ValueError(f"alpha_pattern: {pattern!r}: {error}") from None
     return float(said.get("lora_alpha", rank))

@@ -196,9 +196,19 @@ def test_a_lora_for_another_model_says_which_layers_do_not_fit(
     assert "attn2.to_k" in said
 
 
-def _lone(name: str, value: Tensor | None = None) -> Callable[[Path], None]:
-    tensor = torch.ones(2, 2) if value is None else value
-    return lambda path: save_file({name: tensor}, path)
+def _lone(name: str) -> Callable[[Path], None]:
+    return lambda path: save_file({name: torch.ones(2, 2)}, path)
+
+
+def _layer(down: Tensor, up: Tensor, name: str = "conv_in", **said: Any) -> Callable[[Path], None]:
+    """One layer of a U-Net, and what is said of it."""
+    metadata = {"lora_adapter_metadata": json.dumps({f"unet.{k}": v for k, v in said.items()})}
+    tensors = {f"unet.{name}.lora_A.weight": down, f"unet.{name}.lora_B.weight": up}
+    return lambda path: save_file(tensors, path, metadata)
+
+
+FLAT, SMALL = torch.ones(2, 36), torch.ones(8, 2)
+"""A and B that fit `conv_in`."""
 
 
 OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -214,6 +224,17 @@ OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "peft's, bare": (_lone("base_model.model.conv_in.lora_A.weight"), "adapter_config.json beside"),
     "half a layer": (_lone("unet.conv_in.lora_A.weight"), "1 of its 1 layers"),
     "half of kohya's": (_lone("lora_unet_conv_in.lora_down.weight"), "cannot make sense"),
+    "numbers": (_layer(torch.tensor(1.0), torch.tensor(1.0)), "1 of its 1 layers"),
+    "rank 0": (_layer(torch.ones(0, 36), torch.ones(8, 0)), "1 of its 1 layers"),
+    "whole numbers": (_layer(FLAT.int(), SMALL.int()), "1 of its 1 layers"),
+    "of a norm": (_layer(torch.ones(2, 1), torch.ones(16, 2), "conv_norm_out"), "1 of its 1"),
+    "a strange alpha": (_layer(FLAT, SMALL, lora_alpha="much"), "cannot be made sense of"),
+    "a strange pattern": (_layer(FLAT, SMALL, alpha_pattern={"(": 1}), "alpha_pattern: '('"),
+    "strange patterns": (_layer(FLAT, SMALL, alpha_pattern=[1]), "cannot be made sense of"),
+    "strange words": (
+        lambda path: save_file({"lora_A": SMALL}, path, {"lora_adapter_metadata": "[1"}),
+        "is no JSON object",
+    ),
     "of a video model": (_lone("lora_unet_blocks_0_x.lora_down.weight"), "--lora: "),
 }
 
@@ -226,6 +247,15 @@ def test_what_is_no_lora_is_named(
     file = tmp_path / "lora.safetensors"
     write(file)
     assert wanted in _refused(pipeline("sd")[0], tmp_path / "out", file)
+
+
+def test_what_names_a_layer_rightly_is_fused(
+    pipeline: Callable[[str], tuple[Path, Any]], tmp_path: Path
+) -> None:
+    """What the table above damages."""
+    file = tmp_path / "lora.safetensors"
+    _layer(FLAT, SMALL, lora_alpha=1, alpha_pattern={"conv": 1})(file)
+    import_folder(pipeline("sd")[0], tmp_path / "out", loras=(Asked(file),))
 
 
 def test_pickles_are_never_read(

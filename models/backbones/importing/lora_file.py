@@ -157,12 +157,11 @@ def _diffusers_names(
     """The tensors, alphas included, by diffusers' names, each after its component's."""
     import diffusers
 
-    called = str(source.index.get("_class_name"))
-    pipeline = getattr(diffusers, called, None)
+    pipeline = getattr(diffusers, str(source.index.get("_class_name")), None)
     if not hasattr(pipeline, "lora_state_dict"):
         pipeline = getattr(diffusers, PIPELINES.get(model.kind, ""), None)
     if pipeline is None:
-        raise CannotImport(f"--lora: diffusers knows none for {called}: leave it out")
+        return tensors  # they have its own names, or none that fit
     config = SimpleNamespace(**model.configs[model.denoiser])
     try:
         found = pipeline.lora_state_dict(dict(tensors), unet_config=config, return_alphas=True)

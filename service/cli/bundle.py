@@ -31,12 +31,25 @@ app.command()(classifier)
 @app.command("import")
 def import_(
     source: Annotated[
-        str, typer.Argument(help="A pipeline's folder in diffusers' format, or its id on the hub.")
+        str,
+        typer.Argument(
+            help="A pipeline's folder in diffusers' format, a checkpoint in one file "
+            "(.safetensors), or an id on the hub."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The bundle's folder, which is made.")],
     name: Annotated[str | None, typer.Option(help="The model's name; default: OUT's.")] = None,
     variant: Annotated[str | None, typer.Option(help="Take these weights, e.g. fp16.")] = None,
     revision: Annotated[str | None, typer.Option(help="Of the hub's repository.")] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            help="A pipeline's folder, for what a single file lacks: tokenizers, encoders."
+        ),
+    ] = None,
+    prediction_type: Annotated[
+        str | None, typer.Option(help="epsilon, v_prediction or sample, if it is not found right.")
+    ] = None,
     image_size: Annotated[
         str | None, typer.Option("--size", help="HxW, if not the model's own.")
     ] = None,
@@ -82,7 +95,7 @@ def import_(
     from models.backbones.importing.bundle_folder import Options
     from models.backbones.importing.inputs import InputOptions, read_names
     from models.backbones.importing.lora import Asked
-    from models.backbones.importing.source import open_source
+    from models.backbones.importing.reference import open_source
     from models.backbones.importing.weight_checks import quietly
     from models.bundles import bundle as bundles
     from service.config.serve_file import read
@@ -106,9 +119,17 @@ def import_(
         loras=tuple(Asked.parse(text) for text in lora or ()),
     )
     settings = _settings(device, dtype, threads, onnx)
-    found = open_source(source, variant, revision)
     out.parent.mkdir(parents=True, exist_ok=True)
     with _beside(out) as scratch, _beside(written) as scratch_of_config:
+        (scratch / "source").mkdir()
+        found = open_source(
+            source,
+            variant,
+            revision,
+            base=base,
+            prediction_type=prediction_type,
+            scratch=scratch / "source",
+        )
         folder, file = scratch / "bundle", scratch_of_config / written.name
         with bars() as start, quietly():
             made, checked = _make(

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,9 @@ def _find_all(source: Source, model: Recognised) -> dict[str, Weights]:
     """The weights of every component. Raises CannotImport, of all that are missing at once."""
     weights, missing = {}, []
     for name, (library, _) in model.networks.items():
+        if name in source.converted:
+            weights[name] = source.converted[name]
+            continue
         try:
             weights[name] = find_weights(source.folder / name, library, source.variant)
         except CannotImport as error:
@@ -98,7 +102,8 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
         inputs = find_inputs(source, model, options.inputs)
         weights = _find_all(source, model)
     loras = [open_lora(asked, source, model) for asked in options.loras]
-    notes = [*model.notes, _sampled(model, inputs), *(lora.note for lora in loras)]
+    notes = [*source.said, *model.notes, _sampled(model, inputs), *(lora.note for lora in loras)]
+    notes += [part.note for part in weights.values() if part.note is not None]
     said = options.licence or licence(source.folder)
     if said == NOT_STATED:
         notes.append("licence: not stated in a model card or a LICENSE file: give --licence")
@@ -133,6 +138,7 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
     for name, (library, class_name) in model.networks.items():
         check_weights(backbone / name, library, class_name, weights[name].dtype)
         checked(1)
+    hashed = cache(sha256_name)  # one file may hold several components
     record = {
         "imported_from": source.name,
         "revision": source.revision,
@@ -140,7 +146,8 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
         "kind": model.kind if model.family is None else model.family.name,
         "sampling": asdict(model.sampling),
         INDEX: source.index,
-        "scheduler": source.config("scheduler", "scheduler_config.json"),
+        "scheduler": read_json(source.folder / "scheduler" / "scheduler_config.json"),
+        "scheduler_changes": dict(source.changes),
         "notes": notes,
         "components": {
             name: {
@@ -148,7 +155,7 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
                 "parameters": part.parameters,
                 "dtype": part.dtype,
                 "bytes": part.bytes,
-                "files": {path.name: sha256_name(path) for path in part.files},
+                "files": {path.name: hashed(path) for path in part.files},
             }
             for name, part in weights.items()
         },

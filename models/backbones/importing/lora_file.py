@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from models.backbones.importing.file_format import conversion
 from models.backbones.importing.kinds import Kind, Recognised
 from models.backbones.importing.lora import SHOWN, Asked, Layer, Lora, unfit
 from models.backbones.importing.source import (
@@ -29,7 +30,6 @@ from models.backbones.importing.source import (
     reading,
     short,
 )
-from models.backbones.importing.weights import conversion
 from models.bundles.bundle import sha256_name
 
 PIPELINES: Mapping[Kind, str] = {

@@ -214,8 +214,8 @@ FLAT, SMALL = torch.ones(2, 36), torch.ones(8, 2)
 
 OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "nothing": (lambda path: None, "no such file"),
-    "a folder": (lambda path: path.mkdir(), "is a folder"),
-    "text": (lambda path: path.write_text("<!doctype html>"), "no whole safetensors file"),
+    "a folder": (lambda path: path.mkdir(), "is a folder, where weights should be"),
+    "text": (lambda path: path.write_text("<!doctype html>"), "is an HTML page"),
     "a checkpoint": (_lone("model.diffusion_model.out.2.weight"), "no LoRA but a whole model"),
     "a ControlNet": (_lone("controlnet_down_blocks.0.weight"), "no LoRA but a ControlNet"),
     "an inversion": (_lone("emb_params"), "no LoRA but a textual inversion"),
@@ -263,7 +263,7 @@ def test_pickles_are_never_read(
     pipeline: Callable[[str], tuple[Path, Any]], tmp_path: Path
 ) -> None:
     file = tmp_path / "lora.pt"
-    file.write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
+    file.write_bytes(b"\x80\x02cos\nsystem\n(S'touch owned'\ntR.")
     assert "python -c" in _refused(pipeline("sd")[0], tmp_path / "out", file)
 
 

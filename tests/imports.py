@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from models.backbones.importing.bundle_folder import Made, Options, make
-from models.backbones.importing.source import open_source
+from models.backbones.importing.reference import open_source
 from tests.pipelines import tiny_class, tiny_ddpm, tiny_dit, tiny_ldm, tiny_sd, tiny_sdxl
 
 MAKERS: dict[str, Callable[[Path], Any]] = {

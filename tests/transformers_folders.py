@@ -81,6 +81,7 @@ def _save(kind: Any, config: Any, processor: Any, folder: Path) -> Path:
     """With a head that tells the images of a trial apart, at about a half."""
     torch.manual_seed(0)
     network = kind(config).eval()
+    network.save_pretrained(folder)
     processor.save_pretrained(folder)
     shown = torch.from_numpy(open_processor(folder).shown(trial((SIZE, SIZE, 3))))
     head = [one for one in network.modules() if isinstance(one, nn.Linear)][-1]

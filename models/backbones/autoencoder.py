@@ -10,14 +10,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from models.diffusion.codec import to_uint8
 
-CLASSES = ("AutoencoderKL", "VQModel")
+CLASSES = (
+    "AutoencoderKL",
+    "VQModel",
+    "AutoencoderDC",
+    "AutoencoderKLQwenImage",
+    "AutoencoderKLFlux2",
+)
+FRAMES = ("AutoencoderKLQwenImage",)
+"""Those that code films, of which an image is one frame."""
 
 
 class LatentCodec:
-    """diffusers' `AutoencoderKL` or `VQModel` as a `codec.Codec`."""
+    """One of diffusers' autoencoders as a `codec.Codec`.
+
+    x_0 is (latents − shift) / scale, by channel; with patches (FLUX.2's), `patch` × `patch` latents
+    are folded into channels first.
+    """
 
     exact = False
 
@@ -35,27 +48,43 @@ class LatentCodec:
         self.dtype = torch.float32 if config.get("force_upcast") else dtype
         self.device = torch.device(device)
         network = getattr(diffusers, name).from_pretrained(
-            folder, torch_dtype=self.dtype, use_safetensors=True, local_files_only=True
+            folder, dtype=self.dtype, use_safetensors=True, local_files_only=True
         )
         self.network: Any = network.to(self.device).eval().requires_grad_(False)
-        shape = (1, -1, 1, 1)
+        self._frames = name in FRAMES
+        self._patch = 1
         mean, std = config.get("latents_mean"), config.get("latents_std")
-        scaling = float(network.config.scaling_factor)
-        self._scale: Tensor = torch.tensor(std or [1.0], device=device).view(shape) / scaling
-        shift = config.get("shift_factor") or 0.0
-        self._shift: Tensor = torch.tensor(mean or [shift], device=device).view(shape)
+        shift = mean or [config.get("shift_factor") or 0.0]
+        scale = np.array(std or [1.0]) / float(network.config.get("scaling_factor", 1.0))
+        if name == "AutoencoderKLFlux2":
+            self._patch = int(network.config.patch_size[0])
+            shift = network.bn.running_mean.float().cpu().numpy()
+            variance = network.bn.running_var.float() + network.config.batch_norm_eps
+            scale = variance.sqrt().cpu().numpy()
+        self._scale, self._shift = (
+            torch.tensor(np.asarray(values), dtype=torch.float32, device=device).view(1, -1, 1, 1)
+            for values in (scale, shift)
+        )
 
     def encode(self, image: Tensor) -> Tensor:
         """Image [B, C, H, W] in [-1, 1] to latents [B, c, h, w], the mode of their distribution."""
-        found = self.network.encode(image.to(self.device, self.dtype))
-        latents = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
-        scaled: Tensor = (latents.float() - self._shift) / self._scale
+        given = image.to(self.device, self.dtype)
+        found = self.network.encode(given.unsqueeze(2) if self._frames else given)
+        if hasattr(found, "latent_dist"):
+            latents = found.latent_dist.mode()
+        else:
+            latents = found.latent if hasattr(found, "latent") else found.latents
+        latents = latents.squeeze(2) if self._frames else latents
+        latents = functional.pixel_unshuffle(latents.float(), self._patch)
+        scaled: Tensor = (latents - self._shift) / self._scale
         return scaled.to(image.device)
 
     def decode(self, x_0: Tensor) -> Tensor:
         """Latents [B, c, h, w] to an image [B, C, H, W], not clamped; differentiable."""
         latents = x_0.to(self.device).float() * self._scale + self._shift
-        image: Tensor = self.network.decode(latents.to(self.dtype)).sample
+        latents = functional.pixel_shuffle(latents, self._patch).to(self.dtype)
+        found = self.network.decode(latents.unsqueeze(2) if self._frames else latents)
+        image: Tensor = found.sample.squeeze(2) if self._frames else found.sample
         return image.to(x_0.device, torch.float32)
 
     def to_uint8(self, x_0: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from models.backbones.families.table import FAMILIES
 from models.bundles.manifest import Backbone, Inputs
 from models.diffusion.condition import PROMPT_CHUNKS, Condition, ConditionError, Size
 from models.diffusion.conditioning import NOTHING, Encoded, Named
@@ -104,6 +105,8 @@ class PromptEncoder(Encoder):
     output is the first chunk's. So do compel (`SplitLongTextMode.BRUTAL`), AUTOMATIC1111 and
     ComfyUI, though these two may cut a few tokens earlier, near a comma or between words. As in
     both, a prompt and a negative one of fewer chunks stay as long as each is: nothing is added.
+
+    A latent consistency model's U-Net takes the guidance scale as an input (Luo et al. 2023).
     """
 
     slow = True
@@ -136,23 +139,33 @@ class PromptEncoder(Encoder):
         self._zeros = bool(self.xl and index.get("force_zeros_for_empty_prompt", True))
         size = (backbone.height, backbone.width)
         self._time_ids = torch.tensor([*size, 0, 0, *size], device=self._device).float()
+        self._embeds_guidance = backbone.inputs.guidance == "embedded"
+        unet = json.loads((folder / backbone.denoiser / "config.json").read_text())
+        self._guidance_width = int(unet.get("time_cond_proj_dim") or 0)
         self._tokenizing = threading.Lock()
         self._chunks = chunks
         self._kept = lru_cache(KEPT)(self._embed)
         self._kept_long = lru_cache(max(KEPT // chunks, 1))(self._embed)
+
+    def scale(self, condition: Condition) -> float:
+        """See `Encoder`."""
+        return 1.0 if self._embeds_guidance else condition.guidance_scale
 
     def check(self, condition: Condition, seed: int) -> None:
         """See `Encoder`: counts tokens."""
         for field in ("prompt", "negative_prompt"):
             try:
                 self._read(getattr(condition, field))
-            except _Unreadable as error:
+            except Unreadable as error:
                 raise ConditionError(str(error), field) from None
 
     def encode(self, condition: Condition, seed: int) -> Encoded:
         """`encoder_hidden_states` [L, D], where L is as many times what an encoder reads as there
         are chunks; with XL `text_embeds` [D] and `time_ids` [6] as well."""
         inputs = self._sized(self._known(condition.prompt, "prompt"), condition.size)
+        if self._embeds_guidance:
+            told = dict(inputs) | {"timestep_cond": self._guidance(condition.guidance_scale)}
+            return Encoded(told, told, MASKS)
         if condition.negative_prompt or not self._zeros:
             negative = self._known(condition.negative_prompt, "negative_prompt")
             return Encoded(inputs, self._sized(negative, condition.size), MASKS)
@@ -167,10 +180,20 @@ class PromptEncoder(Encoder):
         time_ids = torch.tensor([*size, 0, 0, *size], device=self._device).float()
         return {**inputs, "time_ids": time_ids}
 
+    def _guidance(self, scale: float) -> torch.Tensor:
+        """The embedding of a guidance scale, float32 [D]."""
+        from diffusers import LatentConsistencyModelPipeline as Pipeline
+
+        weight = torch.tensor([scale - 1.0])
+        # It reads nothing of the pipeline itself.
+        embedding = Pipeline.get_guidance_scale_embedding(None, weight, self._guidance_width)
+        found: torch.Tensor = embedding[0].to(self._device)
+        return found
+
     def _known(self, prompt: str, field: str) -> Named:
         try:
             parts = self._read(prompt)
-        except _Unreadable as error:
+        except Unreadable as error:
             raise ConditionError(str(error), field) from None
         return (self._kept if len(parts[0]) == 1 else self._kept_long)(parts)
 
@@ -199,17 +222,17 @@ class PromptEncoder(Encoder):
         return found | {"text_embeds": pooled.float(), "time_ids": self._time_ids}
 
     def _read(self, prompt: str) -> tuple[Chunks, ...]:
-        """The chunks of each tokenizer, equally many. Raises _Unreadable."""
+        """The chunks of each tokenizer, equally many. Raises Unreadable."""
         room = self._limit - MARKS
         most = self._chunks * room + MARKS
         found, ends = [], []
         for tokenizer, _ in self._parts:
             # A tokenizer keeps settings from one call to the next: two threads would mix them up.
-            with self._tokenizing, _reading():
+            with self._tokenizing, reading():
                 begin, *tokens, end = tokenizer(prompt, truncation=False, verbose=False).input_ids
             if (count := len(tokens) + MARKS) > most:
                 chunks = f" in {self._chunks} chunks of {room}" if self._chunks > 1 else ""
-                raise _Unreadable(
+                raise Unreadable(
                     f"has {count} tokens, {count - most} more than the {most} that this model's "
                     f"text encoder reads{chunks} (the marks of beginning and end count): shorten it"
                 )
@@ -228,20 +251,20 @@ MASKS = {"encoder_hidden_states": "encoder_attention_mask"}
 """Prompts of more chunks are longer."""
 
 
-class _Unreadable(ValueError):
+class Unreadable(ValueError):
     """A prompt that a tokenizer or its text encoder cannot read."""
 
 
 @contextmanager
-def _reading() -> Iterator[None]:
+def reading() -> Iterator[None]:
     """Whatever a tokenizer raises is about the text that it was given, and may repeat it."""
     try:
         yield
-    except _Unreadable:
+    except Unreadable:
         raise
     except Exception as error:
         name = type(error).__name__
-        raise _Unreadable(f"cannot be read by this model's tokenizer ({name})") from None
+        raise Unreadable(f"cannot be read by this model's tokenizer ({name})") from None
 
 
 def load_encoder(
@@ -254,6 +277,12 @@ def load_encoder(
     """The encoder of a bundle's backbone; a prompt may take so many chunks."""
     if backbone.inputs.kind == "class":
         return ClassEncoder(backbone.inputs)
+    config = folder / backbone.denoiser / "config.json"
+    if (name := json.loads(config.read_text()).get("_class_name")) in FAMILIES:
+        # It imports this module.
+        from models.backbones.families.encoder import FamilyEncoder
+
+        return FamilyEncoder(FAMILIES[name], folder, backbone.inputs, device, dtype)
     if backbone.inputs.kind == "text":
         return PromptEncoder(folder, backbone, device, dtype, prompt_chunks)
     return Unconditional()

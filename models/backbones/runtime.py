@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.backbones.families.table import FAMILIES
 from models.diffusion.conditioning import Named
 from models.onnx.session import open_session, timestep_dtype
 
 log = logging.getLogger(__name__)
 
 DENOISERS = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel")
-"""diffusers' classes that predict eps, v or x_0 at integer timesteps."""
+"""diffusers' classes that take (x_t, timestep) as they are; `families` has adapters for others."""
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 DTYPES: dict[DtypeName, torch.dtype] = {
@@ -72,10 +73,12 @@ class TorchDenoiser:
 
         part = folder / ("unet" if (folder / "unet").is_dir() else "transformer")
         name = json.loads((part / "config.json").read_text())["_class_name"]
-        if name not in DENOISERS:
-            raise ValueError(f"{part}: {name} is not one of {', '.join(DENOISERS)}")
+        if name not in DENOISERS and name not in FAMILIES:
+            known = ", ".join([*DENOISERS, *FAMILIES])
+            raise ValueError(f"{part}: {name} is not one of {known}")
+        self._denoise = FAMILIES[name].denoise if name in FAMILIES else _plain
         network = getattr(diffusers, name).from_pretrained(
-            part, torch_dtype=dtype, use_safetensors=True, local_files_only=True
+            part, dtype=dtype, use_safetensors=True, local_files_only=True
         )
         self.network: torch.nn.Module = network.to(self.device).eval().requires_grad_(False)
         self._compiled: Callable[..., Any] | None = (
@@ -94,19 +97,19 @@ class TorchDenoiser:
         denoiser_inputs: dict[str, Any] = {
             name: self._to_device(value) for name, value in inputs.items()
         }
-        if added := {name: denoiser_inputs.pop(name) for name in ADDED if name in denoiser_inputs}:
-            denoiser_inputs["added_cond_kwargs"] = added
-        x = x_t.to(self.device, self.dtype)
-        run = self._forward if compiled else self.network
-        output: Tensor = run(x, timestep.to(self.device), return_dict=False, **denoiser_inputs)[0]
-        # What is beyond x_t's channels is a learned variance, which these samplers do not use.
-        return output[:, : x_t.shape[1]].to(x_t.device, torch.float32)
+        x, t = x_t.to(self.device, self.dtype), timestep.to(self.device)
+        output = self._denoise(self._network(compiled), x, t, denoiser_inputs)
+        return output.to(x_t.device, torch.float32)
 
     def _to_device(self, value: Tensor) -> Tensor:
         dtype = self.dtype if value.is_floating_point() else value.dtype
         return value.to(self.device, dtype)
 
-    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+    def _network(self, compiled: bool) -> Any:
+        return _Compiled(self) if compiled and self._compiled is not None else self.network
+
+    def run_compiled(self, *args: Any, **kwargs: Any) -> Any:
+        """The network compiled, or as it is once its compilation has failed."""
         if self._compiled is not None:
             try:
                 return self._compiled(*args, **kwargs)
@@ -116,6 +119,29 @@ class TorchDenoiser:
                 log.warning("torch.compile failed (%s): the denoiser runs uncompiled", error)
                 self._compiled = None
         return self.network(*args, **kwargs)
+
+
+class _Compiled:
+    """A network that is called compiled; all else is the network's own."""
+
+    def __init__(self, denoiser: TorchDenoiser) -> None:
+        self._denoiser = denoiser
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._denoiser.run_compiled(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._denoiser.network, name)
+
+
+def _plain(network: Any, x_t: Tensor, timestep: Tensor, inputs: Named) -> Tensor:
+    """A denoiser of `DENOISERS`, called as it is."""
+    given: dict[str, Any] = dict(inputs)
+    if added := {name: given.pop(name) for name in ADDED if name in given}:
+        given["added_cond_kwargs"] = added
+    output: Tensor = network(x_t, timestep, return_dict=False, **given)[0]
+    # What is beyond x_t's channels is a learned variance, which these samplers do not use.
+    return output[:, : x_t.shape[1]]
 
 
 class OnnxDenoiser:

@@ -118,6 +118,9 @@ class Bundle:
 
     def _x_t_shape(self, height: int, width: int) -> tuple[int, int, int]:
         backbone = self.manifest.backbone
+        if backbone.latents is not None:
+            channels, factor = backbone.latents
+            return channels, height // factor, width // factor
         if backbone.autoencoder is not None:
             # Each of its levels but the last halves the image.
             factor = 2 ** (len(self.config(backbone.autoencoder)["block_out_channels"]) - 1)

@@ -78,9 +78,11 @@ class Backbone(_Part):
     """The diffusion model: `folder` is in diffusers' format, `onnx` the denoiser for CPUs.
 
     `denoiser` and `autoencoder` are components of `folder`; with an autoencoder the model diffuses
-    latents, and `height`, `width` and `channels` are still those of the image. `sizes` are all the
-    [H, W] that it draws, the default among them, where there are others than [height, width].
-    `classifier` is a time-dependent classifier of x_t, for classifier guidance.
+    latents, and `height`, `width` and `channels` are still those of the image. `latents` are the
+    channels of x_t, and how many times smaller than the image it is each way; without it they
+    follow from the components' configurations. `sizes` are all the [H, W] that it draws, the
+    default among them, where there are others than [height, width]. `classifier` is a
+    time-dependent classifier of x_t, for classifier guidance.
     """
 
     folder: str
@@ -88,6 +90,7 @@ class Backbone(_Part):
     denoiser: Literal["unet", "transformer"] = "unet"
     autoencoder: Literal["vae", "vqvae", "movq"] | None = None
     classifier: str | None = None
+    latents: tuple[int, int] | None = None
     inputs: Inputs = Inputs()
     pixel_shuffle: int = Field(default=1, ge=1)
     height: int = Field(ge=1)

@@ -27,12 +27,13 @@ class Encoded:
 
     `masks` names the inputs whose first axis is a sequence of any length, each with the argument
     by which the denoiser takes the mask of it; inputs that share a mask have one length. All other
-    inputs have one shape in every row.
+    inputs have one shape in every row. `rescaled_patch` is that of guidance: see `predict`.
     """
 
     inputs: Named
     negative: Named
     masks: Mapping[str, str] = field(default_factory=dict)
+    rescaled_patch: int = 0
 
     def to(self, device: torch.device) -> Encoded:
         """The same on a device; what is there already is not copied."""
@@ -40,7 +41,7 @@ class Encoded:
             {name: value.to(device) for name, value in half.items()}
             for half in (self.inputs, self.negative)
         )
-        return Encoded(inputs, negative, self.masks)
+        return Encoded(inputs, negative, self.masks, self.rescaled_patch)
 
 
 NOTHING = Encoded({}, {})
@@ -113,7 +114,8 @@ def predict(denoise: Denoise, x_t: Tensor, timestep: Tensor, conditions: Conditi
     """The model's output under classifier-free guidance (Ho & Salimans 2022), [B, C, H, W].
 
     ŷ = ŷ(negative) + guidance_scale·(ŷ(condition) − ŷ(negative)), where each guided row has a
-    second one in the same call of the denoiser, and the others have none.
+    second one in the same call of the denoiser, and the others have none. With a `rescaled_patch`
+    each patch of ŷ is brought to the norm of ŷ(condition) there, as Qwen-Image's pipeline does.
     """
     rows = conditions.guided
     if not rows.size:
@@ -124,5 +126,16 @@ def predict(denoise: Denoise, x_t: Tensor, timestep: Tensor, conditions: Conditi
     both = denoise(torch.cat([x_t, x_t[rows]]), torch.cat([timestep, timestep[rows]]), inputs)
     output, negative = both[: len(x_t)].clone(), both[len(x_t) :]
     scale = torch.from_numpy(conditions.guidance_scale[rows]).to(output).view(-1, 1, 1, 1)
-    output[rows] = negative + scale * (output[rows] - negative)
+    prompted = output[rows]
+    guided = negative + scale * (prompted - negative)
+    if patch := conditions.encoded[0].rescaled_patch:
+        guided = guided * (_norm(prompted, patch) / _norm(guided, patch))
+    output[rows] = guided
     return output
+
+
+def _norm(output: Tensor, patch: int) -> Tensor:
+    """The norm of each patch over all of its channels, [B, 1, H, W]."""
+    total = output.square().sum(1, keepdim=True)
+    mean = torch.nn.functional.avg_pool2d(total, patch)
+    return (mean * patch**2).sqrt().repeat_interleave(patch, 2).repeat_interleave(patch, 3)

@@ -7,9 +7,10 @@ which of them a model was trained on.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.diffusion.parameterization import PREDICTION_TYPES, PredictionType
+
+PIPELINE = "pipeline"
+"""A key beside diffusers' own in a stored configuration: how the model's pipeline calls its
+scheduler. `sigmas` "linspace": from 1 to 1/N; `mu` "linear" or "flux2"; `patch`, the side of what
+is one position."""
 
 FLOW = "FlowMatch"
 """How the names of diffusers' schedulers over a flow begin."""
@@ -32,7 +38,7 @@ class NoiseSchedule:
     `times`: float64 [K], rising; `alpha` and `sigma`: float64 [K], what x_t consists of at each.
     `final_alpha`: alpha where DDIM's last step ends. `num_train_timesteps`: T, the end of model
     time. `clip_sample_range`: clamp of x̂_0 in every step, or None. `flow` says that alpha is
-    1 − sigma, and `positions` how many the denoiser attends to, where its spacing depends on it.
+    1 − sigma, and `positions` how many an image has, where the spacing depends on its size.
     """
 
     times: NDArray[np.float64]
@@ -47,9 +53,7 @@ class NoiseSchedule:
     positions: int | None = None
 
     @classmethod
-    def from_diffusers(
-        cls, config: Mapping[str, Any], positions: int | None = None
-    ) -> NoiseSchedule:
+    def from_diffusers(cls, config: Mapping[str, Any]) -> NoiseSchedule:
         """Read a diffusers `scheduler_config.json`.
 
         Raises ValueError when the config asks for what the samplers do not implement.
@@ -67,8 +71,8 @@ class NoiseSchedule:
         if flow:
             total = int(config.get("num_train_timesteps", 1000))
             ends = np.array([0.0, total]), np.array([1.0, 0.0]), np.array([0.0, 1.0])
-            return cls(*ends, 1.0, total, prediction_type, None, dict(config), True, positions)
-        reference = DDIMScheduler.from_config(dict(config))
+            return cls(*ends, 1.0, total, prediction_type, None, dict(config), True)
+        reference = construct(DDIMScheduler, config)
         alphas_cumprod = reference.alphas_cumprod.double().numpy()
         return cls(
             times=np.arange(len(alphas_cumprod), dtype=np.float64),
@@ -83,8 +87,12 @@ class NoiseSchedule:
                 else None
             ),
             config=dict(config),
-            positions=positions,
         )
+
+    def of_size(self, height: int, width: int) -> NoiseSchedule:
+        """The same for x_t of this size."""
+        patch = int(self.config.get(PIPELINE, {}).get("patch", 1))
+        return replace(self, positions=(height // patch) * (width // patch))
 
     def at(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) at timesteps [B], float32 [B, 1, 1, 1] each; between two, linearly."""
@@ -94,6 +102,13 @@ class NoiseSchedule:
             for table in (self.alpha, self.sigma)
         )
         return alpha.to(timestep.device), sigma.to(timestep.device)
+
+
+def construct(scheduler: Any, config: Mapping[str, Any]) -> Any:
+    """A scheduler of diffusers, of what its class knows of a configuration: of all else it would
+    log a line."""
+    known = inspect.signature(scheduler.__init__).parameters
+    return scheduler.from_config({key: value for key, value in config.items() if key in known})
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,6 @@ be pure functions of per-row coefficients.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.diffusion.method import Method
-from models.diffusion.noise_schedule import NoiseSchedule
+from models.diffusion.noise_schedule import PIPELINE, NoiseSchedule, construct
 
 Numbers = NDArray[np.float64]
 SHAPES = {
@@ -25,10 +24,6 @@ SHAPES = {
     "beta": "use_beta_sigmas",
 }
 """Ways to space sigmas, and what switches each of them on in a configuration of diffusers'."""
-
-PIPELINE = "pipeline"
-"""A key beside diffusers' own in a stored configuration: how the model's pipeline calls its
-scheduler, `sigmas` ("linspace": from 1 to 1/N) and `mu` ("linear" or "flux2")."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +47,10 @@ def levels(
     makes two timesteps equal. Raises ValueError where hardly any would be left, or the class cannot
     space them so.
     """
-    # It would log what it does not know.
-    known = inspect.signature(scheduler.__init__).parameters
-    config = {key: value for key, value in _config(schedule, method).items() if key in known}
-    if method.sigma_spacing and SHAPES[method.sigma_spacing] not in known:
+    reference = construct(scheduler, _config(schedule, method))
+    if method.sigma_spacing and SHAPES[method.sigma_spacing] not in reference.config:
         raise ValueError(f"sigma_spacing: {scheduler.__name__} has no such spacing: leave it out")
-    reference = scheduler.from_config(config)
-    shaped = any(config.get(flag) for flag in SHAPES.values())
+    shaped = any(reference.config.get(flag) for flag in SHAPES.values())
     if not (schedule.flow or scaled or shaped):
         timesteps = _timesteps(schedule, reference, method)
         table = timesteps.astype(np.int64)
@@ -116,7 +108,7 @@ def _timesteps(schedule: NoiseSchedule, reference: Any, method: Method) -> Numbe
 def _arguments(schedule: NoiseSchedule, method: Method) -> dict[str, Any]:
     """What the model's pipeline would call `set_timesteps` with."""
     steps = method.num_inference_steps
-    pipeline: Mapping[str, Any] = schedule.config.get(PIPELINE, {})
+    pipeline = schedule.config.get(PIPELINE, {})
     given: dict[str, Any] = {"num_inference_steps": steps}
     if method.timesteps:
         given = {"timesteps": list(method.timesteps)}
@@ -136,7 +128,7 @@ def _mu(schedule: NoiseSchedule, rule: str, steps: int) -> float:
     "linear" in the number of positions, as FLUX.1's pipeline has it; "flux2" as FLUX.2's.
     """
     if schedule.positions is None:
-        raise ValueError("scheduler_config.json: use_dynamic_shifting needs a transformer")
+        raise ValueError("scheduler_config.json: use_dynamic_shifting needs the size of x_t")
     if rule == "flux2":
         from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 

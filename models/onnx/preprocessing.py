@@ -265,9 +265,8 @@ def _middle(x: Numbers, length: int, axis: int) -> Numbers:
     """The middle of an axis; black is added on both sides where it is shorter. As transformers'
     `center_crop` has it."""
     short = max(0, length - x.shape[axis])
-    padded = np.pad(
-        x, [(-(-short // 2), short // 2) if i == axis else (0, 0) for i in range(x.ndim)]
-    )
+    border = (-(-short // 2), short // 2)
+    padded = np.pad(x, [border if i == axis else (0, 0) for i in range(x.ndim)])
     begin = max(0, x.shape[axis] - length) // 2
     return np.take(padded, range(begin, begin + length), axis)
 

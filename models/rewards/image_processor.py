@@ -6,6 +6,9 @@ else than resize, crop, rescale and normalise is refused.
 
 from __future__ import annotations
 
+import json
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
@@ -18,7 +21,7 @@ from PIL import Image
 
 from models.onnx.graph import Graph, GraphError, said
 from models.onnx.preprocessing import Preparation, PreparationOptions, fit
-from models.rewards.transformers_folder import PREPROCESSOR, numbers, quieten, read_json
+from models.rewards.transformers_folder import CONFIG, PREPROCESSOR, numbers, quieten, read_json
 
 LEVELS = 2.0
 """How far a pixel, of 0..255, may lie from the image processor's, which rounds to bytes after each
@@ -123,12 +126,19 @@ def open_processor(folder: Path) -> ImageProcessor:
     saying = read_json(path)
     for key in ("image_mean", "image_std"):
         numbers(path, key, saying.get(key))
+    kind = saying.get("image_processor_type")
+    if isinstance(kind, str):
+        # What they were called before, which many files still say, and transformers forgot.
+        saying["image_processor_type"] = kind.replace("FeatureExtractor", "ImageProcessor")
     quieten()
-    try:
-        # Pillow's and not torchvision's: it is there wherever Winnow is.
-        theirs = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-            folder, local_files_only=True, trust_remote_code=False, backend="pil"
-        )
-    except Exception as error:  # of many libraries
-        raise GraphError(f"{path}: transformers cannot load it: {said(error)}") from error
+    with tempfile.TemporaryDirectory() as renamed:
+        shutil.copyfile(folder / CONFIG, Path(renamed) / CONFIG)
+        (Path(renamed) / PREPROCESSOR).write_text(json.dumps(saying))
+        try:
+            # Pillow's and not torchvision's: it is there wherever Winnow is.
+            theirs = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+                renamed, local_files_only=True, trust_remote_code=False, backend="pil"
+            )
+        except Exception as error:  # of many libraries
+            raise GraphError(f"{path}: transformers cannot load it: {said(error)}") from error
     return ImageProcessor(path, theirs)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from models.backbones.importing.source import HUB_ID
 from models.onnx import graph as onnx_graph
 from models.onnx.batch_invariance import FLAT, TRIAL
 from models.onnx.graph import Graph, GraphError, said
@@ -70,6 +71,11 @@ def make_judge(
 
     What is `known` is tried too. Raises GraphError, naming what does not fit and what to do.
     """
+    if not path.exists() and HUB_ID.fullmatch(str(path)) and path.suffix != ".onnx":
+        raise GraphError(
+            f"{path}: no such file or folder. If it is on the hub, fetch it where there is a "
+            f"network, `hf download {path} --local-dir DIR`, and import DIR"
+        )
     if not path.is_dir():
         graph = onnx_graph.read(path, meaning.output)
         return _make(graph, fit(graph, image, wanted), meaning, out, known)

@@ -117,6 +117,8 @@ def exported(theirs: TransformersClassifier, pixels: Pixels) -> Iterator[tuple[G
 
 def _check_head(path: Path, config: dict[str, Any]) -> None:
     """Raises GraphError for what does not say one class of several for an image."""
+    if isinstance(timm := config.get("pretrained_cfg"), dict):
+        raise GraphError(f"{path}: is a network of timm's: {_of_timm(timm)}")
     found = config.get("architectures")
     name = str(found[0]) if isinstance(found, list) and found else "nothing"
     if not name.endswith(HEAD):
@@ -134,6 +136,21 @@ def _check_head(path: Path, config: dict[str, Any]) -> None:
             "regression": "it gives quantities and no classes",
         }.get(str(problem), "that is no classification")
         raise GraphError(f"{path}: problem_type is {problem}: {why}")
+
+
+def _of_timm(said: dict[str, Any]) -> str:
+    """What to do with a network of timm's, as its configuration says."""
+    options = []
+    size, mean, std = (said.get(key) for key in ("input_size", "mean", "std"))
+    if isinstance(size, list) and len(size) == 3:
+        options.append(f"--size {size[1]}x{size[2]}")
+    for name, value in (("--mean", mean), ("--std", std)):
+        if isinstance(value, list):
+            options.append(f"{name} {','.join(str(one) for one in value)}")
+    return (
+        "export it to ONNX (`timm.create_model(..., exportable=True)`, torch.onnx.export), and "
+        f"import that file with {' '.join(options) or '--size, --mean and --std'}"
+    )
 
 
 def _network(folder: Path, weights: Path) -> nn.Module:

@@ -39,7 +39,7 @@ class Batch:
     ) -> None:
         self.shape = shape
         self.device = torch.device(device)
-        self._schedule = schedule
+        self._schedule = schedule.of_size(*shape[1:])
         self._programs: dict[Method, Program] = {}
         self.x_t = torch.zeros(max_batch, *shape, device=self.device)
         self.history = torch.zeros_like(self.x_t)

@@ -32,12 +32,25 @@ app.command()(classifier)
 @app.command("import")
 def import_(
     source: Annotated[
-        str, typer.Argument(help="A pipeline's folder in diffusers' format, or its id on the hub.")
+        str,
+        typer.Argument(
+            help="A pipeline's folder in diffusers' format, a checkpoint in one file "
+            "(.safetensors), or an id on the hub."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The bundle's folder, which is made.")],
     name: Annotated[str | None, typer.Option(help="The model's name; default: OUT's.")] = None,
     variant: Annotated[str | None, typer.Option(help="Take these weights, e.g. fp16.")] = None,
     revision: Annotated[str | None, typer.Option(help="Of the hub's repository.")] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            help="A pipeline's folder, for what a single file lacks: tokenizers, encoders."
+        ),
+    ] = None,
+    prediction_type: Annotated[
+        str | None, typer.Option(help="epsilon, v_prediction or sample, if it is not found right.")
+    ] = None,
     image_size: Annotated[
         list[str] | None,
         typer.Option(
@@ -68,8 +81,9 @@ def import_(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     threads: Threads = 1,
     steps: Annotated[
-        int, typer.Option(min=1, max=1000, help="num_inference_steps of the policies.")
-    ] = 50,
+        int | None,
+        typer.Option(min=1, max=1000, help="num_inference_steps of the policies, if not its own."),
+    ] = None,
     check_steps: Annotated[int, typer.Option(min=2, max=1000, help="Of the check's image.")] = 10,
     prompt: Annotated[str | None, typer.Option(help="Of the check's image.")] = None,
     config: Annotated[
@@ -85,7 +99,7 @@ def import_(
     from models.backbones.importing.bundle_folder import Options
     from models.backbones.importing.inputs import InputOptions, read_names
     from models.backbones.importing.lora import Asked
-    from models.backbones.importing.source import open_source
+    from models.backbones.importing.reference import open_source
     from models.backbones.importing.weight_checks import quietly
     from models.bundles import bundle as bundles
     from service.config.serve_file import read
@@ -105,13 +119,21 @@ def import_(
         inputs=InputOptions(names, null_class, guidance_scale),
         licence=licence,
         description=description,
-        steps={"--steps": steps, "--check-steps": check_steps},
+        steps={"--steps": steps or 1, "--check-steps": check_steps},
         loras=tuple(Asked.parse(text) for text in lora or ()),
     )
     settings = _settings(device, dtype, threads, onnx)
-    found = open_source(source, variant, revision)
     out.parent.mkdir(parents=True, exist_ok=True)
     with _beside(out) as scratch, _beside(written) as scratch_of_config:
+        (scratch / "source").mkdir()
+        found = open_source(
+            source,
+            variant,
+            revision,
+            base=base,
+            prediction_type=prediction_type,
+            scratch=scratch / "source",
+        )
         folder, file = scratch / "bundle", scratch_of_config / written.name
         with bars() as start, quietly():
             made, checked = _make(
@@ -122,9 +144,10 @@ def import_(
         document = configuration(
             bundles.Bundle(out, manifest),
             settings,
-            steps,
+            steps or made.sampling.num_inference_steps,
             checked.step_s,
             written.resolve().with_suffix(".state"),
+            made.sampling.policy,
         )
         write_configuration(file, document, written)
         configured_policies(read(file).settings, {called: bundles.Bundle(folder, manifest)})
@@ -159,6 +182,7 @@ def _make(
     from models.backbones.importing.bundle_folder import make
     from models.backbones.importing.onnx import export
     from models.bundles import bundle as bundles
+    from models.diffusion.method import Method
     from service.errors import InvalidValue
     from service.images.encode import to_png
     from service.offline.import_check import SEED, draw_twice
@@ -175,7 +199,8 @@ def _make(
     sizes = _checked_sizes(loaded.manifest)
     advance = start("draw an image, twice", 2 * len(sizes) * check_steps)
     try:
-        checked = draw_twice(loaded, settings, check_steps, prompt, advance, sizes)
+        method = Method(check_steps, sampler=made.sampling.sampler)
+        checked = draw_twice(loaded, settings, method, prompt, advance, sizes)
     except InvalidValue as error:
         raise ValueError(f"--{error.param}: {error}") from None
     sample = folder.parent / SAMPLE

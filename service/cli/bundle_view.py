@@ -69,7 +69,8 @@ def _inputs(bundle: Bundle) -> str:
     if inputs.kind == "none":
         return "none"
     if inputs.kind == "text":
-        return f"a prompt of {inputs.max_tokens} tokens, guidance_scale {inputs.guidance_scale:g}"
+        read = "" if inputs.max_tokens is None else f" (read {inputs.max_tokens} tokens at a time)"
+        return f"a prompt{read}, guidance_scale {inputs.guidance_scale:g}"
     names = ", ".join(inputs.class_names[:5])
     more = ", …" if len(inputs.class_names) > 5 else ""
     null = "no null class" if inputs.null_class is None else f"null class {inputs.null_class}"

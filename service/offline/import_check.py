@@ -44,7 +44,7 @@ class DrawnImage:
 def draw_twice(
     bundle: Bundle,
     settings: BackboneSettings,
-    steps: int,
+    method: Method,
     prompt: str = PROMPT,
     on_step: Callable[[int], None] = lambda count: None,
     sizes: Sequence[Size] = (None,),
@@ -67,8 +67,8 @@ def draw_twice(
         engine.warm_up(others=False)
         for size in sizes:
             condition = replace(condition, size=size)
-            first, seconds = _draw(engine, bundle, settings, steps, condition, on_step)
-            second, _ = _draw(engine, bundle, settings, steps, condition, on_step)
+            first, seconds = _draw(engine, bundle, settings, method, condition, on_step)
+            second, _ = _draw(engine, bundle, settings, method, condition, on_step)
             _compare(name, broken, first, second)
     except BackendUnavailable as error:
         raise ValueError(f"{broken} ({error})") from error
@@ -76,6 +76,7 @@ def draw_twice(
         engine.decoder.close()
     assert first.pixels is not None, "`_compare` has refused it"
     peak = torch.cuda.max_memory_allocated(settings.device) if cuda else _resident()
+    steps = method.num_inference_steps
     return DrawnImage(
         first.pixels, condition, steps, seconds / steps, first.nfe / max(seconds, 1e-9), peak
     )
@@ -109,11 +110,11 @@ def _draw(
     engine: Engine,
     bundle: Bundle,
     settings: BackboneSettings,
-    steps: int,
+    method: Method,
     condition: Condition,
     on_step: Callable[[int], None],
 ) -> tuple[DrawResult, float]:
-    plan = uncensored("", bundle.backbone_sha256(settings.runtime), Method(steps))
+    plan = uncensored("", bundle.backbone_sha256(settings.runtime), method)
     plan = replace(plan, condition=condition)
     ends = []
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -29,12 +31,18 @@ PAGE = 25
 
 
 def configuration(
-    bundle: Bundle, settings: BackboneSettings, steps: int, step_s: float, state: Path
+    bundle: Bundle,
+    settings: BackboneSettings,
+    steps: int,
+    step_s: float,
+    state: Path,
+    sampling: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The document of a Ray Serve config file. `step_s` are the seconds of a step of one image.
 
-    `state` is an absolute folder for labels, rewards and policies: a store of its own, since every
-    imported model has policies of the same names.
+    `sampling` are the keys of a policy that say how the model is stepped through. `state` is an
+    absolute folder for labels, rewards and policies: a store of its own, since every imported model
+    has policies of the same names.
     """
     manifest = bundle.manifest
     options: dict[str, Any] = {"num_cpus": 1}
@@ -64,12 +72,13 @@ def configuration(
             }
         },
         "policies": {
-            "none": {"model": manifest.name, "num_inference_steps": [steps]} | sized,
+            "none": {"model": manifest.name, "num_inference_steps": [steps], **sampling, **sized},
             "screened": {
                 "model": manifest.name,
                 "trained": True,
                 "max_draws": MAX_DRAWS,
                 "num_inference_steps": [steps],
+                **sampling,
             },
         },
         "store": {"url": f"sqlite:///{state}/store.sqlite", "blobs_url": f"{state}/blobs"},

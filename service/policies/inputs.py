@@ -83,6 +83,12 @@ class Choices:
                 "or ask for more guidance",
                 "negative_prompt",
             )
+        if asked.negative_prompt and self.inputs.guidance != "classifier-free":
+            raise InvalidValue(
+                f"model {self.model!r} compares with no other prompt, as its guidance is "
+                "distilled: leave it out",
+                "negative_prompt",
+            )
         label = None if asked.class_label is None else self._label(asked.class_label)
         drawn = self.class_labels if label is None else ()
         if asked.size is not None and asked.size not in self.sizes:

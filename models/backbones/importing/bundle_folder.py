@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,17 @@ import diffusers
 
 from models.backbones.importing.geometry import geometry
 from models.backbones.importing.inputs import NOTHING, InputOptions, find_inputs
-from models.backbones.importing.kinds import NAMES, OLD_DIT, Recognised, recognise
+from models.backbones.importing.kinds import OLD_DIT, Recognised, recognise
 from models.backbones.importing.licence import NOT_STATED, licence, licence_file
 from models.backbones.importing.lora import Asked, fuse
 from models.backbones.importing.lora_file import open_lora
+from models.backbones.importing.sampling import Sampling
 from models.backbones.importing.source import INDEX, CannotImport, Source, read_json, reading
+from models.backbones.importing.tokenizers import write_tokenizer
 from models.backbones.importing.weight_checks import check_tokenizer, check_weights
 from models.backbones.importing.weights import Weights, find_weights
 from models.bundles.bundle import sha256_name, write_manifest
-from models.bundles.manifest import SCHEMA_VERSION, Backbone, Manifest
+from models.bundles.manifest import SCHEMA_VERSION, Backbone, Inputs, Manifest
 
 BACKBONE = "backbone"
 TOKENIZER_FILES = (
@@ -29,6 +32,9 @@ TOKENIZER_FILES = (
     "tokenizer.json", "added_tokens.json",
 )  # fmt: skip
 MEGA = 10**6
+INDEX_KEYS = ("force_zeros_for_empty_prompt", "is_distilled")
+DEFAULT_SIDE = 1024
+"""Of the images of a family whose denoiser says no size."""
 
 Start = Callable[[str, int], Callable[..., None]]
 """`start(stage, total)` returns a function, to be called with what was done since its last call."""
@@ -60,6 +66,7 @@ class Made:
     manifest: Manifest
     kind: str
     weights: dict[str, Weights]
+    sampling: Sampling
     notes: list[str] = field(default_factory=list)
 
 
@@ -67,6 +74,9 @@ def _find_all(source: Source, model: Recognised) -> dict[str, Weights]:
     """The weights of every component. Raises CannotImport, of all that are missing at once."""
     weights, missing = {}, []
     for name, (library, _) in model.networks.items():
+        if name in source.converted:
+            weights[name] = source.converted[name]
+            continue
         try:
             weights[name] = find_weights(source.folder / name, library, source.variant)
         except CannotImport as error:
@@ -84,14 +94,18 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
         _refuse_shuffle(model, options.pixel_shuffle)
         auto = None if model.autoencoder is None else model.configs[model.autoencoder]
         denoiser = model.configs[model.denoiser]
-        sizes = geometry(denoiser, auto, options.pixel_shuffle)
-        every = sizes.sizes(options.size, denoiser.get("sample_size"), latent=auto is not None)
+        sizes = geometry(denoiser, auto, options.pixel_shuffle, model.family)
+        side = denoiser.get("sample_size") or (auto or {}).get("sample_size")
+        if model.family is not None and "sample_size" not in denoiser:
+            side = DEFAULT_SIDE // sizes.factor
+        every = sizes.sizes(options.size, side, latent=auto is not None)
         height, width = every[0]
         channels = _channels(model, options.pixel_shuffle)
         inputs = find_inputs(source, model, options.inputs)
         weights = _find_all(source, model)
     loras = [open_lora(asked, source, model) for asked in options.loras]
-    notes = [*model.notes, *(lora.note for lora in loras)]
+    notes = [*source.said, *model.notes, _sampled(model, inputs), *(lora.note for lora in loras)]
+    notes += [part.note for part in weights.values() if part.note is not None]
     said = options.licence or licence(source.folder)
     if said == NOT_STATED:
         notes.append("licence: not stated in a model card or a LICENSE file: give --licence")
@@ -108,6 +122,9 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
         advance(-(-copied // MEGA) - before)
 
     for name in model.tokenizers:
+        if model.family is not None:
+            write_tokenizer(source, name, backbone / name)
+            continue
         _copy_tokenizer(source.folder / name, backbone / name, inputs.max_tokens or 0)
         check_tokenizer(backbone / name)
     for name, part in weights.items():
@@ -123,13 +140,16 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
     for name, (library, class_name) in model.networks.items():
         check_weights(backbone / name, library, class_name, weights[name].dtype)
         checked(1)
+    hashed = cache(sha256_name)  # one file may hold several components
     record = {
         "imported_from": source.name,
         "revision": source.revision,
         "variant": source.variant,
-        "kind": model.kind,
+        "kind": model.kind if model.family is None else model.family.name,
+        "sampling": asdict(model.sampling),
         INDEX: source.index,
-        "scheduler": source.config("scheduler", "scheduler_config.json"),
+        "scheduler": read_json(source.folder / "scheduler" / "scheduler_config.json"),
+        "scheduler_changes": dict(source.changes),
         "notes": notes,
         "components": {
             name: {
@@ -137,7 +157,7 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
                 "parameters": part.parameters,
                 "dtype": part.dtype,
                 "bytes": part.bytes,
-                "files": {path.name: sha256_name(path) for path in part.files},
+                "files": {path.name: hashed(path) for path in part.files},
             }
             for name, part in weights.items()
         },
@@ -147,12 +167,13 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         name=options.name,
-        description=options.description or f"{NAMES[model.kind]}, imported from {source.name}",
+        description=options.description or f"{model.name}, imported from {source.name}",
         licence=said,
         backbone=Backbone(
             folder=BACKBONE,
             denoiser=model.denoiser,
             autoencoder=model.autoencoder,
+            latents=_latents(model),
             inputs=inputs,
             pixel_shuffle=options.pixel_shuffle,
             height=height,
@@ -165,7 +186,7 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
         files={},
     )
     write_manifest(folder, manifest)
-    return Made(manifest, NAMES[model.kind], weights, notes)
+    return Made(manifest, model.name, weights, model.sampling, notes)
 
 
 def _refuse_full(folder: Path, needed: int) -> None:
@@ -189,9 +210,7 @@ def _refuse_shuffle(model: Recognised, factor: int) -> None:
     if factor == 1:
         return
     if model.kind != "pixels":
-        raise CannotImport(
-            f"--pixel-shuffle: is for a U-Net on pixels, this is {NAMES[model.kind]}"
-        )
+        raise CannotImport(f"--pixel-shuffle: is for a U-Net on pixels, this is {model.name}")
     if model.configs["unet"]["in_channels"] % factor**2:
         raise CannotImport(
             f"--pixel-shuffle: {factor} folds {factor**2} pixels into channels, and the U-Net has "
@@ -200,7 +219,11 @@ def _refuse_shuffle(model: Recognised, factor: int) -> None:
 
 
 def _channels(model: Recognised, pixel_shuffle: int) -> Any:
-    if model.autoencoder is not None:
+    if model.family is not None:
+        # Films and deep compression call it otherwise.
+        config = model.configs["vae"]
+        count = int(config.get("out_channels", config.get("input_channels", 3)))
+    elif model.autoencoder is not None:
         count = int(model.configs[model.autoencoder].get("out_channels", 3))
     else:
         count = int(model.configs["unet"]["in_channels"]) // pixel_shuffle**2
@@ -208,6 +231,23 @@ def _channels(model: Recognised, pixel_shuffle: int) -> Any:
         hint = "" if model.kind != "pixels" or count % 4 else ": --pixel-shuffle 2, perhaps?"
         raise CannotImport(f"its images have {count} channels: must be 1 or 3{hint}")
     return count
+
+
+def _latents(model: Recognised) -> tuple[int, int] | None:
+    if model.family is None:
+        return None
+    found = model.family.latents(model.configs["transformer"], model.configs["vae"])
+    return found.channels, found.factor
+
+
+def _sampled(model: Recognised, inputs: Inputs) -> str:
+    """What was chosen of steps and guidance, and why."""
+    found = model.sampling
+    scale = f", guidance_scale {inputs.guidance_scale:g}" if inputs.guidable else ""
+    return (
+        f"sampler {found.sampler}, {found.num_inference_steps} steps{scale}: {found.why}; "
+        "--steps, --guidance-scale and the policies say otherwise"
+    )
 
 
 def _config(model: Recognised, name: str) -> dict[str, Any]:
@@ -227,11 +267,18 @@ def _config(model: Recognised, name: str) -> dict[str, Any]:
 def _index(source: Source, model: Recognised) -> dict[str, Any]:
     parts: dict[str, Any] = {name: list(value) for name, value in model.networks.items()}
     parts |= {name: ["transformers", "CLIPTokenizer"] for name in model.tokenizers}
-    kept = {key: source.index[key] for key in ("force_zeros_for_empty_prompt",)
+    name = source.index.get("_class_name", "DiffusionPipeline")
+    if model.family is not None:
+        name = model.family.pipeline
+        parts |= {one: list(source.components[one]) for one in model.tokenizers}
+        absent = set(model.family.text) - set(model.networks)
+        parts |= {one: [None, None] for one in absent}
+        parts |= {one.replace("text_encoder", "tokenizer"): [None, None] for one in absent}
+    kept: dict[str, Any] = {key: source.index[key] for key in INDEX_KEYS
             if key in source.index}  # fmt: skip
     return {
-        "_class_name": source.index.get("_class_name", "DiffusionPipeline"),
-        "scheduler": ["diffusers", "DDIMScheduler"],
+        "_class_name": name,
+        "scheduler": ["diffusers", model.scheduler["_class_name"]],
         **parts,
         **kept,
     }

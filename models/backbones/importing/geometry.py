@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from models.backbones.families.family import Family
 from models.backbones.importing.source import CannotImport
 
 BUCKETS = ((1024, 1024), (896, 1152), (1152, 896), (1024, 1536), (1536, 1024))
@@ -62,9 +63,15 @@ class Geometry:
 
 
 def geometry(
-    denoiser: dict[str, Any], autoencoder: dict[str, Any] | None, pixel_shuffle: int
+    denoiser: dict[str, Any],
+    autoencoder: dict[str, Any] | None,
+    pixel_shuffle: int,
+    family: Family | None = None,
 ) -> Geometry:
     """What their configurations ask of a size."""
+    if family is not None and autoencoder is not None:
+        latents = family.latents(denoiser, autoencoder)
+        return Geometry(latents.factor, latents.multiple)
     factor = pixel_shuffle
     if autoencoder is not None:
         # Each of its levels but the last halves the image.

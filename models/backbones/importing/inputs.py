@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.backbones.families.family import Family
 from models.backbones.importing.kinds import Kind, Recognised
 from models.backbones.importing.source import CannotImport, Source, read_json
 from models.bundles.manifest import Inputs
 
 GUIDANCE: Mapping[Kind, float] = {"text": 7.5, "text-xl": 5.0, "dit": 4.0}
 """diffusers' own defaults; 1 elsewhere."""
+LCM_GUIDANCE = 8.5
+"""Of a latent consistency model, whose U-Net takes it as an input."""
 LEAST_TOKENS = 3
+MOST_SCALE = 50.0
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,17 @@ def find_inputs(source: Source, model: Recognised, asked: InputOptions) -> Input
     if model.kind in ("text", "text-xl"):
         _refuse_classes(asked, "this model takes a prompt")
         limits = [_limit(source, model, name) for name in model.tokenizers]
-        return Inputs(
-            kind="text",
-            max_tokens=min(limits),
-            guidance_scale=_scale(asked, GUIDANCE[model.kind]),
-        )
+        if model.configs["unet"].get("time_cond_proj_dim"):
+            scale = _scale(asked, LCM_GUIDANCE)
+            return Inputs(
+                kind="text", max_tokens=min(limits), guidance_scale=scale, guidance="embedded"
+            )
+        default = GUIDANCE[model.kind] if model.sampling.guided else 1.0
+        return Inputs(kind="text", max_tokens=min(limits), guidance_scale=_scale(asked, default))
     config = model.configs[model.denoiser]
+    if model.family is not None:
+        _refuse_classes(asked, "this model takes a prompt")
+        return _prompt(source, model, model.family, asked)
     if model.kind == "dit":
         return _classes(source, asked, int(config["num_embeds_ada_norm"]), own_null=True)
     embedded, count = config.get("class_embed_type"), config.get("num_class_embeds")
@@ -82,6 +91,22 @@ def find_inputs(source: Source, model: Recognised, asked: InputOptions) -> Input
             "model a class by its number (no class_embed_type, or timestep)"
         )
     return _classes(source, asked, int(count or 0), own_null=False)
+
+
+def _prompt(source: Source, model: Recognised, family: Family, asked: InputOptions) -> Inputs:
+    """Of a family, whose encoder counts tokens itself."""
+    guidance = family.guidance(model.configs[model.denoiser], source.index)
+    default = family.guidance_scale
+    if guidance == "none" or (guidance == "classifier-free" and not model.sampling.guided):
+        default = 1.0
+    if guidance == "none" and asked.guidance_scale not in (None, 0, 1):
+        raise CannotImport("--guidance-scale: this model was distilled to need none: leave it out")
+    scale = default if asked.guidance_scale is None else asked.guidance_scale
+    inputs = Inputs(kind="text", guidance=guidance)
+    scale = inputs.scale(scale)
+    if not inputs.has_scale(scale) or scale > MOST_SCALE:
+        raise CannotImport(f"--guidance-scale: is {scale:g}, must be {inputs.scales}, at most 50")
+    return Inputs(kind="text", guidance=guidance, guidance_scale=scale)
 
 
 def _classes(source: Source, asked: InputOptions, count: int, own_null: bool) -> Inputs:
@@ -110,9 +135,9 @@ def _classes(source: Source, asked: InputOptions, count: int, own_null: bool) ->
 
 
 def _scale(asked: InputOptions, default: float) -> float:
-    scale = default if asked.guidance_scale is None else asked.guidance_scale
-    if not 1 <= scale <= 50:
-        raise CannotImport(f"--guidance-scale: is {scale:g}, must be 1 to 50")
+    scale = default if asked.guidance_scale is None else asked.guidance_scale or 1.0
+    if not 1 <= scale <= MOST_SCALE:
+        raise CannotImport(f"--guidance-scale: is {scale:g}, must be 0 or 1 (none), to 50")
     return scale
 
 

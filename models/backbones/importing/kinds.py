@@ -9,11 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from models.backbones.families.family import Family
+from models.backbones.families.table import FAMILIES
+from models.backbones.importing.families import channels_fit, text_components
+from models.backbones.importing.flow import is_flow, spell_out_flow
+from models.backbones.importing.sampling import Sampling, suggest
 from models.backbones.importing.scheduler import FILE, spell_out
 from models.backbones.importing.source import CannotImport, Source, reading
 
-Kind = Literal["pixels", "latents", "text", "text-xl", "dit"]
-NAMES: Mapping[Kind, str] = {
+Kind = Literal["pixels", "latents", "text", "text-xl", "dit", "family"]
+NAMES: Mapping[str, str] = {
     "pixels": "U-Net on pixels",
     "latents": "U-Net on an autoencoder's latents",
     "text": "Stable Diffusion",
@@ -30,8 +35,8 @@ TEXT = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithPro
 TOKENIZERS: tuple[str, ...] = ("tokenizer", "tokenizer_2")
 OLD_DIT = "Transformer2DModel"
 WANTED = (
-    "Winnow imports UNet2DModel on pixels or latents, Stable Diffusion 1, 2 and XL, and DiT "
-    "(docs/models.md)"
+    "Winnow imports UNet2DModel on pixels or latents, Stable Diffusion 1, 2 and XL, DiT, and "
+    f"{', '.join(family.name for family in FAMILIES.values())} (docs/models.md)"
 )
 
 
@@ -50,6 +55,13 @@ class Recognised:
     configs: dict[str, dict[str, Any]]
     scheduler: dict[str, Any]
     notes: list[str]
+    sampling: Sampling
+    family: Family | None = None
+
+    @property
+    def name(self) -> str:
+        """What the kind is called."""
+        return NAMES[self.kind] if self.family is None else self.family.name
 
 
 def recognise(source: Source) -> Recognised:
@@ -59,6 +71,8 @@ def recognise(source: Source) -> Recognised:
         raise CannotImport(f"{source.name}: no scheduler in model_index.json: {WANTED}")
     schedule = source.config("scheduler", FILE)
     schedule.setdefault("_class_name", found["scheduler"][1])
+    if (family := FAMILIES.get(found.get("transformer", ("", ""))[1])) is not None:
+        return _family(source, family, schedule)
     # First of all: of what other processes there are, this is the sentence that helps.
     with reading(f"scheduler/{FILE}"):
         spell_out(schedule, latent=False, stable_diffusion=False)
@@ -106,6 +120,35 @@ def recognise(source: Source) -> Recognised:
         configs,
         config,
         [*notes, *changed],
+        suggest(source.name, schedule, None),
+    )
+
+
+def _family(source: Source, family: Family, schedule: Mapping[str, Any]) -> Recognised:
+    """A transformer that has an adapter."""
+    found = source.components
+    texts, tokenizers = text_components(source, family, found)
+    networks = {"transformer": found["transformer"], "vae": found["vae"]}
+    configs = {name: source.config(name) for name in networks | texts}
+    channels_fit(family, configs["transformer"], configs["vae"])
+    with reading(f"scheduler/{FILE}"):
+        if is_flow(schedule):
+            patch = family.latents(configs["transformer"], configs["vae"]).patch
+            config, notes = spell_out_flow(schedule, dict(family.spacing) | {"patch": patch})
+        else:
+            config, notes = spell_out(schedule, latent=True, stable_diffusion=False)
+    notes += [f"{name}: left out: {why}" for name, why in LEFT_OUT.items() if name in found]
+    return Recognised(
+        "family",
+        "transformer",
+        "vae",
+        networks | texts,
+        tuple(tokenizers),
+        configs,
+        config,
+        notes,
+        suggest(source.name, schedule, family),
+        family,
     )
 
 
@@ -191,7 +234,7 @@ def _stable_diffusion(
         )
     for key, default in (
         ("class_embed_type", None), ("num_class_embeds", None), ("encoder_hid_dim_type", None),
-        ("time_cond_proj_dim", None), ("dual_cross_attention", False),
+        ("dual_cross_attention", False),
     ):  # fmt: skip
         if unet.get(key, default) != default:
             raise CannotImport(f"{where}: {key} {unet[key]!r}: this condition is not supported")

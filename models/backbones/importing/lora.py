@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from models.backbones.importing.file_format import read_header
 from models.backbones.importing.source import CannotImport
 
 SHOWN = 3
@@ -65,15 +66,16 @@ class Layer:
         """Whether it can be added to a weight of this shape, [out, in] or [out, in, h, w]."""
         rank, inner = len(self.down), self.down[:1].numel()
         return (
-            self.up.shape[0] == shape[0]
+            len(shape) >= 2
+            and self.up.shape[0] == shape[0]
             and self.up[:1].numel() == rank  # a convolution's B is 1 × 1
             and inner == torch.Size(shape[1:]).numel()
         )
 
-    def delta(self, shape: Sequence[int]) -> Tensor:
-        """What is added to a weight of this shape, in float32."""
-        product = self.up.float().flatten(1) @ self.down.float().flatten(1)
-        return self.factor * product.view(*shape)
+    def added_to(self, weight: Tensor) -> Tensor:
+        """A float32 weight with this layer in it."""
+        up, down = self.up.float().flatten(1), self.down.float().flatten(1)
+        return torch.addmm(weight.flatten(1), self.factor * up, down).view_as(weight)
 
 
 @dataclass(frozen=True)
@@ -108,14 +110,14 @@ def fuse(files: Mapping[str, Path], loras: Sequence[Lora]) -> None:
     Raises CannotImport where a layer is not in the model, or of another shape; what is in `files`
     is worth nothing then.
     """
-    shapes = {component: _shapes(path) for component, path in files.items()}
+    headers = {component: read_header(path)[0] for component, path in files.items()}
     targets: dict[str, dict[str, list[Layer]]] = {name: defaultdict(list) for name in files}
     for lora in loras:
         strange = []
         for component, layers in lora.layers.items():
             for name, layer in layers.items():
-                target = _target(name, shapes[component])
-                if target is None or not layer.fits(shapes[component][target]):
+                target = _target(name, headers[component])
+                if target is None or not layer.fits(headers[component][target][1]):
                     strange.append(f"{component}.{name}")
                 else:
                     targets[component][target].append(layer)
@@ -134,11 +136,6 @@ def unfit(path: Path, strange: Sequence[str], count: int) -> CannotImport:
     )
 
 
-def _shapes(path: Path) -> dict[str, list[int]]:
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-
-
 def _target(layer: str, names: Container[str]) -> str | None:
     """The weight of a layer in a file: CLIP's are written with `text_model.` before, or without."""
     bare = layer.removeprefix("text_model.")
@@ -148,12 +145,16 @@ def _target(layer: str, names: Container[str]) -> str | None:
 
 def _add(path: Path, targets: Mapping[str, list[Layer]]) -> None:
     """Add to tensors where they lie in a file: one at a time, and no other is read."""
-    with path.open("r+b") as file, safe_open(path, framework="pt") as tensors:
+    with path.open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
         for name, layers in targets.items():
-            weight = tensors.get_tensor(name)
-            total = weight.float() + sum(layer.delta(weight.shape) for layer in layers)
+            # Opened anew for each: what was read of a file stays in memory until it is closed.
+            with safe_open(path, framework="pt") as tensors:
+                weight = tensors.get_tensor(name)
+            total = weight.float()
+            for layer in layers:
+                total = layer.added_to(total)
             fused = total.to(weight.dtype)
             if not fused.isfinite().all():
                 raise CannotImport(

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from models.backbones.importing.flow import is_flow, spell_out_flow
 from models.backbones.importing.source import CannotImport, short
 from models.diffusion.noise_schedule import NoiseSchedule
 from models.diffusion.parameterization import PREDICTION_TYPES
+from models.diffusion.spacing import SHAPES
 
 FILE = "scheduler_config.json"
 
@@ -24,30 +26,24 @@ DISCRETE = (
     "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler", "DPMSolverMultistepScheduler",
     "DPMSolverSinglestepScheduler", "DEISMultistepScheduler", "SASolverScheduler",
-    "UniPCMultistepScheduler",
+    "UniPCMultistepScheduler", "LCMScheduler", "TCDScheduler",
 )  # fmt: skip
 """diffusers' schedulers over alphas_cumprod of T timesteps: they differ in how they step alone."""
 
-FLOW = (
-    "flow matching is not supported: Winnow's samplers take eps, v or x_0 of "
-    "x_t = √ᾱ_t x_0 + √(1−ᾱ_t) eps at integer timesteps. It would need a parameterization for "
-    "x_t = (1−σ) x_0 + σ eps with a continuous σ (parameterization.py and noise_schedule.py in "
-    "models/diffusion)"
-)
 OTHER = {
-    "FlowMatch": FLOW,
     "EDM": "EDM's preconditioning over continuous σ is not supported: it would need its own "
     "parameterization",
     "KarrasVe": "a variance-exploding process is not supported",
     "ScoreSdeVe": "a variance-exploding process is not supported",
     "CMStochastic": "consistency models are not supported: they map noise to an image in one step",
-    "LCM": "latent consistency models are not supported: their steps have boundary conditions",
-    "TCD": "trajectory consistency distillation is not supported",
     "SCM": "continuous-time consistency models are not supported",
 }
 """Beginnings of schedulers' names, and what stands against them."""
 
-IGNORED = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+IGNORED = ("use_lu_lambdas",)
+KEPT = (*SHAPES.values(), "timestep_scaling", "original_inference_steps", "final_sigmas_type")
+"""What samplers other than DDIM read beside its own configuration."""
+
 DDIM_BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 
@@ -59,6 +55,8 @@ def spell_out(
     `latent` says that x_0 is an autoencoder's, which no pipeline clamps; `stable_diffusion` that
     its pipeline sets `steps_offset` to 1. Raises CannotImport.
     """
+    if is_flow(raw):
+        return spell_out_flow(raw, {})
     name = str(raw.get("_class_name", "DDIMScheduler"))
     _refuse(name, raw)
     source, full = _read(name, raw)
@@ -89,8 +87,7 @@ def spell_out(
         "timestep_spacing": full.get("timestep_spacing", "linspace"),
         "thresholding": False,
     }
-    if "final_sigmas_type" in full:
-        config["final_sigmas_type"] = full["final_sigmas_type"]
+    config |= {key: full[key] for key in KEPT if full.get(key)}
     if config["beta_schedule"] not in DDIM_BETAS and config["trained_betas"] is None:
         # Written out as they came, so already rescaled.
         config["trained_betas"] = [float(beta) for beta in source.betas]
@@ -105,6 +102,7 @@ def spell_out(
         notes.append("steps_offset: 1, as Stable Diffusion's pipeline sets it")
         config["steps_offset"] = 1
     _compare(source, config)
+    _refuse_undrawable(config)
     return config, notes
 
 
@@ -118,8 +116,6 @@ def _refuse(name: str, raw: Mapping[str, Any]) -> None:
             f"{where}: {name} is not a discrete variance-preserving scheduler that Winnow knows "
             f"({', '.join(DISCRETE)})"
         )
-    if raw.get("use_flow_sigmas") or raw.get("prediction_type") == "flow_prediction":
-        raise CannotImport(f"{where}: {FLOW}")
     if raw.get("thresholding"):
         raise CannotImport(f"{where}: dynamic thresholding is not supported")
     if raw.get("timestep_type") == "continuous":
@@ -149,3 +145,17 @@ def _compare(source: Any, config: Mapping[str, Any]) -> None:
     # The last may be 0 here and next to nothing there, where the noise is rescaled to zero SNR.
     if len(ours) != len(theirs) or not np.allclose(ours[:-1], theirs[:-1], rtol=1e-4, atol=1e-9):
         raise CannotImport(f"scheduler/{FILE}: its noise schedule cannot be written down for DDIM")
+
+
+def _refuse_undrawable(config: Mapping[str, Any]) -> None:
+    """Where the first step is at ᾱ = 0, x_t is noise alone, and eps says nothing of x_0."""
+    spacing = config["timestep_spacing"]
+    if config["prediction_type"] != "epsilon" or spacing == "leading":
+        return
+    if NoiseSchedule.from_diffusers(config).alpha[-1] < 1e-6:
+        raise CannotImport(
+            f"scheduler/{FILE}: this schedule cannot be drawn: with zero terminal SNR "
+            f"(rescale_betas_zero_snr) and timestep_spacing {spacing} the first step is at ᾱ = 0, "
+            "where prediction_type epsilon says nothing of x_0. If the network predicts v give "
+            "--prediction-type v_prediction, else write timestep_spacing leading there"
+        )

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from models.diffusion.method import Method, SamplerName
-from models.diffusion.noise_schedule import NoiseSchedule
+from models.diffusion.noise_schedule import PIPELINE, NoiseSchedule
 from models.diffusion.parameterization import PredictionType
 from models.diffusion.samplers import SAMPLERS, levels
-from models.diffusion.spacing import PIPELINE, SHAPES
+from models.diffusion.spacing import SHAPES
 from service.ports import DrawKey
 from tests.engines import draw_all, floats, make_engine, make_plan, run_to_end, submit
 from tests.gaussian import Gaussian
@@ -176,10 +176,10 @@ def test_a_spacing_without_falling_noise_levels_is_refused() -> None:
 
 
 def test_the_shift_follows_the_size_of_the_image() -> None:
-    config = FLOW | {"use_dynamic_shifting": True, PIPELINE: {"sigmas": "linspace"}}
+    config = FLOW | {"use_dynamic_shifting": True, PIPELINE: {"sigmas": "linspace", "patch": 2}}
     shifted = []
     for positions in (256, 4096):
-        schedule = NoiseSchedule.from_diffusers(config, positions)
+        schedule = NoiseSchedule.from_diffusers(config).of_size(4, positions)
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(config)
         mu = {256: 0.5, 4096: 1.15}[positions]
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / 8, 8), mu=mu)
@@ -188,7 +188,7 @@ def test_the_shift_follows_the_size_of_the_image() -> None:
         np.testing.assert_allclose(found.timesteps, scheduler.timesteps, atol=1e-3)
         shifted.append(found.sigma)
     assert (shifted[1][1:-1] > shifted[0][1:-1]).all()
-    with pytest.raises(ValueError, match="use_dynamic_shifting needs a transformer"):
+    with pytest.raises(ValueError, match="use_dynamic_shifting needs the size"):
         levels(NoiseSchedule.from_diffusers(config), Method(8))
 
 

@@ -100,6 +100,9 @@ def test_a_judge_scores_as_transformers_own_pipeline(
         ({"resample": 3}, (13, 17, 1), (32, 32)),
         ({"resample": 4}, (57, 31, 3), (32, 32)),
         ({"resample": 5}, (20, 31, 3), (32, 32)),
+        ({"image_processor_type": "ViTFeatureExtractor"}, (31, 57, 3), (32, 32)),
+        ({"image_processor_type": "MobileViTImageProcessor", "size": {"shortest_edge": 36},
+          "crop_size": {"height": 32, "width": 32}, "do_normalize": False}, (40, 45, 3), (36, 40)),
         ({"do_rescale": False}, (32, 32, 3), (32, 32)),
         ({"rescale_factor": 1 / 127.5}, (32, 32, 3), (32, 32)),
         ({"do_normalize": False}, (40, 32, 3), (32, 32)),
@@ -175,6 +178,8 @@ def test_an_image_processor_that_does_more_is_refused(copy: Path) -> None:
         ("config.json", {"architectures": ["YolosForObjectDetection"]}, "a detector, which has a"),
         ("config.json", {"architectures": ["SegformerForSemanticSegmentation"]}, "a segmenter"),
         ("config.json", {"architectures": None}, "says nothing: no image classifier"),
+        ("config.json", {"pretrained_cfg": {"input_size": [3, 96, 64], "mean": [0.5, 0.4, 0.3]}},
+         r"timm's: .* with --size 96x64 --mean 0\.5,0\.4,0\.3$"),
         ("config.json", {"problem_type": "multi_label_classification"},
          "its labels do not exclude each other: export it to ONNX"),
         ("config.json", {"problem_type": "regression"}, "it gives quantities and no classes"),
@@ -246,6 +251,8 @@ def test_files_that_are_missing_or_pickled(copy: Path, tmp_path: Path) -> None:
     refused("a pickle can run code")
     (copy / "config.json").write_text("[]")
     refused("must hold a JSON object")
+    with pytest.raises(GraphError, match="`hf download somebody/nsfw --local-dir DIR`"):
+        import_(Path("somebody/nsfw"), (32, 32, 3), tmp_path / "judge.onnx")
     cache = copy / "snapshots" / "abc"
     cache.mkdir(parents=True)
     (copy / "config.json").rename(cache / "config.json")

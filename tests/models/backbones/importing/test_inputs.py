@@ -45,7 +45,7 @@ def test_classes_have_names_and_perhaps_a_null_class(
         ("class", {"null_class": 4}, "--null-class: is 4, must be 0 to 3"),
         ("class", {"null_class": -1}, "--null-class: is -1"),
         ("class", {"guidance_scale": 2.0}, "above 1 needs a null class"),
-        ("class", {"guidance_scale": 0.5, "null_class": 3}, "is 0.5, must be 1 to 50"),
+        ("class", {"guidance_scale": 0.5, "null_class": 3}, "is 0.5, must be 0 or 1"),
         ("ddpm", {"class_names": ("a",)}, "--class-names: this model has no classes"),
         ("ddpm", {"null_class": 0}, "--null-class: this model has no classes"),
         ("ddpm", {"guidance_scale": 2.0}, "nothing to be guided by"),

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import numpy as np
 import pytest
 
+from models.backbones.families.table import FAMILIES
+from models.backbones.importing.sampling import suggest
 from models.backbones.importing.scheduler import DISCRETE, spell_out
 from models.backbones.importing.source import CannotImport
 from models.diffusion.noise_schedule import NoiseSchedule
+from tests.imports import edit, import_folder
+from tests.models.backbones.importing.conftest import Copy
 
 
 def _spelt(raw: dict[str, Any], latent: bool = False, sd: bool = False) -> dict[str, Any]:
@@ -96,8 +101,7 @@ def test_a_schedule_that_ddim_has_no_name_for_is_written_out() -> None:
 @pytest.mark.parametrize(
     ("raw", "word"),
     [
-        ({"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True}, "use_karras_sigmas"),
-        ({"_class_name": "UniPCMultistepScheduler", "use_beta_sigmas": True}, "use_beta_sigmas"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "use_lu_lambdas": True}, "use_lu_lambdas"),
         ({"_class_name": "DDPMScheduler", "variance_type": "learned_range"}, "variance_type"),
         (
             {"_class_name": "EulerDiscreteScheduler", "interpolation_type": "log_linear"},
@@ -114,16 +118,16 @@ def test_what_is_left_out_is_said(raw: dict[str, Any], word: str) -> None:
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, r"x_t = \(1−σ\) x_0 \+ σ eps"),
-        ({"_class_name": "FlowMatchHeunDiscreteScheduler"}, "flow matching"),
+        ({"_class_name": "SASolverScheduler", "use_flow_sigmas": True}, "over a flow is not"),
+        (
+            {"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True},
+            "invert_sigmas",
+        ),
         ({"_class_name": "EDMEulerScheduler"}, "EDM"),
         ({"_class_name": "EDMDPMSolverMultistepScheduler"}, "EDM"),
         ({"_class_name": "CMStochasticIterativeScheduler"}, "consistency models"),
-        ({"_class_name": "LCMScheduler"}, "latent consistency"),
         ({"_class_name": "ScoreSdeVeScheduler"}, "variance-exploding"),
         ({"_class_name": "UnCLIPScheduler"}, "not a discrete variance-preserving"),
-        ({"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True}, "flow matching"),
-        ({"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction"}, "flow"),
         ({"_class_name": "DDIMScheduler", "thresholding": True}, "dynamic thresholding"),
         ({"_class_name": "DDIMScheduler", "prediction_type": "score"}, "'score' is not one of"),
         ({"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}, "continuous"),
@@ -133,3 +137,88 @@ def test_what_is_left_out_is_said(raw: dict[str, Any], word: str) -> None:
 def test_what_the_samplers_cannot_step_through_is_refused(raw: dict[str, Any], words: str) -> None:
     with pytest.raises(CannotImport, match=words):
         spell_out(raw, True, False)
+
+
+@pytest.mark.parametrize(
+    ("raw", "kept"),
+    [
+        ({"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True}, "use_karras_sigmas"),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "use_beta_sigmas": True},
+            "use_beta_sigmas",
+        ),
+        (
+            {"_class_name": "LCMScheduler", "original_inference_steps": 40},
+            "original_inference_steps",
+        ),
+    ],
+)
+def test_what_other_samplers_are_spaced_by_is_kept(raw: dict[str, Any], kept: str) -> None:
+    assert spell_out(raw, True, False)[0][kept] == raw[kept]
+
+
+@pytest.mark.parametrize(
+    ("raw", "shift"),
+    [
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, 3.0),
+        ({"_class_name": "FlowMatchHeunDiscreteScheduler"}, 1.0),
+        ({"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True, "flow_shift": 2.0,
+          "prediction_type": "flow_prediction"}, 2.0),
+    ],
+)  # fmt: skip
+def test_a_flow_is_spelled_out_for_eulers_scheduler(raw: dict[str, Any], shift: float) -> None:
+    config, _ = spell_out(raw, True, False)
+    assert (config["_class_name"], config["shift"]) == ("FlowMatchEulerDiscreteScheduler", shift)
+    assert config["use_dynamic_shifting"] is False, "what is left out is written down"
+    schedule = NoiseSchedule.from_diffusers(config)
+    assert schedule.flow
+    assert schedule.prediction_type == "flow_prediction"
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "found"),
+    [
+        ("sd15", {"_class_name": "PNDMScheduler"}, ("ddim", 50, True)),
+        ("sdxl", {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"},
+         ("euler", 50, True)),
+        ("sdxl-x", {"_class_name": "EulerAncestralDiscreteScheduler",
+                    "timestep_spacing": "trailing"}, ("euler-ancestral", 4, False)),
+        ("x", {"_class_name": "LCMScheduler"}, ("lcm", 4, False)),
+        ("Hyper-SD-8steps", {"_class_name": "TCDScheduler"}, ("tcd", 8, False)),
+        ("sdxl-lightning-2step", {"_class_name": "EulerDiscreteScheduler"}, ("euler", 2, False)),
+        ("x", {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"},
+         ("dpmsolver++-sde", 50, True)),
+        ("x", {"_class_name": "FlowMatchEulerDiscreteScheduler"}, ("euler", 50, True)),
+    ],
+)  # fmt: skip
+def test_a_folder_says_how_its_model_wants_to_be_sampled(
+    name: str, raw: dict[str, Any], found: tuple[Any, ...]
+) -> None:
+    sampling = suggest(name, raw, None)
+    assert (sampling.sampler, sampling.num_inference_steps, sampling.guided) == found
+    assert raw["_class_name"] in sampling.why
+
+
+def test_a_familys_own_steps_are_taken_unless_its_name_says_that_it_was_distilled() -> None:
+    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+    family = FAMILIES["ZImageTransformer2DModel"]
+    assert suggest("Z-Image", flow, family).num_inference_steps == 50
+    turbo = suggest("Z-Image-Turbo", flow, family)
+    assert (turbo.num_inference_steps, turbo.guided) == (4, False)
+    assert "'turbo'" in turbo.why
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+def test_a_schedule_that_cannot_be_drawn_is_blamed(
+    pipeline: Copy, tmp_path: Path, spacing: str
+) -> None:
+    folder = pipeline("ldm")
+    zero = {"rescale_betas_zero_snr": True, "timestep_spacing": spacing}
+    edit(folder / "scheduler/scheduler_config.json", **zero)
+    with pytest.raises(CannotImport, match=r"schedule cannot be drawn.*--prediction-type v_pred"):
+        import_folder(folder, tmp_path / "a")
+    edit(folder / "scheduler/scheduler_config.json", prediction_type="v_prediction")
+    import_folder(folder, tmp_path / "b")
+    leading = {"prediction_type": "epsilon", "timestep_spacing": "leading"}
+    edit(folder / "scheduler/scheduler_config.json", **leading)
+    import_folder(folder, tmp_path / "c")

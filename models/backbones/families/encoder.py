@@ -50,7 +50,7 @@ class FamilyEncoder(Encoder):
             vae=None,
             scheduler=None,
             **dict.fromkeys(absent),
-            torch_dtype=dtype,
+            dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
         )

@@ -25,11 +25,14 @@ QUANTISED: Mapping[str, str] = {
 }
 """Ways of quantising, and the names that each leaves."""
 
+LORA_NAMES = r"lora_(up|down|A|B|mid)\b|\.lora\.|_lora\.(up|down)\.|lora_linear_layer|\.dora_scale$"
+LYCORIS = "a LyCORIS adapter (LoHa, LoKr, GLoRA or OFT)"
+LYCORIS_NAMES = (
+    r"\.hada_w|\.lokr_w|\.oft_(blocks|diag)|\.(a1|b1|a2|b2)\.weight$|^lora_\w+\.(diff|on_input)"
+)
 NOT_MODELS: tuple[tuple[str, str, str], ...] = (
-    ("a LoRA", r"lora_(up|down|A|B|mid)\b|\.lora\.|lora_linear_layer|\.dora_scale$", LORA),
-    ("a LyCORIS adapter (LoHa, LoKr, GLoRA or OFT)",
-     r"\.hada_w|\.lokr_w|\.oft_(blocks|diag)|\.(a1|b1|a2|b2)\.weight$|^lora_\w+\.(diff|on_input)",
-     ADAPTER),
+    ("a LoRA", LORA_NAMES, LORA),
+    (LYCORIS, LYCORIS_NAMES, ADAPTER),
     ("an IP-Adapter", r"^(ip_adapter|image_proj)\.", "images are no input here"),
     ("a ControlNet", r"control_model\.|controlnet_|input_hint_block\.|^control_(all_x|layers)",
      "it draws after a second image, which Winnow has no input for"),

@@ -29,7 +29,7 @@ def check_weights(folder: Path, library: str, class_name: str, dtype: str) -> No
     else:
         import diffusers as package  # type: ignore[no-redef]
 
-        wanted = {"torch_dtype": DTYPES.get(dtype, DTYPES["float32"])}  # type: ignore[call-overload]
+        wanted = {"dtype": DTYPES.get(dtype, DTYPES["float32"])}  # type: ignore[call-overload]
     try:
         with quietly():
             network, info = getattr(package, class_name).from_pretrained(

@@ -24,6 +24,7 @@ from models.bundles.bundle import load, sha256_name
 from models.diffusion.condition import Condition
 from models.offline.generator import load_generator
 from tests import loras
+from tests.families import TINY
 from tests.imports import MAKERS, import_folder
 from tests.loras import Delta
 
@@ -213,8 +214,8 @@ FLAT, SMALL = torch.ones(2, 36), torch.ones(8, 2)
 
 OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "nothing": (lambda path: None, "no such file"),
-    "a folder": (lambda path: path.mkdir(), "is a folder"),
-    "text": (lambda path: path.write_text("<!doctype html>"), "no whole safetensors file"),
+    "a folder": (lambda path: path.mkdir(), "is a folder, where weights should be"),
+    "text": (lambda path: path.write_text("<!doctype html>"), "is an HTML page"),
     "a checkpoint": (_lone("model.diffusion_model.out.2.weight"), "no LoRA but a whole model"),
     "a ControlNet": (_lone("controlnet_down_blocks.0.weight"), "no LoRA but a ControlNet"),
     "an inversion": (_lone("emb_params"), "no LoRA but a textual inversion"),
@@ -227,7 +228,7 @@ OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "numbers": (_layer(torch.tensor(1.0), torch.tensor(1.0)), "1 of its 1 layers"),
     "rank 0": (_layer(torch.ones(0, 36), torch.ones(8, 0)), "1 of its 1 layers"),
     "whole numbers": (_layer(FLAT.int(), SMALL.int()), "1 of its 1 layers"),
-    "of a norm": (_layer(torch.ones(2, 1), torch.ones(16, 2), "conv_norm_out"), "1 of its 1"),
+    "of a norm": (_layer(torch.ones(2, 1), torch.ones(8, 2), "conv_norm_out"), "1 of its 1"),
     "a strange alpha": (_layer(FLAT, SMALL, lora_alpha="much"), "cannot be made sense of"),
     "a strange pattern": (_layer(FLAT, SMALL, alpha_pattern={"(": 1}), "alpha_pattern: '('"),
     "strange patterns": (_layer(FLAT, SMALL, alpha_pattern=[1]), "cannot be made sense of"),
@@ -262,7 +263,7 @@ def test_pickles_are_never_read(
     pipeline: Callable[[str], tuple[Path, Any]], tmp_path: Path
 ) -> None:
     file = tmp_path / "lora.pt"
-    file.write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
+    file.write_bytes(b"\x80\x02cos\nsystem\n(S'touch owned'\ntR.")
     assert "python -c" in _refused(pipeline("sd")[0], tmp_path / "out", file)
 
 
@@ -277,12 +278,49 @@ def test_a_lora_that_breaks_the_weights_is_refused(
         import_folder(folder, tmp_path / "out", loras=(Asked(file),))
 
 
-def test_a_model_that_nobody_makes_loras_for_takes_none(tmp_path: Path) -> None:
-    MAKERS["ddpm"](tmp_path / "ddpm")
+@pytest.mark.parametrize("kind", list(TINY))
+def test_a_lora_of_any_family_is_fused(kind: str, tmp_path: Path) -> None:
+    """By the names that diffusers' own scripts write, PixArt's too, for which it has no others."""
+    plain = TINY[kind](tmp_path / "pipeline")
+    found = loras.deltas(plain, ("transformer",))
+    file = loras.diffusers(found, tmp_path / "lora.safetensors")
+    size = "32x32" if kind == "sana" else "16x16"
+    import_folder(tmp_path / "pipeline", tmp_path / "out", size=size, loras=(Asked(file, 0.5),))
+    before, after = plain.transformer.state_dict(), _weights(tmp_path / "out", "transformer")
+    assert len(found) > 20
+    for one in found:
+        name = f"{one.layer}.weight"
+        wanted = before[name] + one.product(0.5).view(before[name].shape)
+        torch.testing.assert_close(after[name], wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_a_lora_of_flux_by_kohya_s_names_is_fused(tmp_path: Path) -> None:
+    """There q, k and v are one layer."""
+    plain = TINY["flux"](tmp_path / "pipeline")
+    torch.manual_seed(5)
+    down, up = torch.randn(2, 32), torch.randn(96, 2)
+    name = "lora_unet_double_blocks_0_img_attn_qkv"
     file = tmp_path / "lora.safetensors"
-    save_file({"unet.conv_in.lora_A.weight": torch.ones(1, 3)}, file)
-    with pytest.raises(CannotImport, match="diffusers knows none for DDPMPipeline: leave it out"):
-        import_folder(tmp_path / "ddpm", tmp_path / "out", loras=(Asked(file),))
+    tensors = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(1.0)}
+    save_file({f"{name}.{key}": value for key, value in tensors.items()}, file)
+    import_folder(tmp_path / "pipeline", tmp_path / "out", size="16x16", loras=(Asked(file, 0.5),))
+    before, after = plain.transformer.state_dict(), _weights(tmp_path / "out", "transformer")
+    for part, rows in zip("qkv", (0.25 * up @ down).chunk(3), strict=True):
+        layer = f"transformer_blocks.0.attn.to_{part}.weight"
+        torch.testing.assert_close(after[layer], before[layer] + rows, rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_that_nobody_makes_loras_for_takes_its_own_names_alone(tmp_path: Path) -> None:
+    plain = MAKERS["ddpm"](tmp_path / "ddpm")
+    found = loras.deltas(plain, ("unet",))
+    ours = loras.diffusers(found, tmp_path / "ours.safetensors")
+    import_folder(tmp_path / "ddpm", tmp_path / "out", loras=(Asked(ours),))
+    after, one = _weights(tmp_path / "out"), found[0]
+    before = plain.unet.state_dict()[f"{one.layer}.weight"]
+    wanted = before + one.product(1.0).view(before.shape)
+    torch.testing.assert_close(after[f"{one.layer}.weight"], wanted)
+    kohya = loras.kohya(found, tmp_path / "kohya.safetensors")
+    assert "not in it" in _refused(tmp_path / "ddpm", tmp_path / "again", kohya)
 
 
 def test_peft_s_strengths_are_read_as_peft_reads_them(

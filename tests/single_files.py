@@ -171,3 +171,115 @@ def tiny_file(
     states = {name: value.contiguous().clone() for name, value in change(states).items()}
     save_file(states, path, dict(metadata or {}) | {"format": "pt"})
     return pipeline
+
+
+def _renamed(states: States, names: Mapping[str, Any], prefix: str) -> States:
+    """Each name with these parts replaced, in turn."""
+    found = {}
+    for name, value in states.items():
+        key = name
+        for theirs, own in names.items():
+            key = re.sub(theirs, own, key)
+        found[prefix + key] = value
+    return found
+
+
+def _swapped(states: States, layer: str) -> States:
+    """Scale and shift the other way round, as these layers have them."""
+    halves = {name: states[name].chunk(2) for name in states if name.startswith(layer)}
+    return states | {name: torch.cat([shift, scale]) for name, (scale, shift) in halves.items()}
+
+
+def _fused(states: States, parts: Mapping[str, str]) -> States:
+    """Matrices in one: `parts` has the names of the first, with q, and what the whole is called."""
+    found = dict(states)
+    for name in states:
+        for first, whole in parts.items():
+            if match := re.fullmatch(first, name):
+                rows = [found.pop(name.replace(match["q"], one)) for one in _rest(match["q"])]
+                found[match.expand(whole)] = torch.cat(rows)
+    return found
+
+
+def _rest(query: str) -> list[str]:
+    return [query, query.replace("q", "k"), query.replace("q", "v")]
+
+
+def original_sd3(transformer: Any, prefix: str = "model.diffusion_model.") -> States:
+    """An `SD3Transformer2DModel` as Stability has it."""
+    last = f"transformer_blocks.{transformer.config.num_layers - 1}.norm1_context"
+    states = _swapped(_swapped(transformer.state_dict(), "norm_out.linear"), last)
+    block = r"transformer_blocks\.(\d+)\."
+    states = _fused(states, {
+        block + r"attn\.(?P<q>to_q)\.(\w+)": r"joint_blocks.\1.x_block.attn.qkv.\3",
+        block + r"attn2\.(?P<q>to_q)\.(\w+)": r"joint_blocks.\1.x_block.attn2.qkv.\3",
+        block + r"attn\.(?P<q>add_q_proj)\.(\w+)": r"joint_blocks.\1.context_block.attn.qkv.\3",
+    })  # fmt: skip
+    return _renamed(states, {
+        r"pos_embed\.pos_embed": "pos_embed", r"pos_embed\.proj": "x_embedder.proj",
+        r"time_text_embed\.(t)\w+_embedder\.linear_(\d)":
+            lambda m: f"{'y' if 'text_embedder' in m[0] else 't'}_embedder.mlp.{2 * int(m[2]) - 2}",
+        block + r"(attn2?)\.norm_(q|k)\.": r"joint_blocks.\1.x_block.\2.ln_\3.",
+        block + r"attn\.norm_added_(q|k)\.": r"joint_blocks.\1.context_block.attn.ln_\2.",
+        block + r"(attn2?)\.to_out\.0": r"joint_blocks.\1.x_block.\2.proj",
+        block + r"attn\.to_add_out": r"joint_blocks.\1.context_block.attn.proj",
+        block + r"norm1\.linear": r"joint_blocks.\1.x_block.adaLN_modulation.1",
+        block + r"norm1_context\.linear": r"joint_blocks.\1.context_block.adaLN_modulation.1",
+        block + r"ff\.net\.0\.proj": r"joint_blocks.\1.x_block.mlp.fc1",
+        block + r"ff\.net\.2": r"joint_blocks.\1.x_block.mlp.fc2",
+        block + r"ff_context\.net\.0\.proj": r"joint_blocks.\1.context_block.mlp.fc1",
+        block + r"ff_context\.net\.2": r"joint_blocks.\1.context_block.mlp.fc2",
+        r"^proj_out": "final_layer.linear", r"norm_out\.linear": "final_layer.adaLN_modulation.1",
+    }, prefix)  # fmt: skip
+
+
+def original_flux(transformer: Any, prefix: str = "model.diffusion_model.") -> States:
+    """A `FluxTransformer2DModel` as Black Forest Labs have it."""
+    states = _swapped(transformer.state_dict(), "norm_out.linear")
+    double, single = r"^transformer_blocks\.(\d+)\.", r"single_transformer_blocks\.(\d+)\."
+    found = dict(states)
+    for name in states:
+        if match := re.fullmatch(single + r"attn\.to_q\.(\w+)", name):
+            parts = [name, *(name.replace("to_q", one) for one in ("to_k", "to_v"))]
+            parts.append(name.replace("attn.to_q", "proj_mlp"))
+            whole = torch.cat([found.pop(one) for one in parts])
+            found[f"single_blocks.{match[1]}.linear1.{match[2]}"] = whole
+    states = _fused(found, {
+        double[1:] + r"attn\.(?P<q>to_q)\.(\w+)": r"double_blocks.\1.img_attn.qkv.\3",
+        double[1:] + r"attn\.(?P<q>add_q_proj)\.(\w+)": r"double_blocks.\1.txt_attn.qkv.\3",
+    })  # fmt: skip
+    query = {"q": "query", "k": "key"}
+    embedders = {"timestep": "time_in", "text": "vector_in", "guidance": "guidance_in"}
+    return _renamed(states, {
+        r"time_text_embed\.(\w+)_embedder\.linear_(\d)":
+            lambda m: f"{embedders[m[1]]}.{'in' if m[2] == '1' else 'out'}_layer",
+        r"context_embedder": "txt_in", r"^x_embedder": "img_in",
+        single + r"norm\.linear": r"single_blocks.\1.modulation.lin",
+        single + r"attn\.norm_(q|k)\.weight":
+            lambda m: f"single_blocks.{m[1]}.norm.{query[m[2]]}_norm.scale",
+        single + r"proj_out": r"single_blocks.\1.linear2",
+        double + r"norm1\.linear": r"double_blocks.\1.img_mod.lin",
+        double + r"norm1_context\.linear": r"double_blocks.\1.txt_mod.lin",
+        double + r"attn\.norm_(q|k)\.weight":
+            lambda m: f"double_blocks.{m[1]}.img_attn.norm.{query[m[2]]}_norm.scale",
+        double + r"attn\.norm_added_(q|k)\.weight":
+            lambda m: f"double_blocks.{m[1]}.txt_attn.norm.{query[m[2]]}_norm.scale",
+        double + r"attn\.to_out\.0": r"double_blocks.\1.img_attn.proj",
+        double + r"attn\.to_add_out": r"double_blocks.\1.txt_attn.proj",
+        double + r"ff\.net\.0\.proj": r"double_blocks.\1.img_mlp.0",
+        double + r"ff\.net\.2": r"double_blocks.\1.img_mlp.2",
+        double + r"ff_context\.net\.0\.proj": r"double_blocks.\1.txt_mlp.0",
+        double + r"ff_context\.net\.2": r"double_blocks.\1.txt_mlp.2",
+        r"^proj_out": "final_layer.linear", r"norm_out\.linear": "final_layer.adaLN_modulation.1",
+    }, prefix)  # fmt: skip
+
+
+def original_z_image(transformer: Any, prefix: str = "model.diffusion_model.") -> States:
+    """A `ZImageTransformer2DModel` as ComfyUI's files have it."""
+    states = _fused(transformer.state_dict(), {
+        r"(.*)attention\.(?P<q>to_q)\.weight": r"\1attention.qkv.weight",
+    })  # fmt: skip
+    return _renamed(states, {
+        r"all_final_layer\.2-1": "final_layer", r"all_x_embedder\.2-1": "x_embedder",
+        r"attention\.to_out\.0": "attention.out", r"attention\.norm_(q|k)": r"attention.\1_norm",
+    }, prefix)  # fmt: skip

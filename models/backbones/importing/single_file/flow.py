@@ -12,6 +12,8 @@ from diffusers.loaders import single_file_utils as diffusers
 from models.backbones.importing.single_file.checkpoint import Tensors
 from models.backbones.importing.single_file.stable_diffusion import Converted
 
+RELEASED_ROWS = 7 * 3072
+"""Of q, k, v and the first layer of the MLP, in one matrix."""
 HEAD_OF_SD3, HEAD_OF_FLUX, HEAD_OF_Z_IMAGE = 64, 128, 128
 
 
@@ -43,7 +45,12 @@ def sd3_transformer(tensors: Tensors) -> Converted:
 
 def flux_transformer(tensors: Tensors) -> Converted:
     """A `FluxTransformer2DModel`: FLUX.1 dev and schnell, and their like with fewer blocks."""
-    found = diffusers.convert_flux_transformer_checkpoint_to_diffusers(dict(tensors))
+    given = dict(tensors)
+    fused = {name: given[name] for name in given if ".linear1." in name}
+    for name, value in fused.items():
+        # diffusers splits these by the width of the released models alone.
+        given[name] = value.new_empty((RELEASED_ROWS, *(1 for _ in value.shape[1:])))
+    found = diffusers.convert_flux_transformer_checkpoint_to_diffusers(given)
     width, channels = (int(side) for side in found["x_embedder.weight"].shape)
     config: dict[str, Any] = {
         "patch_size": 1,
@@ -59,6 +66,13 @@ def flux_transformer(tensors: Tensors) -> Converted:
         "guidance_embeds": any(".guidance_embedder." in name for name in found),
         "axes_dims_rope": [16, 56, 56],
     }
+    for name, value in fused.items():
+        block, _, leaf = name.rpartition(".linear1.")
+        theirs = f"single_transformer_blocks.{block.rpartition('.')[2]}"
+        parts = value.split((width, width, width, len(value) - 3 * width))
+        places = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
+        for place, part in zip(places, parts, strict=True):
+            found[f"{theirs}.{place}.{leaf}"] = part.clone()
     return config, found
 
 
@@ -66,7 +80,9 @@ def z_image_transformer(tensors: Tensors) -> Converted:
     """A `ZImageTransformer2DModel`."""
     found = diffusers.convert_z_image_transformer_checkpoint_to_diffusers(dict(tensors))
     # Its chunks of a fused matrix share one storage, which a file cannot hold.
-    found = {name: value.contiguous() for name, value in found.items()}
+    split = (".to_q.weight", ".to_k.weight", ".to_v.weight")
+    found = {name: value.clone() if name.endswith(split) else value
+             for name, value in found.items()}  # fmt: skip
     width, patches = (int(side) for side in found["all_x_embedder.2-1.weight"].shape)
     config: dict[str, Any] = {
         "all_patch_size": [2],

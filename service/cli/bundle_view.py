@@ -69,7 +69,8 @@ def _inputs(bundle: Bundle) -> str:
     if inputs.kind == "none":
         return "none"
     if inputs.kind == "text":
-        read = "" if inputs.max_tokens is None else f" (read {inputs.max_tokens} tokens at a time)"
+        at_a_time = " at a time" if inputs.chunked else ""
+        read = "" if inputs.max_tokens is None else f" (read {inputs.max_tokens} tokens{at_a_time})"
         return f"a prompt{read}, guidance_scale {inputs.guidance_scale:g}"
     names = ", ".join(inputs.class_names[:5])
     more = ", …" if len(inputs.class_names) > 5 else ""

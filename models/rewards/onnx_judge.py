@@ -19,16 +19,22 @@ class OnnxJudge:
 
     def __init__(self, path: Path, threads: int = 1, device: str = "cpu") -> None:
         self.session = open_session(path, threads, device)
-        height, width, channels = self.session.get_inputs()[0].shape[1:]
-        self.shape = (int(height), int(width), int(channels))
+        sides = self.session.get_inputs()[0].shape[1:]
+        self.shape = tuple(side if isinstance(side, int) else None for side in sides)
+        """[H, W, C] of its images; None where it takes any, as a graph that resizes them does."""
+
+    def takes(self, image: tuple[int, ...]) -> bool:
+        """Whether it scores images of this shape, [H, W, C]."""
+        pairs = zip(self.shape, image, strict=False)
+        return len(image) == len(self.shape) and all(own in (None, side) for own, side in pairs)
 
     def score(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
         """σ(logit) of pixels uint8 [B, H, W, C], float64 [B] in (0, 1). NaN stays NaN.
 
         Raises ValueError on another dtype or size.
         """
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != self.shape:
-            wanted = ", ".join(str(n) for n in self.shape)
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or not self.takes(pixels.shape[1:]):
+            wanted = ", ".join("any" if n is None else str(n) for n in self.shape)
             raise ValueError(
                 f"the judge wants pixels uint8 [B, {wanted}], got {pixels.dtype} "
                 f"{list(pixels.shape)}"

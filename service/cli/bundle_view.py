@@ -39,6 +39,9 @@ def show_bundle(bundle: Bundle) -> None:
     line("description", manifest.description)
     line("licence", manifest.licence)
     line("images", f"{backbone.height} × {backbone.width} × {backbone.channels}")
+    if backbone.other_sizes:
+        others = (f"{height} × {width}" for height, width in backbone.other_sizes)
+        line("other sizes", ", ".join(others))
     line("x_t", " × ".join(str(side) for side in bundle.x_t_shape))
     line("inputs", _inputs(bundle))
     line("runtimes", "torch" if backbone.onnx is None else "onnx, torch")
@@ -66,7 +69,8 @@ def _inputs(bundle: Bundle) -> str:
     if inputs.kind == "none":
         return "none"
     if inputs.kind == "text":
-        read = "" if inputs.max_tokens is None else f" (read {inputs.max_tokens} tokens at a time)"
+        at_a_time = " at a time" if inputs.chunked else ""
+        read = "" if inputs.max_tokens is None else f" (read {inputs.max_tokens} tokens{at_a_time})"
         return f"a prompt{read}, guidance_scale {inputs.guidance_scale:g}"
     names = ", ".join(inputs.class_names[:5])
     more = ", …" if len(inputs.class_names) > 5 else ""

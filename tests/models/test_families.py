@@ -202,8 +202,12 @@ def test_every_condition_shows_in_the_image(kind: str, tiny: Callable[[str], Tin
 def test_a_prompt_that_is_too_long_is_refused_with_its_length(
     kind: str, tiny: Callable[[str], Tiny]
 ) -> None:
-    encoder = tiny(kind).made.generator.encoder
+    made = tiny(kind).made
+    encoder, inputs = made.generator.encoder, made.bundle.manifest.backbone.inputs
+    assert inputs.tokens(chunks=8) == inputs.max_tokens, "which no configuration changes"
     encoder.check(Condition("a cat"), 0)
-    with pytest.raises(ConditionError, match=r"has \d+ tokens, \d+ more than the \d+") as caught:
+    with pytest.raises(
+        ConditionError, match=rf"has \d+ tokens, \d+ more than the {inputs.max_tokens} "
+    ) as caught:
         encoder.check(Condition("a cat " * 2000), 0)
     assert caught.value.field == "prompt"

@@ -42,7 +42,8 @@ Start = Callable[[str, int], Callable[..., None]]
 
 @dataclass(frozen=True)
 class Options:
-    """What the operator asked for; None means as the pipeline's files say.
+    """What the operator asked for; None means as the pipeline's files say. `size` is HxW, or
+    several with commas between, the default first.
 
     `steps` are the counts of steps that it must be able to draw in, by the option that says so;
     `loras` are fused into the weights.
@@ -97,7 +98,8 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
         side = denoiser.get("sample_size") or (auto or {}).get("sample_size")
         if model.family is not None and "sample_size" not in denoiser:
             side = DEFAULT_SIDE // sizes.factor
-        height, width = sizes.size(options.size, side)
+        every = sizes.sizes(options.size, side, latent=auto is not None)
+        height, width = every[0]
         channels = _channels(model, options.pixel_shuffle)
         inputs = find_inputs(source, model, options.inputs)
         weights = _find_all(source, model)
@@ -176,6 +178,7 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
             pixel_shuffle=options.pixel_shuffle,
             height=height,
             width=width,
+            sizes=tuple(every) if len(every) > 1 else (),
             channels=channels,
             training=record,
         ),

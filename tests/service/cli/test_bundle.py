@@ -373,3 +373,44 @@ def test_a_bundle_is_shown(source: Callable[[str], Path], tmp_path: Path) -> Non
     shipped = _said("show", "mnist-sevens")
     assert "no-crossbar, only-crossbar" in shipped
     assert "runtimes       onnx, torch" in shipped
+
+
+def test_sizes_are_imported_and_the_largest_and_the_smallest_drawn(
+    source: Callable[[str], Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    sizes = ["--size", "32x32", "--size", "32x64, 16x32"]
+    said = _said("import", source("sdxl"), "--out", out, *sizes, "--check-steps", 2)
+    assert "other sizes: 32 × 64, 16 × 32; the smallest and the largest were drawn" in said
+    backbone = bundles.load(str(out)).manifest.backbone
+    assert (backbone.height, backbone.width) == (32, 32)
+    assert backbone.sizes == ((32, 32), (32, 64), (16, 32))
+    assert from_png((out / "sample.png").read_bytes()).shape == (32, 64, 3)
+    policies = read(tmp_path / "out.yaml").settings.policies
+    assert policies["none"].sizes == ["64x32", "32x16"]
+    # Each needs a threshold of its own.
+    assert policies["screened"].sizes == []
+    assert "32 × 64, 16 × 32" in _said("show", out)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "why"),
+    [
+        (["32x32,30x32"], "--size: 30x32: this model needs multiples of 4"),
+        (["32x32", "32x32"], "--size: 32x32 stands there twice"),
+        (["32x32,"], "--size: '' is not HxW"),
+    ],
+)
+def test_every_size_is_checked_before_anything_is_written(
+    source: Callable[[str], Path], tmp_path: Path, sizes: list[str], why: str
+) -> None:
+    asked = [part for one in sizes for part in ("--size", one)]
+    said = _refused("import", source("sdxl"), "--out", tmp_path / "out", *asked)
+    assert why in " ".join(said.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_graph_has_one_size(source: Callable[[str], Path], tmp_path: Path) -> None:
+    asked = ["--onnx", "--size", "16x16,16x32"]
+    said = _refused("import", source("ddpm"), "--out", tmp_path / "out", *asked)
+    assert "--onnx: a graph draws one size alone" in said

@@ -18,15 +18,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
+from models.backbones.importing.bundle_folder import Options, make
 from models.backbones.importing.lora import Asked
+from models.backbones.importing.reference import open_source
 from models.backbones.importing.source import CannotImport
 from models.bundles.bundle import load, sha256_name
 from models.diffusion.condition import Condition
 from models.offline.generator import load_generator
 from tests import loras
 from tests.families import TINY
-from tests.imports import MAKERS, import_folder
+from tests.imports import MAKERS, import_folder, unheard
 from tests.loras import Delta
+from tests.single_files import tiny_file
 
 COMPONENTS = {
     "sd": ("unet", "text_encoder"),
@@ -374,3 +377,23 @@ def test_a_scale_that_is_none_is_refused(scale: str, tmp_path: Path) -> None:
     file.touch()
     with pytest.raises(CannotImport, match="scale"):
         Asked.parse(f"{file}:{scale}")
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_a_lora_is_fused_into_a_single_file_as_into_a_folder(kind: str, tmp_path: Path) -> None:
+    base, path = tmp_path / "base", tmp_path / "my-model.safetensors"
+    plain = tiny_file(kind, base, path)
+    file = loras.kohya(loras.deltas(plain, COMPONENTS[kind]), tmp_path / "style.safetensors")
+    import_folder(base, tmp_path / "folder", loras=(Asked(file, 0.4),))
+    (tmp_path / "scratch").mkdir()
+    source = open_source(str(path), base=base, scratch=tmp_path / "scratch")
+    make(source, tmp_path / "file", Options("tiny", loras=(Asked(file, 0.4),)), unheard)
+    for component in COMPONENTS[kind]:
+        ours, theirs = (
+            {
+                name.removeprefix("text_model."): value
+                for name, value in _weights(tmp_path / out, component).items()
+            }
+            for out in ("file", "folder")
+        )
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

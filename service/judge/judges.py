@@ -45,8 +45,8 @@ class Judge(Protocol):
 class Judges:
     """The judges of one model, by sha256 name; `shape` is [H, W, C] of what they score.
 
-    `others` are the shapes of the model's other sizes: a judge that takes one scores it, and one
-    that does not is a fault of that call, so nothing leaves. With `find` and `open_judge`, others
+    `others` are the shapes of the model's other sizes: a judge that cannot take one is a fault of
+    that call, so nothing leaves. With `find` and `open_judge`, others
     come while it runs. Any thread may call it.
     """
 
@@ -141,8 +141,10 @@ def load_judges(bundle: Bundle, settings: JudgeSettings, find: Find | None = Non
     backbone = bundle.manifest.backbone
     shape = backbone.image
 
+    others = [(*size, backbone.channels) for size in backbone.other_sizes]
+
     def open_judge(path: Path) -> OnnxJudge:
-        return OnnxJudge(path, settings.threads, settings.device)
+        return OnnxJudge(path, settings.threads, settings.device, others)
 
     judges = {}
     for name, reward in bundle.manifest.rewards.items():
@@ -154,5 +156,4 @@ def load_judges(bundle: Bundle, settings: JudgeSettings, find: Find | None = Non
                 f"judge {name!r} of bundle {bundle.manifest.name!r} {error}"
             ) from error
         judges[bundle.sha256(reward.parts["judge"])] = judge
-    others = [(*size, backbone.channels) for size in backbone.other_sizes]
     return Judges(judges, shape, find, open_judge, others)

@@ -73,13 +73,9 @@ def _try_size(bundle: Bundle, reward: str, size: str) -> None:
     """Let a bundle's judge stand its trial at another size. Raises TrialError."""
     height, width = size_of(size)
     image = height, width, bundle.manifest.backbone.channels
-    judge = OnnxJudge(bundle.path(bundle.manifest.rewards[reward].parts["judge"]))
-    if not judge.takes(image):
-        raise TrialError(
-            f"scores images of {judge.shape}, and the policy's sizes have {size}: leave that out, "
-            "or bring a judge that takes any height and width"
-        )
+    path = bundle.path(bundle.manifest.rewards[reward].parts["judge"])
     try:
+        judge = OnnxJudge(path, fits=[image])
         try_judge(judge.score, image)
     except TrialError as error:
         raise TrialError(f"at {size} {error}") from None

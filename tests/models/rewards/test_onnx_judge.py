@@ -96,3 +96,20 @@ def test_a_graph_of_any_height_and_width_takes_them_and_no_other_channels(tmp_pa
     assert not judge.takes((28, 28))
     with pytest.raises(ValueError, match=r"\[B, any, any, 1\]"):
         judge.score(np.zeros((1, 28, 28, 3), dtype=np.uint8))
+
+
+def test_a_judge_sees_the_other_sizes_of_its_model_at_its_own(
+    ensemble: Ensemble, judge: OnnxJudge, tmp_path: Path
+) -> None:
+    export_judge(ensemble, 28, 28, tmp_path / "judge.onnx")
+    fitting = OnnxJudge(tmp_path / "judge.onnx", fits=[(56, 28, 1), (28, 28, 3)])
+    images = pixels(3)
+    np.testing.assert_array_equal(fitting.score(images), judge.score(images))
+    # Each row twice, which is one row again; not to the byte at the edges of what is averaged.
+    smooth = np.tile(np.linspace(0, 255, 28).astype(np.uint8)[None, None, :, None], (2, 28, 1, 1))
+    tall = smooth.repeat(2, axis=1)
+    np.testing.assert_allclose(fitting.score(tall), judge.score(smooth), atol=1e-6)
+    # What is no size of the model is refused, and so are other channels.
+    for wrong in (images[:, :14], images.repeat(3, axis=3)):
+        with pytest.raises(ValueError, match="the judge wants"):
+            fitting.score(wrong)

@@ -83,11 +83,15 @@ def test_it_is_judged_by_the_threshold_of_its_size_and_the_record_says_so(
     refused(tall, 400, "moderation_blocked")
     with client(several, "REVIEW_KEY") as reviewer:
         sent, blocked = (_record(reviewer, one.json()["id"]) for one in (own, tall))
+        told = [
+            reviewer.get(f"/v1/decisions/{one['id']}/explanation").json()["size"]
+            for one in (sent, blocked)
+        ]
+    assert told == [None, TALL]
     assert blocked["plan"]["condition"]["size"] == [8, 6]
     assert (blocked["plan"]["threshold"], sent["plan"]["threshold"]) == (0.55, 0.5)
     assert blocked["versions"]["sampling"]["size"] == [8, 6]
     assert sent["versions"]["sampling"]["size"] is None
-    assert blocked["id"] == tall.json()["id"]
 
 
 def test_other_sizes_are_refused_with_those_that_there_are(http: httpx.Client) -> None:

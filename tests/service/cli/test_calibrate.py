@@ -141,14 +141,22 @@ def test_a_policy_of_several_sizes_is_calibrated_at_each(
     require_discriminating_judges({"quick": replace(policy, canary=None)}, {"sevens": bundle})
 
 
-def test_a_judge_of_one_size_is_refused_for_another_at_the_start(configuration: Path) -> None:
+def test_a_judge_stands_its_trial_at_each_size_of_its_policy(
+    configuration: Path, tmp_path: Path
+) -> None:
+    """The judge of the sevens sees other sizes at its own; one that then sees nothing is none."""
     folder = configuration.parent / "mnist-sevens"
     bundle = bundles.load(str(folder))
     policy = configured_policies(read(configuration).settings, {"sevens": bundle}, False)["quick"]
-    settings = policy.settings.model_copy(update={"sizes": ["36x28"]})
-    with pytest.raises(
-        ConfigError, match=r"policies.quick.reward: .*the policy's sizes have 36x28"
-    ):
-        require_discriminating_judges(
-            {"quick": replace(policy, settings=settings)}, {"sevens": bundle}
-        )
+    settings = policy.settings.model_copy(update={"sizes": ["36x28", "64x64"]})
+    wide = {"quick": replace(policy, settings=settings)}
+    require_discriminating_judges(wide, {"sevens": bundle})
+
+    def change(manifest: Manifest) -> Manifest:
+        reward = manifest.rewards["no-crossbar"].model_copy(update={"parts": {"judge": "odd.onnx"}})
+        return manifest.model_copy(update={"rewards": {"no-crossbar": reward}})
+
+    odd = write_judge(tmp_path / "odd.onnx", blind_from=50)
+    bundles.add_files(folder, {"odd.onnx": odd}, change)
+    with pytest.raises(ConfigError, match=r"policies.quick.reward: .* at 64x64 scores every image"):
+        require_discriminating_judges(wide, {"sevens": bundles.load(str(folder))})

@@ -34,6 +34,14 @@ XL: dict[str, Any] = {
     "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }  # fmt: skip
+DEEP_MIDDLE: dict[str, Any] = SD1 | {
+    "block_out_channels": [320, 640], "transformer_layers_per_block": [1, 2],
+    "down_block_types": [CROSS, DOWN], "up_block_types": [UP, "CrossAttnUpBlock2D"],
+}  # fmt: skip
+PRUNED: dict[str, Any] = XL | {
+    "transformer_layers_per_block": [[0, 0], [2, 2], [4, 4]],
+    "reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], [0, 0, 0]],
+}
 VAE: dict[str, Any] = {
     "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2,
     "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
@@ -48,6 +56,9 @@ RELEASED: dict[str, tuple[str, dict[str, Any], Callable[[Any], States], Callable
     "SD 1.5": ("UNet2DConditionModel", SD1, ldm_unet, stable_diffusion.unet),
     "SD 2.1": ("UNet2DConditionModel", SD2, ldm_unet, stable_diffusion.unet),
     "SD XL": ("UNet2DConditionModel", XL, ldm_unet, stable_diffusion.unet),
+    "a middle deeper than its level": (
+        "UNet2DConditionModel", DEEP_MIDDLE, ldm_unet, stable_diffusion.unet),
+    "pruned as SSD-1B": ("UNet2DConditionModel", PRUNED, ldm_unet, stable_diffusion.unet),
     "autoencoder": ("AutoencoderKL", VAE, ldm_vae, stable_diffusion.autoencoder),
     "autoencoder of 16": ("AutoencoderKL", VAE_16, ldm_vae, stable_diffusion.autoencoder),
     "SD 3": ("SD3Transformer2DModel", {"num_layers": 3, "num_attention_heads": 24,

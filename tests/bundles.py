@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,28 @@ def asking(bundle: Bundle, **inputs: Any) -> Bundle:
     """The bundle, as if its backbone took these inputs."""
     backbone = bundle.manifest.backbone.model_copy(update={"inputs": Inputs(**inputs)})
     return Bundle(bundle.folder, bundle.manifest.model_copy(update={"backbone": backbone}))
+
+
+def sized(bundle: Bundle, *sizes: tuple[int, int]) -> Bundle:
+    """The bundle, as if its backbone drew these sizes too; without calibrations."""
+    every = ((HEIGHT, WIDTH), *sizes)
+    backbone = bundle.manifest.backbone.model_copy(update={"sizes": every})
+    update = {"backbone": backbone, "calibrations": {}}
+    return Bundle(bundle.folder, bundle.manifest.model_copy(update=update))
+
+
+def calibrated(bundle: Bundle, thresholds: Iterable[tuple[SamplingKey, float]]) -> Bundle:
+    """The bundle with policy `bright` calibrated to these thresholds."""
+    entries = [
+        Calibration(
+            sampling=sampling, threshold=threshold, target=0.01, confidence=0.95, annotator="test",
+            first_seed=0, labelled=600, delivered=500, malign_delivered=0, upper_bound=0.006,
+            benign_kept=0.98,
+        )
+        for sampling, threshold in thresholds
+    ]  # fmt: skip
+    update = {"calibrations": {"bright": entries}}
+    return Bundle(bundle.folder, bundle.manifest.model_copy(update=update))
 
 
 def settings(bundle: str, **changes: Any) -> dict[str, Any]:

@@ -231,6 +231,9 @@ TINY: Mapping[str, Callable[[Path], Any]] = {
 }
 """How a pipeline of each family is made."""
 
+SIZES = dict.fromkeys(TINY, "16x16") | {"sana": "32x32"}
+"""Of the images: transformers have none of their own."""
+
 
 def _dynamic() -> Any:
     """Spaced by the size of the image."""

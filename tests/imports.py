@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from models.backbones.importing.bundle_folder import Made, Options, make
-from models.backbones.importing.source import open_source
+from models.backbones.importing.reference import open_source
 from tests.pipelines import tiny_class, tiny_ddpm, tiny_dit, tiny_ldm, tiny_sd, tiny_sdxl
+from tests.whole_pipelines import tiny_lumina2
 
 MAKERS: dict[str, Callable[[Path], Any]] = {
     "ddpm": tiny_ddpm,
@@ -20,6 +21,7 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     "sd": tiny_sd,
     "sdxl": tiny_sdxl,
     "dit": tiny_dit,
+    "lumina2": tiny_lumina2,
 }
 
 

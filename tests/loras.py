@@ -26,6 +26,10 @@ class Delta:
     up: Tensor
     alpha: float
 
+    def product(self, scale: float) -> Tensor:
+        """scale · alpha/rank · B A, [out, in · height · width]."""
+        return scale * self.alpha / len(self.down) * self.up.flatten(1) @ self.down.flatten(1)
+
 
 def deltas(pipeline: Any, components: tuple[str, ...] = ("unet", "text_encoder")) -> list[Delta]:
     """For every linear and convolution layer of the denoiser, and every one of a text encoder's
@@ -37,7 +41,7 @@ def deltas(pipeline: Any, components: tuple[str, ...] = ("unet", "text_encoder")
             linear = isinstance(module, torch.nn.Linear)
             if not linear and not isinstance(module, torch.nn.Conv2d):
                 continue
-            if component != "unet" and ".layers." not in name:
+            if component.startswith("text_encoder") and ".layers." not in name:
                 continue
             weight = module.weight
             rank = RANK + len(found) % 2

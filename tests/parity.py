@@ -34,6 +34,7 @@ from service.engine.networks import Networks
 from service.ports import DrawKey, DrawResult, SamplingPlan
 from tests import pipelines
 from tests.engines import make_plan, run_to_end, submit
+from tests.families import SIZES, TINY
 from tests.imports import import_folder
 from tests.plans import FREE
 from tests.schedulers import MODULES, scheduler_of
@@ -80,9 +81,12 @@ class Made:
     @classmethod
     def make(cls, kind: str, folder: Path, dtype: DtypeName = "float32") -> Made:
         """Write it under `folder`."""
-        pipeline = KINDS[kind](folder / "pipeline")
+        pipeline = (KINDS | TINY)[kind](folder / "pipeline")
         import_folder(
-            folder / "pipeline", folder / "bundle", inputs=CLASSES if kind == "class" else NOTHING
+            folder / "pipeline",
+            folder / "bundle",
+            inputs=CLASSES if kind == "class" else NOTHING,
+            size=SIZES.get(kind),
         )
         bundle = load(str(folder / "bundle"))
         # The file: a scheduler in memory forgets what it had by default when another is made of it.

@@ -48,7 +48,7 @@ class LatentCodec:
         self.dtype = torch.float32 if config.get("force_upcast") else dtype
         self.device = torch.device(device)
         network = getattr(diffusers, name).from_pretrained(
-            folder, torch_dtype=self.dtype, use_safetensors=True, local_files_only=True
+            folder, dtype=self.dtype, use_safetensors=True, local_files_only=True
         )
         self.network: Any = network.to(self.device).eval().requires_grad_(False)
         self._frames = name in FRAMES

@@ -14,7 +14,7 @@ import torch
 
 from models.backbones.families.table import FAMILIES
 from models.bundles.manifest import Backbone, Inputs
-from models.diffusion.condition import PROMPT_CHUNKS, Condition, ConditionError
+from models.diffusion.condition import PROMPT_CHUNKS, Condition, ConditionError, Size
 from models.diffusion.conditioning import NOTHING, Encoded, Named
 
 KEPT = 256
@@ -162,16 +162,23 @@ class PromptEncoder(Encoder):
     def encode(self, condition: Condition, seed: int) -> Encoded:
         """`encoder_hidden_states` [L, D], where L is as many times what an encoder reads as there
         are chunks; with XL `text_embeds` [D] and `time_ids` [6] as well."""
-        inputs = self._known(condition.prompt, "prompt")
+        inputs = self._sized(self._known(condition.prompt, "prompt"), condition.size)
         if self._embeds_guidance:
             told = dict(inputs) | {"timestep_cond": self._guidance(condition.guidance_scale)}
             return Encoded(told, told, MASKS)
         if condition.negative_prompt or not self._zeros:
             negative = self._known(condition.negative_prompt, "negative_prompt")
-            return Encoded(inputs, negative, MASKS)
+            return Encoded(inputs, self._sized(negative, condition.size), MASKS)
         # As diffusers' pipeline for XL: no negative prompt is no embedding, not that of "".
         none = {name: torch.zeros_like(value) for name, value in inputs.items()}
         return Encoded(inputs, none | {"time_ids": inputs["time_ids"]}, MASKS)
+
+    def _sized(self, inputs: Named, size: Size) -> Named:
+        """What was kept, for an image of this size."""
+        if not self.xl or size is None:
+            return inputs
+        time_ids = torch.tensor([*size, 0, 0, *size], device=self._device).float()
+        return {**inputs, "time_ids": time_ids}
 
     def _guidance(self, scale: float) -> torch.Tensor:
         """The embedding of a guidance scale, float32 [D]."""

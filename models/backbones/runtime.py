@@ -78,7 +78,7 @@ class TorchDenoiser:
             raise ValueError(f"{part}: {name} is not one of {known}")
         self._denoise = FAMILIES[name].denoise if name in FAMILIES else _plain
         network = getattr(diffusers, name).from_pretrained(
-            part, torch_dtype=dtype, use_safetensors=True, local_files_only=True
+            part, dtype=dtype, use_safetensors=True, local_files_only=True
         )
         self.network: torch.nn.Module = network.to(self.device).eval().requires_grad_(False)
         self._compiled: Callable[..., Any] | None = (

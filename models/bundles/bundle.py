@@ -126,7 +126,7 @@ class Bundle:
             return backbone.channels, height, width
         if backbone.latents is not None:
             channels, factor = backbone.latents
-            return channels, backbone.height // factor, backbone.width // factor
+            return channels, height // factor, width // factor
         if backbone.autoencoder is not None:
             # Each of its levels but the last halves the image.
             factor = 2 ** (len(self.config(backbone.autoencoder)["block_out_channels"]) - 1)

@@ -40,15 +40,17 @@ class Inputs(_Part):
 
     `class_names` are in the order of the labels. `null_class` stands for "no class", which
     classifier-free guidance compares with. `max_tokens` is what the text encoder reads, its marks
-    of beginning and end included. `guidance_scale` is the default of policies that name none. With
-    `embedded` guidance it is an input of the denoiser like any other, of a model that was distilled
-    to follow it in one evaluation; otherwise it is classifier-free guidance's.
+    of beginning and end included; where prompts are `chunked`, at a time. `guidance_scale` is the
+    default of policies that name none. With `embedded` guidance it is an input of the denoiser like
+    any other, of a model that was distilled to follow it in one evaluation; otherwise it is
+    classifier-free guidance's.
     """
 
     kind: Literal["none", "class", "text"] = "none"
     class_names: tuple[str, ...] = ()
     null_class: int | None = None
     max_tokens: int | None = None
+    chunked: bool = True
     guidance_scale: float = Field(default=1.0, ge=0)
     guidance: Literal["classifier-free", "embedded", "none"] = "classifier-free"
 
@@ -73,7 +75,9 @@ class Inputs(_Part):
 
     def tokens(self, chunks: int) -> int | None:
         """How many a prompt may have that is read in so many chunks, with one pair of marks."""
-        return None if self.max_tokens is None else chunks * (self.max_tokens - 2) + 2
+        if self.max_tokens is None or not self.chunked:
+            return self.max_tokens
+        return chunks * (self.max_tokens - 2) + 2
 
     @property
     def drawn_classes(self) -> tuple[int, ...]:

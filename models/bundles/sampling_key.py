@@ -43,7 +43,8 @@ class SamplingKey:
 
     A threshold holds for one key alone. `parts` are the sha256 names of the reward's networks by
     part, the judge's among them. `guidance_scale` and `class_labels` are those that were asked for,
-    rising; prompts are whatever they are. Not in it, because they change an image within the
+    rising; prompts are whatever they are. `size` is [H, W] of the images, None the backbone's
+    default, which `weights` names. Not in it, because they change an image within the
     published tolerance and no law: device, packages, and what shares the batch.
     """
 
@@ -54,6 +55,7 @@ class SamplingKey:
     parts: Mapping[str, str] = field(default_factory=dict)
     guidance_scale: tuple[float, ...] = (1.0,)
     class_labels: tuple[int, ...] = ()
+    size: tuple[int, int] | None = None
 
     def document(self) -> dict[str, Any]:
         """The key as JSON, without what is at its default: a field that comes later changes no

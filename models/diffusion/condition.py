@@ -19,6 +19,12 @@ def size_text(size: tuple[int, int]) -> str:
     return f"{size[1]}x{size[0]}"
 
 
+def size_of(text: str) -> tuple[int, int]:
+    """[H, W] of `WIDTHxHEIGHT`. Raises ValueError."""
+    width, height = text.split("x")
+    return int(height), int(width)
+
+
 def in_words(size: Size) -> str:
     """The same, in a sentence."""
     return "the model's own size" if size is None else size_text(size)

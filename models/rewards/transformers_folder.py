@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.backbones.importing.weights import conversion
+from models.backbones.importing.file_format import conversion
 from models.onnx.graph import PICKLED, GraphError, said
 
 CONFIG, WEIGHTS, PREPROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request
 
 from models.bundles.bundle import MANIFEST, find
-from models.bundles.manifest import Inputs
+from models.bundles.manifest import Backbone, Inputs
 from models.bundles.parts import Stage, at
+from models.diffusion.condition import size_text
 from service.api.context import Context
 from service.api.routing import Route
 from service.certificates.certificate import asked
@@ -75,13 +77,18 @@ def _model(context: Context, name: str) -> dict[str, Any]:
         "object": "model",
         "owned_by": "winnow",
         "description": manifest.description,
-        "sizes": [f"{backbone.width}x{backbone.height}"],
+        # The default first.
+        "sizes": _sizes(backbone, map(size_text, backbone.other_sizes)),
         "inputs": _inputs(backbone.inputs, context.settings.models[name].backbone),
         "policies": [policy.name for policy in ours],
         "num_inference_steps": {
             policy.name: policy.settings.num_inference_steps for policy in ours
         },
     }
+
+
+def _sizes(backbone: Backbone, others: Iterable[str]) -> list[str]:
+    return [size_text((backbone.height, backbone.width)), *others]
 
 
 def _inputs(inputs: Inputs, settings: BackboneSettings) -> dict[str, Any]:
@@ -127,6 +134,7 @@ def _policy(context: Context, policy: Policy, caller: Caller) -> dict[str, Any]:
         # What callers may ask for, the default first; of classes, one is drawn where none is asked.
         "guidance_scale": list(policy.guidance_scale) if policy.inputs.guidable else [],
         "class_labels": list(policy.class_labels),
+        "sizes": _sizes(context.manifests[spec.model].backbone, spec.sizes),
     }
     if caller.has("scores") or caller.has("approve"):
         described["thresholds"] = {

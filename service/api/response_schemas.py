@@ -173,6 +173,7 @@ class Policy(BaseModel):
     num_inference_steps: list[int]
     guidance_scale: list[float]
     class_labels: list[int]
+    sizes: list[str]
 
 
 class Unreadable(_Answer):

@@ -18,6 +18,7 @@ from service.cli.common import BundleArgument, Threads, bars, say
 if TYPE_CHECKING:
     from models.backbones.importing.bundle_folder import Made
     from models.bundles.manifest import Manifest
+    from models.diffusion.condition import Size
     from service.config import BackboneSettings
     from service.offline.import_check import DrawnImage
 
@@ -31,14 +32,30 @@ app.command()(classifier)
 @app.command("import")
 def import_(
     source: Annotated[
-        str, typer.Argument(help="A pipeline's folder in diffusers' format, or its id on the hub.")
+        str,
+        typer.Argument(
+            help="A pipeline's folder in diffusers' format, a checkpoint in one file "
+            "(.safetensors), or an id on the hub."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The bundle's folder, which is made.")],
     name: Annotated[str | None, typer.Option(help="The model's name; default: OUT's.")] = None,
     variant: Annotated[str | None, typer.Option(help="Take these weights, e.g. fp16.")] = None,
     revision: Annotated[str | None, typer.Option(help="Of the hub's repository.")] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            help="A pipeline's folder, for what a single file lacks: tokenizers, encoders."
+        ),
+    ] = None,
+    prediction_type: Annotated[
+        str | None, typer.Option(help="epsilon, v_prediction or sample, if it is not found right.")
+    ] = None,
     image_size: Annotated[
-        str | None, typer.Option("--size", help="HxW, if not the model's own.")
+        list[str] | None,
+        typer.Option(
+            "--size", help="HxW, if not the model's own; more of them, by commas or again."
+        ),
     ] = None,
     pixel_shuffle: Annotated[
         int, typer.Option(min=1, max=8, help="r: the U-Net sees r × r pixels as channels.")
@@ -85,7 +102,7 @@ def import_(
     from models.backbones.importing.bundle_folder import Options
     from models.backbones.importing.inputs import InputOptions, read_names
     from models.backbones.importing.lora import Asked
-    from models.backbones.importing.source import open_source
+    from models.backbones.importing.reference import open_source
     from models.backbones.importing.weight_checks import quietly
     from models.bundles import bundle as bundles
     from service.config.serve_file import read
@@ -100,7 +117,7 @@ def import_(
     names = None if class_names is None else read_names(class_names)
     options = Options(
         name=called,
-        size=image_size,
+        size=",".join(image_size) if image_size else None,
         pixel_shuffle=pixel_shuffle,
         inputs=InputOptions(names, null_class, guidance_scale),
         licence=licence,
@@ -110,9 +127,17 @@ def import_(
         whole=whole,
     )
     settings = _settings(device, dtype, threads, onnx)
-    found = open_source(source, variant, revision)
     out.parent.mkdir(parents=True, exist_ok=True)
     with _beside(out) as scratch, _beside(written) as scratch_of_config:
+        (scratch / "source").mkdir()
+        found = open_source(
+            source,
+            variant,
+            revision,
+            base=base,
+            prediction_type=prediction_type,
+            scratch=scratch / "source",
+        )
         folder, file = scratch / "bundle", scratch_of_config / written.name
         with bars() as start, quietly():
             made, checked = _make(
@@ -168,16 +193,18 @@ def _make(
 
     made = make(source, folder, options, start)
     if settings.runtime == "onnx":
+        if made.manifest.backbone.sizes:
+            raise ValueError("--onnx: a graph draws one size alone: give one --size, or leave out")
         graph = folder.parent / "unet.onnx"
         difference = export(bundles.Bundle(folder, bundles.read_manifest(folder)), graph)
         record = {"onnx": {"difference_from_torch": difference}}
         _add(folder, ONNX, graph, record, onnx=ONNX)
     loaded = bundles.Bundle(folder, bundles.read_manifest(folder))
-    advance = start("draw an image, twice", 2 * check_steps)
+    sizes = _checked_sizes(loaded.manifest)
+    advance = start("draw an image, twice", 2 * len(sizes) * check_steps)
     try:
-        checked = draw_twice(
-            loaded, settings, Method(check_steps, sampler=made.sampling.sampler), prompt, advance
-        )
+        method = Method(check_steps, sampler=made.sampling.sampler)
+        checked = draw_twice(loaded, settings, method, prompt, advance, sizes)
     except InvalidValue as error:
         raise ValueError(f"--{error.param}: {error}") from None
     sample = folder.parent / SAMPLE
@@ -198,6 +225,15 @@ def _make(
     _add(folder, SAMPLE, sample, {"check": check})
     bundles.load(str(folder))  # all of it, as the service will
     return made, checked
+
+
+def _checked_sizes(manifest: Manifest) -> list[Size]:
+    """The smallest and the largest, which comes last; the model's own where it has no other."""
+    backbone = manifest.backbone
+    own = (backbone.height, backbone.width)
+    rising = sorted(backbone.sizes or [own], key=lambda size: size[0] * size[1])
+    ends = list(dict.fromkeys([rising[0], rising[-1]]))
+    return [None if size == own else size for size in ends]
 
 
 def _add(folder: Path, name: str, file: Path, record: dict[str, Any], **fields: Any) -> None:
@@ -224,6 +260,9 @@ def _report(
         f"\n{made.manifest.name}: {made.kind}, images of {backbone.height} × "
         f"{backbone.width} × {backbone.channels}; licence: {made.manifest.licence}"
     )
+    if backbone.other_sizes:
+        others = ", ".join(f"{height} × {width}" for height, width in backbone.other_sizes)
+        say(f"  other sizes: {others}; the smallest and the largest were drawn")
     for name, part in made.weights.items():
         say(f"  {name:16} {size(part.bytes):>9}  {part.parameters / 1e6:10.2f} M {part.dtype}")
     parameters = sum(part.parameters for part in made.weights.values())

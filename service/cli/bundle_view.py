@@ -39,6 +39,9 @@ def show_bundle(bundle: Bundle) -> None:
     line("description", manifest.description)
     line("licence", manifest.licence)
     line("images", f"{backbone.height} × {backbone.width} × {backbone.channels}")
+    if backbone.other_sizes:
+        others = (f"{height} × {width}" for height, width in backbone.other_sizes)
+        line("other sizes", ", ".join(others))
     if backbone.kind == "pipeline":
         line("runs as", "a whole pipeline of diffusers': rejection alone")
     else:
@@ -69,8 +72,9 @@ def _inputs(bundle: Bundle) -> str:
     if inputs.kind == "none":
         return "none"
     if inputs.kind == "text":
-        tokens = f" of {inputs.max_tokens} tokens" if inputs.max_tokens else ""
-        return f"a prompt{tokens}, guidance_scale {inputs.guidance_scale:g}"
+        at_a_time = " at a time" if inputs.chunked else ""
+        read = "" if inputs.max_tokens is None else f" (read {inputs.max_tokens} tokens{at_a_time})"
+        return f"a prompt{read}, guidance_scale {inputs.guidance_scale:g}"
     names = ", ".join(inputs.class_names[:5])
     more = ", …" if len(inputs.class_names) > 5 else ""
     null = "no null class" if inputs.null_class is None else f"null class {inputs.null_class}"

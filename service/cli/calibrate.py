@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import product
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from models.bundles import bundle as bundles
 from models.bundles.manifest import Calibration, Manifest
+from models.diffusion.condition import Size, size_of, size_text
 from models.offline import seed_ranges
 from service.cli.common import (
     DEFAULT_CONFIG,
@@ -19,7 +22,7 @@ from service.cli.common import (
     question,
     read_settings,
 )
-from service.config import ConfigError
+from service.config import ConfigError, PolicySettings
 
 if TYPE_CHECKING:
     from service.serving.in_process import InProcessService
@@ -36,6 +39,10 @@ def calibrate(
     probe_loss: Annotated[
         float, typer.Option(min=0.0001, max=0.5, help="Share of benign draws that probes may stop.")
     ] = 0.01,
+    size: Annotated[
+        str | None,
+        typer.Option(help="WIDTHxHEIGHT; default: every size of the policy."),
+    ] = None,
 ) -> None:
     """Choose each policy's threshold from labelled draws of its own, and record it in the bundle.
 
@@ -57,19 +64,37 @@ def calibrate(
                         # Seeds by the policy's place, so that no two share their draws.
                         place = list(settings.policies).index(name)
                         first_seed = seed_ranges.first(seed_ranges.CALIBRATION, place)
-                        _calibrate(service, name, first_seed, n, target, confidence, probe_loss)
+                        sizes = _sizes(settings.policies[name], service.bundle.manifest, size)
+                        _calibrate(
+                            service, name, sizes, first_seed, n, target, confidence, probe_loss
+                        )
+
+
+def _sizes(policy: PolicySettings, manifest: Manifest, asked: str | None) -> dict[Size, int]:
+    """The sizes to calibrate, each with its place among the policy's: seeds go by that.
+
+    Raises ConfigError.
+    """
+    own = size_text((manifest.backbone.height, manifest.backbone.width))
+    every: dict[str, Size] = {own: None} | {text: size_of(text) for text in policy.sizes}
+    if asked is not None and asked not in every:
+        raise ConfigError(f"--size: {asked} is not among the policy's: {', '.join(every)}")
+    return {
+        size: place for place, (text, size) in enumerate(every.items()) if asked in (None, text)
+    }
 
 
 def _calibrate(
     service: InProcessService,
     name: str,
+    sizes: Mapping[Size, int],
     first_seed: int,
     n: int,
     target: float,
     confidence: float,
     probe_loss: float,
 ) -> None:
-    """Draw, label, choose, record: for each step count that the policy lists."""
+    """Draw, label, choose, record: for these sizes, and each step count that the policy lists."""
     from models.rewards.calibration import calibrate_probes, calibrate_threshold
     from models.zoo.evaluation.referees import load_referee
     from service.offline.survey import raw_draws
@@ -79,29 +104,31 @@ def _calibrate(
     annotator = needed_evaluation(service.bundle.manifest.evaluation).annotator
     referee = load_referee(service.bundle.path(annotator), question(policy.settings.reward))
     entries = []
-    for number, steps in enumerate(policy.settings.num_inference_steps):
-        first = first_seed + number * n
+    every = policy.settings.num_inference_steps
+    for (size, place), (number, steps) in product(sizes.items(), enumerate(every)):
+        first = first_seed + (place * len(every) + number) * n
+        at = f"{name}, {steps} steps" + ("" if size is None else f", {size_text(size)}")
         with bars() as start:
-            bar = start(f"{name}, {steps} steps", n)
-            pixels, scores, probe_scores = raw_draws(service, policy, n, first, steps, bar)
+            bar = start(at, n)
+            pixels, scores, probe_scores = raw_draws(service, policy, n, first, steps, bar, size)
         malign = referee.malign(pixels)
         probe_thresholds, lost, stopped = (), 0.0, None
         if policy.settings.probes:
             thresholds, stopped = calibrate_probes(probe_scores, malign, probe_loss, confidence)
             probe_thresholds, lost = tuple(thresholds.tolist()), float(stopped[~malign].mean())
             console.print(
-                f"{name}, {steps} steps: probes stop {stopped[malign].mean():.1%} of malign and "
+                f"{at}: probes stop {stopped[malign].mean():.1%} of malign and "
                 f"{lost:.2%} of benign draws"
             )
         found = calibrate_threshold(scores, malign, target, confidence, stopped)
         console.print(
-            f"{name}, {steps} steps: threshold {found.threshold:.4f}; {found.malign_delivered} "
+            f"{at}: threshold {found.threshold:.4f}; {found.malign_delivered} "
             f"malign of {found.delivered} delivered, at most {found.upper_bound:.2%} with "
             f"{confidence:.0%} confidence; {found.benign_kept:.1%} of benign kept"
         )
         entries.append(
             Calibration(
-                sampling=policy.sampling(steps),
+                sampling=policy.sampling(steps, size),
                 probe_thresholds=probe_thresholds,
                 probes_lost=lost,
                 target=target,
@@ -114,7 +141,10 @@ def _calibrate(
         )
 
     def record(manifest: Manifest) -> Manifest:
-        calibrations = {**manifest.calibrations, name: entries}
+        # Those of sizes that were not asked for stay.
+        before = manifest.calibrations.get(name, [])
+        kept = [entry for entry in before if entry.sampling.size not in sizes]
+        calibrations = {**manifest.calibrations, name: kept + entries}
         return manifest.model_copy(update={"calibrations": calibrations})
 
     bundles.update_manifest(service.bundle.folder, record)

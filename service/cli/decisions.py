@@ -13,6 +13,7 @@ import typer
 from pydantic import ValidationError
 from sqlalchemy import make_url
 
+from models.diffusion.condition import size_text
 from service.cli.common import (
     DEFAULT_CONFIG,
     AsJson,
@@ -176,6 +177,8 @@ def _condition(record: Record) -> Iterator[tuple[str, str]]:
         yield "class", f"drawn by each seed from {listed(condition.class_labels)}"
     if condition.guidance_scale > 1:
         yield "guidance scale", f"{condition.guidance_scale:g}"
+    if condition.size is not None:
+        yield "size", size_text(condition.size)
 
 
 def _print_images(record: Record) -> None:

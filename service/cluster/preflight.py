@@ -6,6 +6,7 @@ while it loads) is the log's to tell.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import tempfile
@@ -113,6 +114,7 @@ def _policies(
             alone = settings.model_copy(update={"policies": {name: policy}})
             try:
                 pinned = configured_policies(alone, loaded)
+                _refuse_undrawable(pinned[name], loaded[policy.model])
                 require_discriminating_judges(pinned, loaded, tried)
                 seeds |= pinned
             except ConfigError as error:
@@ -120,6 +122,30 @@ def _policies(
             except ValueError as error:  # BundleError: the bundle lacks what the policy needs
                 faults.lines.append(f"{ARGS}.policies.{name}: {error}")
     return seeds
+
+
+def _refuse_undrawable(policy: Policy, bundle: Bundle) -> None:
+    """Raises ConfigError for a sampler or spacing that the model's noise schedule has not."""
+    if bundle.manifest.backbone.kind == "pipeline":
+        return  # `configured_policies` takes neither
+    methods = [policy.settings.method(n) for n in policy.settings.num_inference_steps]
+    folder = bundle.folder / bundle.manifest.backbone.folder
+    scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    plain = {"ddim", "dpmsolver++"}
+    if "FlowMatch" not in scheduler.get("_class_name", "") and all(
+        one.sampler in plain and not (one.sigma_spacing or one.timesteps or one.sigmas)
+        for one in methods
+    ):
+        return  # what follows takes seconds to import
+    from models.diffusion.noise_schedule import NoiseSchedule
+    from models.sampling.program import compile_method
+
+    schedule = NoiseSchedule.from_diffusers(scheduler).of_size(*bundle.x_t_shape[1:])
+    for method in methods:
+        try:
+            compile_method(schedule, method)
+        except ValueError as error:
+            raise ConfigError(f"policies.{policy.name}: {error}") from None
 
 
 def _refused_by_ray(settings: Settings) -> Iterator[str]:

@@ -29,7 +29,9 @@ class PolicySettings(Part):
 
     `guidance_scale` lists what callers may ask for, the default first; empty means the bundle's
     own, and 0 or 1 no guidance. `class_labels` are the classes that may be asked for, and of which
-    one is drawn where none is; empty means all.
+    one is drawn where none is; empty means all. `sizes` are those beside the model's own that
+    callers may ask for, as `WIDTHxHEIGHT`: each needs a calibration of its own, so a threshold by
+    hand goes with none.
     """
 
     model: Name
@@ -55,6 +57,7 @@ class PolicySettings(Part):
     classifier_scale: float = Field(0.0, ge=0, le=50)
     guidance_scale: list[Annotated[float, Field(ge=0, le=50)]] = Field([])
     class_labels: list[Annotated[int, Field(ge=0, le=1_000_000)]] = Field([])
+    sizes: list[Annotated[str, Field(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")]] = Field([])
 
     @property
     def judged(self) -> bool:
@@ -99,6 +102,13 @@ class PolicySettings(Part):
                 raise ValueError(f"{name}: must fall")
         if sorted(set(self.probes)) != self.probes:
             raise ValueError("probes: must rise")
+        if len(set(self.sizes)) < len(self.sizes):
+            raise ValueError("sizes: one stands there twice")
+        if self.sizes and self.threshold is not None:
+            raise ValueError(
+                "threshold: set by hand it holds for the model's own size alone: leave out sizes, "
+                "or calibrate"
+            )
         if self.probes and self.threshold is not None:
             raise ValueError("threshold: stands in for a calibration, which probes need")
         if not self.judged and self.max_draws > 1:

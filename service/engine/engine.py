@@ -219,9 +219,9 @@ class Engine:
         if self._meter:
             self._meter.offered(nfe)
 
-    def warm_up(self) -> None:
-        """Make one short draw of every guide, and of every size, so that the first request pays for
-        no set-up.
+    def warm_up(self, others: bool = True) -> None:
+        """Make one short draw of every guide, and with `others` of every other size, so that the
+        first request pays for no set-up.
 
         Raises BackendUnavailable when the backbone cannot draw.
         """
@@ -240,8 +240,8 @@ class Engine:
         plans = [canary_plan(), *(canary_plan(dict([named])) for named in self.networks.names)]
         plans += [canary_plan(classifier_scale=1.0)] if self._runner.classifies else []
         plans = [replace(plan, condition=known) for plan in plans]
-        others = [size for size in self._batches.shapes if size is not None]
-        plans += [replace(canary_plan(), condition=replace(known, size=size)) for size in others]
+        sizes = [size for size in self._batches.shapes if size is not None and others]
+        plans += [replace(canary_plan(), condition=replace(known, size=size)) for size in sizes]
         self.scheduler.add([Draw(plan, DrawKey(0, 0, 0), ticket) for plan in plans])
         self.run_to_end()
         for fault in faults:

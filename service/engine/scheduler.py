@@ -153,7 +153,12 @@ class Scheduler:
     def rows_in_the_way(self) -> list[tuple[Size, int]]:
         """Rows of speculative draws, as many as waiting draws lack slots: the least likely to be
         needed, and of equals the newest. Highest first, safe to release so."""
-        rows = [place for place in self._places() if self._at(place).speculative]
+        rows = [
+            (size, row)
+            for size, draws in self.rows.items()
+            for row, draw in enumerate(draws)
+            if draw.speculative
+        ]
         if not rows:
             return []
         rows.sort(key=lambda place: (self._at(place).chance, -self._at(place).started))
@@ -176,7 +181,12 @@ class Scheduler:
 
     def unwanted_rows(self, now: float) -> list[tuple[Size, int]]:
         """Rows whose caller went away or ran out of time, highest first, safe to release so."""
-        return [place for place in self._places() if unwanted(self._at(place), now)][::-1]
+        return [
+            (size, row)
+            for size, draws in self.rows.items()
+            for row, draw in enumerate(draws)
+            if unwanted(draw, now)
+        ][::-1]
 
     def clear(self) -> list[Draw]:
         """Forget all draws, and return them."""
@@ -186,9 +196,6 @@ class Scheduler:
         self.waiting.clear()
         self.end_round()
         return draws
-
-    def _places(self) -> list[tuple[Size, int]]:
-        return [(size, row) for size, rows in self.rows.items() for row in range(len(rows))]
 
     def _at(self, place: tuple[Size, int]) -> Draw:
         return self.rows[place[0]][place[1]]

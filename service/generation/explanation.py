@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from models.bundles.manifest import Inputs
+from models.diffusion.condition import size_text
 from service.generation.record import Draw, Image, Record
 from service.policies.inputs import NO_INPUTS, class_name
 from service.ports import FinishReason, Verdict
@@ -36,6 +37,8 @@ def explain(record: Record, inputs: Inputs = NO_INPUTS) -> dict[str, Any]:
         "prompt": record.request.prompt,
         "negative_prompt": None if record.request.prompt is None else condition.negative_prompt,
         "guidance_scale": condition.guidance_scale,
+        # None is the model's default.
+        "size": None if condition.size is None else size_text(condition.size),
         "versions": record.versions.model_dump(),
         "images": [_image(record, image, inputs) for image in record.images],
     }

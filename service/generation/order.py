@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from models.bundles.manifest import Manifest
+from models.bundles.manifest import Backbone, Manifest
+from models.diffusion.condition import Size, size_text
 from models.diffusion.noise import MAX_SEED
 from service.config import Caller, Settings
 from service.errors import InvalidValue, ModelNotFound, PolicyNotAllowed, shown
@@ -86,12 +87,8 @@ def read(
         raise InvalidValue(f"n: is {n}, must be 1 to {limits.n}", "n")
     check_length(wanted.overrides.asked, limits.prompt_chars)
     backbone = manifests[model].backbone
-    size = f"{backbone.width}x{backbone.height}"
-    if wanted.size not in ("auto", size):
-        raise InvalidValue(
-            f"size: {shown(wanted.size)} is not among those of model {model!r}: auto, {size}",
-            "size",
-        )
+    asked = replace(wanted.overrides.asked, size=_size(wanted.size, model, backbone, policy))
+    overrides = replace(wanted.overrides, asked=asked)
     deadline_s = wanted.deadline_s or limits.deadline_s
     if deadline_s > limits.max_deadline_s:
         raise InvalidValue(
@@ -103,7 +100,7 @@ def read(
         raise InvalidValue(f"seed: seed + n - 1 must be at most {MAX_SEED}", "seed")
     return Order(
         policy=policy,
-        plan=resolve(policy, wanted.overrides, seed, admin=admin, scores=caller.has("scores")),
+        plan=resolve(policy, overrides, seed, admin=admin, scores=caller.has("scores")),
         n=n,
         deadline_s=deadline_s,
         on_filtered=wanted.on_filtered,
@@ -113,6 +110,26 @@ def read(
         request_id=request_id,
         received=received,
     )
+
+
+def _size(wanted: str, model: str, backbone: Backbone, policy: Policy) -> Size:
+    """The size of this name. Raises InvalidValue, naming those that there are."""
+    own = size_text((backbone.height, backbone.width))
+    if wanted in ("auto", own):
+        return None
+    others = {size_text(size): size for size in backbone.other_sizes}
+    if wanted not in others:
+        known = ", ".join(["auto", own, *others])
+        raise InvalidValue(
+            f"size: {shown(wanted)} is not among those of model {model!r}: {known}", "size"
+        )
+    if wanted not in policy.settings.sizes:
+        served = ", ".join(["auto", own, *policy.settings.sizes])
+        raise InvalidValue(
+            f"size: {wanted} is not among those that policy {policy.name!r} serves: {served}",
+            "size",
+        )
+    return others[wanted]
 
 
 def model_named(settings: Settings, called: str) -> str:

@@ -82,15 +82,16 @@ class Shadows:
         """Let a version score what was judged under `plan`, when there is time."""
         if judged_draws.lost:
             self._dropped(candidate.name, judged_draws.lost)
-        if not judged_draws.seen or candidate.judge is None or not candidate.operating_points:
+        points = candidate.points(plan.condition.size)
+        if not judged_draws.seen or candidate.judge is None or not points:
             return
         if self._is_paused(candidate.judge):
             self._dropped(candidate.name, len(judged_draws.seen))
             return
         steps = plan.method.num_inference_steps
-        here = candidate.operating_points.get(steps)
+        here = points.get(steps)
         # Of other step counts than its own it takes the strictest threshold, as moderations do.
-        thresholds = [here] if here else candidate.operating_points.values()
+        thresholds = [here] if here else points.values()
         threshold = max(one.threshold for one in thresholds)
         if self._worker is None or self._worker.done():
             self._worker = asyncio.ensure_future(self._work())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -44,7 +45,9 @@ class Judge(Protocol):
 class Judges:
     """The judges of one model, by sha256 name; `shape` is [H, W, C] of what they score.
 
-    With `find` and `open_judge`, others come while it runs. Any thread may call it.
+    `others` are the shapes of the model's other sizes: a judge that cannot take one is a fault of
+    that call, so nothing leaves. With `find` and `open_judge`, others
+    come while it runs. Any thread may call it.
     """
 
     def __init__(
@@ -53,9 +56,11 @@ class Judges:
         shape: tuple[int, int, int],
         find: Find | None = None,
         open_judge: Callable[[Path], Judge] | None = None,
+        others: Collection[tuple[int, int, int]] = (),
     ) -> None:
         self._judges = dict(judges)
         self._shape = shape
+        self._shapes = {shape, *others}
         self._find = find
         self._open = open_judge
         self._lock = threading.Lock()
@@ -98,8 +103,9 @@ class Judges:
         """Raises CensorUnavailable unless this judge is loaded and the images fit it."""
         if judge not in self._judges:
             raise CensorUnavailable(f"judge {judge} is not loaded on this replica")
-        if any(image.shape != self._shape for image in pixels):
-            raise CensorUnavailable(f"the judge scores images of shape {self._shape} alone")
+        if any(image.shape not in self._shapes for image in pixels):
+            shapes = " or ".join(map(str, sorted(self._shapes)))
+            raise CensorUnavailable(f"the judge scores images of shape {shapes} alone")
 
     def score(self, judge: str, pixels: Sequence[Pixels]) -> list[float]:
         """The reward of each image, in order; NaN stays NaN, for the verdict to refuse.
@@ -108,10 +114,16 @@ class Judges:
         """
         self.check(judge, pixels)
         self._used[judge] = time.monotonic()
-        scores = self._judges[judge].score(np.stack(pixels))
-        if scores.shape != (len(pixels),):
-            raise CensorUnavailable(f"judge {judge} gave {scores.shape} for {len(pixels)} images")
-        return [float(score) for score in scores]
+        found = [math.nan] * len(pixels)
+        # Callers of several sizes may share a pass.
+        for shape in {image.shape for image in pixels}:
+            rows = [row for row, image in enumerate(pixels) if image.shape == shape]
+            scores = self._judges[judge].score(np.stack([pixels[row] for row in rows]))
+            if scores.shape != (len(rows),):
+                raise CensorUnavailable(f"judge {judge} gave {scores.shape} for {len(rows)} images")
+            for row, score in zip(rows, scores, strict=True):
+                found[row] = float(score)
+        return found
 
     def canary(self) -> None:
         """Score empty images with every judge. Raises CensorUnavailable if one cannot."""
@@ -126,10 +138,13 @@ def load_judges(bundle: Bundle, settings: JudgeSettings, find: Find | None = Non
 
     Raises CensorUnavailable for one that cannot judge, whatever the manifest says of it.
     """
-    shape = bundle.manifest.backbone.image
+    backbone = bundle.manifest.backbone
+    shape = backbone.image
+
+    others = [(*size, backbone.channels) for size in backbone.other_sizes]
 
     def open_judge(path: Path) -> OnnxJudge:
-        return OnnxJudge(path, settings.threads, settings.device)
+        return OnnxJudge(path, settings.threads, settings.device, others)
 
     judges = {}
     for name, reward in bundle.manifest.rewards.items():
@@ -141,4 +156,4 @@ def load_judges(bundle: Bundle, settings: JudgeSettings, find: Find | None = Non
                 f"judge {name!r} of bundle {bundle.manifest.name!r} {error}"
             ) from error
         judges[bundle.sha256(reward.parts["judge"])] = judge
-    return Judges(judges, shape, find, open_judge)
+    return Judges(judges, shape, find, open_judge, others)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from models.bundles.bundle import Bundle
 from models.bundles.manifest import Inputs
-from models.diffusion.condition import Condition
+from models.diffusion.condition import Condition, Size
 from models.diffusion.method import Method
 from service.config import BackboneSettings
 from service.engine.engine import Engine
@@ -47,8 +47,12 @@ def draw_twice(
     method: Method,
     prompt: str = PROMPT,
     on_step: Callable[[int], None] = lambda count: None,
+    sizes: Sequence[Size] = (None,),
 ) -> DrawnImage:
-    """Draw SEED's image twice. Raises ValueError where it is no image, or another each time."""
+    """Draw SEED's image twice at each of these sizes, and return that of the last.
+
+    Raises ValueError where it is no image, or another each time.
+    """
     condition = example(bundle.manifest.backbone.inputs, prompt)
     cuda = settings.device.startswith("cuda") and torch.cuda.is_available()
     if cuda:
@@ -60,13 +64,26 @@ def draw_twice(
     )
     engine = load_engine(bundle, settings)
     try:
-        engine.warm_up()
-        first, seconds = _draw(engine, bundle, settings, method, condition, on_step)
-        second, _ = _draw(engine, bundle, settings, method, condition, on_step)
+        engine.warm_up(others=False)
+        for size in sizes:
+            condition = replace(condition, size=size)
+            first, seconds = _draw(engine, bundle, settings, method, condition, on_step)
+            second, _ = _draw(engine, bundle, settings, method, condition, on_step)
+            _compare(name, broken, first, second)
     except BackendUnavailable as error:
         raise ValueError(f"{broken} ({error})") from error
     finally:
         engine.decoder.close()
+    assert first.pixels is not None, "`_compare` has refused it"
+    peak = torch.cuda.max_memory_allocated(settings.device) if cuda else _resident()
+    steps = method.num_inference_steps
+    return DrawnImage(
+        first.pixels, condition, steps, seconds / steps, first.nfe / max(seconds, 1e-9), peak
+    )
+
+
+def _compare(name: str, broken: str, first: DrawResult, second: DrawResult) -> None:
+    """Raises ValueError where two draws of one seed are no image, or two."""
     if first.pixels is None or second.pixels is None:
         raise ValueError(broken)
     if first.pixels.min() == first.pixels.max():
@@ -78,15 +95,6 @@ def draw_twice(
         raise ValueError(
             f"{name}: seed {SEED} drew two different images: a seed must own its image"
         )
-    peak = torch.cuda.max_memory_allocated(settings.device) if cuda else _resident()
-    return DrawnImage(
-        first.pixels,
-        condition,
-        method.num_inference_steps,
-        seconds / method.num_inference_steps,
-        first.nfe / max(seconds, 1e-9),
-        peak,
-    )
 
 
 def example(inputs: Inputs, prompt: str) -> Condition:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from models.bundles.bundle import Bundle
+from models.diffusion.condition import size_text
 from service.config import BackboneSettings
 
 HEAD = """\
@@ -59,6 +60,9 @@ def configuration(
     # A whole pipeline draws one image at a time.
     backbone |= {"max_batch": 1 if whole else slots, "replicas": {"ray_actor_options": options}}
     needed = max(DEADLINE_S, math.ceil(step_s * steps * PAGE / 60) * 60)
+    sizes = [size_text(size) for size in manifest.backbone.other_sizes]
+    # `screened` lists none: each needs a threshold of its own.
+    sized = {"sizes": sizes} if sizes else {}
     args = {
         "default_policy": "screened",
         "ingress_metrics": True,
@@ -70,7 +74,7 @@ def configuration(
             }
         },
         "policies": {
-            "none": {"model": manifest.name, "num_inference_steps": [steps], **sampling},
+            "none": {"model": manifest.name, "num_inference_steps": [steps], **sampling, **sized},
             "screened": {
                 "model": manifest.name,
                 "trained": True,

@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from models.diffusion.condition import Size
 from service.generation.sampling_loop import Outcome
+from service.policies.inputs import RequestedInputs
 from service.policies.policy import Overrides, Policy, resolve
 from service.ports import DrawResult, Pixels, SamplingPlan
 from service.serving.in_process import InProcessService
@@ -83,6 +85,7 @@ def raw_draws(
     first_seed: int,
     num_inference_steps: int,
     on_images: Callable[[int], None] = lambda done: None,
+    size: Size = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.float64]]:
     """(pixels [n, H, W, C], scores [n], probe scores [n, P]) of first draws, all finished.
 
@@ -93,7 +96,7 @@ def raw_draws(
     plan = replace(
         resolve(
             policy.without_judge(),
-            Overrides(num_inference_steps=num_inference_steps),
+            Overrides(num_inference_steps=num_inference_steps, asked=RequestedInputs(size=size)),
             first_seed,
             True,
         ),

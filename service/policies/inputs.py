@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 from pydantic import TypeAdapter
 
 from models.bundles.manifest import Inputs
-from models.diffusion.condition import Condition, Mix
+from models.diffusion.condition import Condition, Mix, Size, size_text
 from service.errors import InvalidValue, shown
 
 SHOWN = 20
@@ -32,13 +32,14 @@ _DEFAULT = Condition()
 class RequestedInputs:
     """A caller's words; None and the empty prompt mean that nothing was said.
 
-    `class_label` is a label or a class's name.
+    `class_label` is a label or a class's name; `size` is [H, W], None the model's default.
     """
 
     prompt: str = field(default="", repr=False)
     negative_prompt: str = field(default="", repr=False)
     class_label: int | str | None = None
     guidance_scale: float | None = None
+    size: Size = None
 
 
 NOTHING = RequestedInputs()
@@ -51,6 +52,7 @@ class Choices:
 
     `said_by` names whose choices they are, for sentences. `guidance_scale` has the default first;
     with `any_scale` another, of 1 or more, may be asked for. Of `class_labels` one is drawn.
+    `sizes` are [H, W] of those beside the model's default.
     """
 
     model: str
@@ -59,6 +61,7 @@ class Choices:
     guidance_scale: tuple[float, ...]
     class_labels: tuple[int, ...] = ()
     any_scale: bool = False
+    sizes: tuple[tuple[int, int], ...] = ()
 
     def condition(self, asked: RequestedInputs) -> Condition:
         """What these words ask for. Raises InvalidValue naming the field and what there is."""
@@ -88,7 +91,14 @@ class Choices:
             )
         label = None if asked.class_label is None else self._label(asked.class_label)
         drawn = self.class_labels if label is None else ()
-        return Condition(asked.prompt, asked.negative_prompt, label, scale, drawn)
+        if asked.size is not None and asked.size not in self.sizes:
+            others = ", ".join(map(size_text, self.sizes)) or "none"
+            raise InvalidValue(
+                f"is {size_text(asked.size)}; beside the model's own size {self.said_by} allows "
+                f"{others}",
+                "size",
+            )
+        return Condition(asked.prompt, asked.negative_prompt, label, scale, drawn, asked.size)
 
     def _scale(self, wanted: float | None) -> float:
         if wanted is None:
@@ -190,18 +200,27 @@ class CalibrationDomain(TypedDict):
 
     guidance_scale: tuple[float, ...]
     class_labels: tuple[int, ...]
+    size: Size
 
 
 def calibration_domain(mixed: Mix) -> CalibrationDomain:
     """What of a mix must be a policy's own for its thresholds to hold: the guidance scales, and
-    the classes. Prompts are whatever they are."""
+    the classes, and the size. Prompts are whatever they are. Raises ValueError for a mix of sizes:
+    a threshold holds for one."""
     labels = {
         label
         for one in mixed.conditions
         for label in (one.class_labels if one.class_label is None else (one.class_label,))
     }
     scales = {float(one.guidance_scale) for one in mixed.conditions}
-    return {"guidance_scale": tuple(sorted(scales)), "class_labels": tuple(sorted(labels))}
+    sizes = {one.size for one in mixed.conditions}
+    if len(sizes) > 1:
+        raise ValueError("a threshold holds for one size, and these inputs are of several")
+    return {
+        "guidance_scale": tuple(sorted(scales)),
+        "class_labels": tuple(sorted(labels)),
+        "size": sizes.pop(),
+    }
 
 
 def to_json(mixed: Mix) -> list[dict[str, Any]]:
@@ -275,6 +294,8 @@ def drawn(condition: Condition, seed: int, inputs: Inputs) -> dict[str, Any] | N
             found["negative_prompt"] = condition.negative_prompt
     if inputs.guidable:
         found["guidance_scale"] = condition.guidance_scale
+    if condition.size is not None:
+        found["size"] = size_text(condition.size)
     return found
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from models.bundles.bundle import Bundle
 from models.bundles.parts import IMAGES
+from models.diffusion.condition import size_of
 from models.onnx.batch_invariance import TrialError
 from models.rewards.judge_check import KnownImages, TrialScores, try_judge
 from models.rewards.onnx_judge import OnnxJudge
@@ -37,6 +38,8 @@ def require_discriminating_judges(
         try:
             if networks not in tried:
                 tried[networks] = run_trial(bundle, spec.reward)
+            for size in spec.sizes:
+                _try_size(bundle, spec.reward, size)
         except TrialError as error:
             raise ConfigError(f"{called} {error}") from None
         if fault := policy.fault(tried[networks]):
@@ -54,7 +57,7 @@ def run_trial(bundle: Bundle, reward: str, known: KnownImages | None = None) -> 
     entry, image = bundle.manifest.rewards[reward], bundle.manifest.backbone.image
     try:
         judge = OnnxJudge(bundle.path(entry.parts["judge"]))
-        if judge.shape != image:
+        if not judge.takes(image):
             raise TrialError(f"scores images of {judge.shape}, and the model makes {image}")
         try_judge(judge.score, image)
         if known is None:
@@ -64,6 +67,20 @@ def run_trial(bundle: Bundle, reward: str, known: KnownImages | None = None) -> 
         raise
     except Exception as error:  # ONNX Runtime has one for each of its faults
         raise TrialError(f"cannot be tried: {error}") from error
+
+
+def _try_size(bundle: Bundle, reward: str, size: str) -> None:
+    """Let a bundle's judge stand its trial at another size. Raises TrialError."""
+    height, width = size_of(size)
+    image = height, width, bundle.manifest.backbone.channels
+    path = bundle.path(bundle.manifest.rewards[reward].parts["judge"])
+    try:
+        judge = OnnxJudge(path, fits=[image])
+        try_judge(judge.score, image)
+    except TrialError as error:
+        raise TrialError(f"at {size} {error}") from None
+    except Exception as error:  # ONNX Runtime has one for each of its faults
+        raise TrialError(f"cannot be tried at {size}: {error}") from error
 
 
 def pixels_of(bundle: Bundle, file: str | None) -> Pixels | None:

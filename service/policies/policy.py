@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Protocol
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from models.bundles.manifest import Inputs
 from models.bundles.parts import PARTS, MissingPart, parts_for
 from models.bundles.sampling_key import BackboneKey, SamplingKey
-from models.diffusion.condition import Mix
+from models.diffusion.condition import Mix, Size, size_of, size_text
 from models.rewards.judge_check import TrialScores
 from service.config import PolicySettings
 from service.errors import InvalidValue, PolicyNotReady
@@ -55,8 +55,9 @@ NOT_CENSORED = OperatingPoint(threshold=0.0)
 class Policy:
     """A policy with its weights pinned by hash; `parts` are those of its reward, by part.
 
-    `operating_points` maps num_inference_steps to what was calibrated for it; empty when the policy
-    has no judge, or none yet. `version` is the store's number for what is in force. `reward` is the
+    `operating_points` maps num_inference_steps to what was calibrated for it, at the model's own
+    size; empty when the policy has no judge, or none yet. `sized_points` has the same for other
+    sizes, by `WIDTHxHEIGHT`. `version` is the store's number for what is in force. `reward` is the
     id of the trained reward that the networks came with, None for one of the bundle. `canary` and
     `control` are the sha256 names of PNGs that are surely malign and surely benign. `inputs` is
     what the model takes.
@@ -75,6 +76,7 @@ class Policy:
     canary: str | None = None
     control: str | None = None
     inputs: Inputs = NO_INPUTS
+    sized_points: Mapping[str, Mapping[int, OperatingPoint]] = field(default_factory=dict)
 
     @property
     def judge(self) -> str | None:
@@ -84,7 +86,7 @@ class Policy:
     def without_judge(self) -> Policy:
         """The same sampling, of which every draw is accepted: to measure what it draws."""
         parts = {part: name for part, name in self.parts.items() if part != "judge"}
-        return replace(self, parts=parts, operating_points={})
+        return replace(self, parts=parts, operating_points={}, sized_points={})
 
     @property
     def censors(self) -> bool:
@@ -105,11 +107,26 @@ class Policy:
                 "policy",
             )
 
-    def refuse_without_threshold(self, num_inference_steps: int | None = None) -> None:
+    def points(self, size: Size) -> Mapping[int, OperatingPoint]:
+        """Its operating points at a size: those of another say nothing of it."""
+        if size is None:
+            return self.operating_points
+        return self.sized_points.get(size_text(size), {})
+
+    def refuse_without_threshold(
+        self, num_inference_steps: int | None = None, size: Size = None
+    ) -> None:
         """Raises PolicyNotReady where a judge's score has nothing to be compared with: at so many
-        steps, or at any."""
-        known = self.operating_points if num_inference_steps is None else {num_inference_steps}
-        if self.judge is not None and not (set(known) & set(self.operating_points)):
+        steps, or at any. At another size than the model's own, raises InvalidValue."""
+        if self.censors and size is not None and num_inference_steps not in self.points(size):
+            raise InvalidValue(
+                f"is {size_text(size)}, for which policy {self.name!r} has no threshold at "
+                f"{num_inference_steps} steps: nothing leaves by a threshold of another size",
+                "size",
+            )
+        points = self.points(size)
+        known = points if num_inference_steps is None else {num_inference_steps}
+        if self.judge is not None and not (set(known) & set(points)):
             where = "" if num_inference_steps is None else f" at {num_inference_steps} steps"
             raise PolicyNotReady(
                 f"policy {self.name!r} has no threshold{where}, so nothing leaves under it: "
@@ -126,8 +143,10 @@ class Policy:
 
     @property
     def thresholds(self) -> tuple[float, ...]:
-        """The thresholds that callers may be judged at, one for each step count that has one."""
-        return tuple(here.threshold for here in self.operating_points.values())
+        """The thresholds that callers may be judged at, one for each size and step count that has
+        one."""
+        points = (self.operating_points, *self.sized_points.values())
+        return tuple(here.threshold for one in points for here in one.values())
 
     def fault(self, seen: TrialScores) -> str | None:
         """Why its judge, which has been seen to say this, cannot decide under it; or None."""
@@ -157,15 +176,17 @@ class Policy:
             self.guidance_scale,
             self.class_labels,
             any_scale=admin,
+            sizes=tuple(map(size_of, self.settings.sizes)),
         )
 
-    def sampling(self, num_inference_steps: int) -> SamplingKey:
-        """What its draws depend on at so many steps, where nothing is asked for."""
+    def sampling(self, num_inference_steps: int, size: Size = None) -> SamplingKey:
+        """What its draws depend on at so many steps and a size, where nothing else is asked for."""
+        asked = replace(NOTHING, size=size)
         return SamplingKey(
             self.backbone.used_by(self.parts),
             self.settings.method(num_inference_steps),
             self.parts,
-            **calibration_domain(Mix((self.choices().condition(NOTHING),))),
+            **calibration_domain(Mix((self.choices().condition(asked),))),
         )
 
 
@@ -197,14 +218,15 @@ def resolve(
         raise InvalidValue(
             f"is {steps}, policy {policy.name!r} allows {allowed}", "num_inference_steps"
         )
-    policy.refuse_without_threshold(steps)
+    condition = policy.choices(admin).condition(overrides.asked)
+    policy.refuse_without_threshold(steps, condition.size)
     max_draws = spec.max_draws if overrides.max_draws is None else overrides.max_draws
     if max_draws > spec.max_draws and not admin:
         raise InvalidValue(
             f"is {max_draws}, policy {policy.name!r} allows at most {spec.max_draws}",
             "censor.max_draws",
         )
-    here = policy.operating_points.get(steps, NOT_CENSORED)
+    here = policy.points(condition.size).get(steps, NOT_CENSORED)
     return SamplingPlan(
         model=spec.model,
         policy=policy.name,
@@ -217,7 +239,7 @@ def resolve(
         max_draws=max_draws,
         acceptance=here.acceptance,
         seed=seed,
-        condition=policy.choices(admin).condition(overrides.asked),
+        condition=condition,
     )
 
 
@@ -270,6 +292,7 @@ def derive(policy: Policy, reward: TrainedReward) -> Policy:
         settings=spec.model_copy(update={"threshold": None}),
         parts=parts,
         operating_points={},
+        sized_points={},
         reward=reward.id,
         canary=have.get("canary"),
         control=have.get("control"),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Literal
 
 from models.bundles.bundle import Bundle
 from models.bundles.manifest import WHOLE, Inputs
 from models.bundles.parts import PARTS, MissingPart, parts_for
+from models.diffusion.condition import size_of, size_text
 from service.config import BackboneSettings, ConfigError, PolicySettings, Settings
 from service.policies.inputs import listed
 from service.policies.policy import OperatingPoint, Policy
@@ -40,6 +42,7 @@ def configured_policies(
         if bundle.manifest.backbone.kind == "pipeline":
             _check_pipeline(name, spec, denoiser, bundle)
         _check_inputs(name, spec, bundle)
+        _check_sizes(name, spec, bundle, denoiser.runtime)
         reward = rewards[spec.reward] if spec.reward else None
         files = bundle.reward_sha256(spec.reward) if spec.reward else {}
         uncalibrated = Policy(
@@ -61,8 +64,7 @@ def configured_policies(
                 f"policies.{name}.guidance: {spec.guidance} needs "
                 f"models.{spec.model}.backbone.forward_guidance: true"
             )
-        operating_points = _operating_points(uncalibrated, bundle) if calibrated else {}
-        policies[name] = replace(uncalibrated, operating_points=operating_points)
+        policies[name] = _calibrated(uncalibrated, bundle) if calibrated else uncalibrated
     return policies
 
 
@@ -151,24 +153,58 @@ def _check_inputs(name: str, spec: PolicySettings, bundle: Bundle) -> None:
         )
 
 
-def _operating_points(policy: Policy, bundle: Bundle) -> dict[int, OperatingPoint]:
+def _check_sizes(
+    name: str, spec: PolicySettings, bundle: Bundle, runtime: Literal["onnx", "torch"]
+) -> None:
+    """Raises ConfigError where a policy lists a size that its model does not draw."""
+    backbone = bundle.manifest.backbone
+    known = [size_text(size) for size in backbone.other_sizes]
+    for size in spec.sizes:
+        if size not in known:
+            own = size_text((backbone.height, backbone.width))
+            raise ConfigError(
+                f"policies.{name}.sizes: bundle {bundle.manifest.name!r} draws no {size}; beside "
+                f"its own {own}, which every policy serves, it has {', '.join(known) or 'none'}"
+            )
+    if spec.sizes and runtime == "onnx":
+        raise ConfigError(
+            f"policies.{name}.sizes: a graph draws one size alone: set "
+            f"models.{spec.model}.backbone.runtime: torch, or leave sizes out"
+        )
+
+
+def _calibrated(policy: Policy, bundle: Bundle) -> Policy:
+    """The policy with what its bundle has been calibrated for, at each of its sizes."""
+    sized = {size: _operating_points(policy, bundle, size) for size in policy.settings.sizes}
+    return replace(
+        policy,
+        operating_points=_operating_points(policy, bundle),
+        sized_points={size: points for size, points in sized.items() if points},
+    )
+
+
+def _operating_points(
+    policy: Policy, bundle: Bundle, size: str | None = None
+) -> dict[int, OperatingPoint]:
     if policy.judge is None:
         return {}
     spec = policy.settings
     if spec.threshold is not None:
         return dict.fromkeys(spec.num_inference_steps, OperatingPoint(spec.threshold))
+    at = None if size is None else size_of(size)
     found = {
         entry.sampling.method.num_inference_steps: OperatingPoint(
             entry.threshold, entry.probe_thresholds, entry.delivered / entry.labelled
         )
         for entry in bundle.manifest.calibrations.get(policy.name, [])
-        if entry.sampling == policy.sampling(entry.sampling.method.num_inference_steps)
+        if entry.sampling == policy.sampling(entry.sampling.method.num_inference_steps, at)
     }
     for steps in spec.num_inference_steps:
         if steps not in found:
             raise ConfigError(
                 f"policies.{policy.name}: bundle {bundle.manifest.name!r} holds no calibration of "
-                f"this policy's sampling at {steps} steps. Run `winnow calibrate {policy.name}`, "
-                "or set policies." + policy.name + ".threshold"
+                f"this policy's sampling at {steps} steps{'' if size is None else f' and {size}'}. "
+                f"Run `winnow calibrate {policy.name}`, or "
+                + (f"set policies.{policy.name}.threshold" if size is None else "leave it out")
             )
     return {steps: found[steps] for steps in spec.num_inference_steps}

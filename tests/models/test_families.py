@@ -15,21 +15,16 @@ import diffusers
 import pytest
 from torch import Tensor
 
-from models.backbones.families.table import FAMILIES
-from models.bundles.bundle import load
 from models.diffusion.condition import Condition, ConditionError
 from models.diffusion.method import SamplerName
 from models.diffusion.noise_schedule import NoiseSchedule, read_config
-from models.offline.generator import load_generator
 from service.ports import SamplingPlan
 from tests.families import TINY
-from tests.imports import import_folder
 from tests.parity import Made, ask, draw_each, noise
 from tests.plans import vary
 from tests.schedulers import scheduler_of
 
 TOLERANCE = 1e-4
-SIZE = {"sana": "32x32"}
 NEGATIVE = ("sd3", "sd3-clip", "pixart", "sana", "z-image", "qwen-image")
 """Families that compare with a prompt of the caller's; FLUX.2 with none but the empty one."""
 
@@ -39,17 +34,13 @@ class Tiny:
     """A pipeline, and the bundle that was made of it."""
 
     made: Made
-    family: Any
 
     @classmethod
     def make(cls, kind: str, folder: Path) -> Tiny:
-        pipeline = TINY[kind](folder / "pipeline")
-        size = SIZE.get(kind, "16x16")
-        import_folder(folder / "pipeline", folder / "bundle", size=size)
-        bundle = load(str(folder / "bundle"))
-        config = read_config(bundle.folder / "backbone")
-        made = Made(kind, pipeline, config, bundle, load_generator(bundle, "torch"))
-        return cls(made, FAMILIES[type(pipeline.transformer).__name__])
+        made = Made.make(kind, folder)
+        # The file as it was spelled out: some are another solver's over the same flow.
+        made.scheduler = read_config(made.bundle.folder / "backbone")
+        return cls(made)
 
     def diffusers(self, plan: SamplingPlan, seed: int) -> tuple[Tensor, Tensor]:
         """(x_0 [C, H, W] as the engine lays it out, the image in [0, 1]) by the pipeline itself."""
@@ -211,8 +202,12 @@ def test_every_condition_shows_in_the_image(kind: str, tiny: Callable[[str], Tin
 def test_a_prompt_that_is_too_long_is_refused_with_its_length(
     kind: str, tiny: Callable[[str], Tiny]
 ) -> None:
-    encoder = tiny(kind).made.generator.encoder
+    made = tiny(kind).made
+    encoder, inputs = made.generator.encoder, made.bundle.manifest.backbone.inputs
+    assert inputs.tokens(chunks=8) == inputs.max_tokens, "which no configuration changes"
     encoder.check(Condition("a cat"), 0)
-    with pytest.raises(ConditionError, match=r"has \d+ tokens, \d+ more than the \d+") as caught:
+    with pytest.raises(
+        ConditionError, match=rf"has \d+ tokens, \d+ more than the {inputs.max_tokens} "
+    ) as caught:
         encoder.check(Condition("a cat " * 2000), 0)
     assert caught.value.field == "prompt"

@@ -50,7 +50,7 @@ class FamilyEncoder(Encoder):
             vae=None,
             scheduler=None,
             **dict.fromkeys(absent),
-            torch_dtype=dtype,
+            dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
         )
@@ -75,8 +75,8 @@ class FamilyEncoder(Encoder):
             try:
                 # A tokenizer keeps settings from one call to the next.
                 with self._working, reading():
-                    found, most = self._family.tokens(self._pipeline, getattr(condition, field))
-                    if found > most:
+                    found = self._family.tokens(self._pipeline, getattr(condition, field))
+                    if found > (most := self._inputs.max_tokens or found):
                         raise Unreadable(
                             f"has {found} tokens, {found - most} more than the {most} that this "
                             f"model's text encoder reads (the marks of beginning and end count): "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -37,7 +37,8 @@ class Family:
     `latents` reads off (denoiser's config, autoencoder's config) how x_t is laid out. `embed` turns
     one prompt, a negative one or not, into the denoiser's inputs without the batch's axis, by the
     loaded pipeline; inputs in `masks` may differ in length from row to row (see
-    `conditioning.Encoded`). `tokens` gives (how many tokens a prompt has, how many are read).
+    `conditioning.Encoded`). `tokens` counts those of a prompt, and `max_tokens` says, from the
+    components that a model has, how many are read.
     `denoise` calls the denoiser at x_t [B, C, H, W] and timesteps [B] in [0, 1000], and returns
     [B, C, H, W].
 
@@ -55,7 +56,8 @@ class Family:
     steps: int
     latents: Callable[[Config, Config], Latents]
     embed: Callable[[Any, str, bool], Named]
-    tokens: Callable[[Any, str], tuple[int, int]]
+    tokens: Callable[[Any, str], int]
+    max_tokens: Callable[[Collection[str]], int]
     denoise: Callable[[Any, Tensor, Tensor, Named], Tensor]
     optional: frozenset[str] = frozenset()
     masks: Mapping[str, str] = field(default_factory=dict)

@@ -36,9 +36,9 @@ def _embed(pipeline: Any, prompt: str, negative: bool) -> Named:
     return rows({"encoder_hidden_states": hidden, "pooled_projections": pooled})
 
 
-def _tokens(pipeline: Any, prompt: str) -> tuple[int, int]:
+def _tokens(pipeline: Any, prompt: str) -> int:
     """T5's: CLIP gives a summary of the beginning alone, as in the pipeline."""
-    return count(pipeline.tokenizer_2, prompt), T5_TOKENS
+    return count(pipeline.tokenizer_2, prompt)
 
 
 def _denoise(network: Any, x_t: Tensor, timestep: Tensor, inputs: Named) -> Tensor:
@@ -74,6 +74,7 @@ FAMILY = Family(
     latents=latents,
     embed=_embed,
     tokens=_tokens,
+    max_tokens=lambda components: T5_TOKENS,
     denoise=_denoise,
     spacing={"sigmas": "linspace", "mu": "linear"},
 )

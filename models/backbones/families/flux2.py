@@ -38,8 +38,8 @@ def _embed(pipeline: Any, prompt: str, negative: bool) -> Named:
     return rows({"encoder_hidden_states": hidden})
 
 
-def _tokens(pipeline: Any, prompt: str) -> tuple[int, int]:
-    return count(pipeline.tokenizer, chat(pipeline.tokenizer, prompt, thinking=False)), TOKENS
+def _tokens(pipeline: Any, prompt: str) -> int:
+    return count(pipeline.tokenizer, chat(pipeline.tokenizer, prompt, thinking=False))
 
 
 def _denoise(network: Any, x_t: Tensor, timestep: Tensor, inputs: Named) -> Tensor:
@@ -69,6 +69,7 @@ FAMILY = Family(
     latents=_latents,
     embed=_embed,
     tokens=_tokens,
+    max_tokens=lambda components: TOKENS,
     denoise=_denoise,
     spacing={"sigmas": "linspace", "mu": "flux2"},
 )

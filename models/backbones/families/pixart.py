@@ -35,8 +35,8 @@ def _embed(pipeline: Any, prompt: str, negative: bool) -> Named:
     return rows({"encoder_hidden_states": hidden, "encoder_attention_mask": mask})
 
 
-def _tokens(pipeline: Any, prompt: str) -> tuple[int, int]:
-    return count(pipeline.tokenizer, prompt.lower().strip()), TOKENS
+def _tokens(pipeline: Any, prompt: str) -> int:
+    return count(pipeline.tokenizer, prompt.lower().strip())
 
 
 def _denoise(network: Any, x_t: Tensor, timestep: Tensor, inputs: Named) -> Tensor:
@@ -62,5 +62,6 @@ FAMILY = Family(
     latents=_latents,
     embed=_embed,
     tokens=_tokens,
+    max_tokens=lambda components: TOKENS,
     denoise=_denoise,
 )

@@ -37,9 +37,9 @@ def _embed(pipeline: Any, prompt: str, negative: bool) -> Named:
     return rows({TEXT: hidden})
 
 
-def _tokens(pipeline: Any, prompt: str) -> tuple[int, int]:
+def _tokens(pipeline: Any, prompt: str) -> int:
     text = pipeline.prompt_template_encode.format(prompt)
-    return count(pipeline.tokenizer, text) - pipeline.prompt_template_encode_start_idx, TOKENS
+    return count(pipeline.tokenizer, text) - int(pipeline.prompt_template_encode_start_idx)
 
 
 def _denoise(network: Any, x_t: Tensor, timestep: Tensor, inputs: Named) -> Tensor:
@@ -68,6 +68,7 @@ FAMILY = Family(
     latents=_latents,
     embed=_embed,
     tokens=_tokens,
+    max_tokens=lambda components: TOKENS,
     denoise=_denoise,
     masks={TEXT: MASK},
     spacing={"sigmas": "linspace", "mu": "linear"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +18,7 @@ from models.backbones.families.family import (
 )
 from models.diffusion.conditioning import Named
 
-T5_TOKENS = 256
+T5_TOKENS, CLIP_TOKENS = 256, 77
 
 
 def _latents(denoiser: Config, autoencoder: Config) -> Latents:
@@ -32,12 +33,15 @@ def _embed(pipeline: Any, prompt: str, negative: bool) -> Named:
     return rows({"encoder_hidden_states": hidden, "pooled_projections": pooled})
 
 
-def _tokens(pipeline: Any, prompt: str) -> tuple[int, int]:
+def _tokens(pipeline: Any, prompt: str) -> int:
     """T5's, which reads on where CLIP's have ended; without it CLIP's."""
     if pipeline.tokenizer_3 is not None:
-        return count(pipeline.tokenizer_3, prompt), T5_TOKENS
-    both = (pipeline.tokenizer, pipeline.tokenizer_2)
-    return max(count(one, prompt) for one in both), int(pipeline.tokenizer_max_length)
+        return count(pipeline.tokenizer_3, prompt)
+    return max(count(one, prompt) for one in (pipeline.tokenizer, pipeline.tokenizer_2))
+
+
+def _max_tokens(components: Collection[str]) -> int:
+    return T5_TOKENS if "text_encoder_3" in components else CLIP_TOKENS
 
 
 def _denoise(network: Any, x_t: Tensor, timestep: Tensor, inputs: Named) -> Tensor:
@@ -61,6 +65,7 @@ FAMILY = Family(
     latents=_latents,
     embed=_embed,
     tokens=_tokens,
+    max_tokens=_max_tokens,
     denoise=_denoise,
     spacing={"mu": "linear"},
 )

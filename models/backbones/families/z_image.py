@@ -37,8 +37,8 @@ def _embed(pipeline: Any, prompt: str, negative: bool) -> Named:
     return {CAPTION: caption}
 
 
-def _tokens(pipeline: Any, prompt: str) -> tuple[int, int]:
-    return count(pipeline.tokenizer, chat(pipeline.tokenizer, prompt, thinking=True)), TOKENS
+def _tokens(pipeline: Any, prompt: str) -> int:
+    return count(pipeline.tokenizer, chat(pipeline.tokenizer, prompt, thinking=True))
 
 
 def _denoise(network: Any, x_t: Tensor, timestep: Tensor, inputs: Named) -> Tensor:
@@ -61,6 +61,7 @@ FAMILY = Family(
     latents=_latents,
     embed=_embed,
     tokens=_tokens,
+    max_tokens=lambda components: TOKENS,
     denoise=_denoise,
     masks={CAPTION: MASK},
     spacing={"sigmas": "linspace", "mu": "linear"},

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ Start = Callable[[str, int], Callable[..., None]]
 
 @dataclass(frozen=True)
 class Options:
-    """What the operator asked for; None means as the pipeline's files say.
+    """What the operator asked for; None means as the pipeline's files say. `size` is HxW, or
+    several with commas between, the default first.
 
     `steps` are the counts of steps that it must be able to draw in, by the option that says so;
     `loras` are fused into the weights. `whole` runs its pipeline as it is, where Winnow could step
@@ -74,6 +76,9 @@ def _find_all(source: Source, model: Recognised) -> dict[str, Weights]:
     """The weights of every component. Raises CannotImport, of all that are missing at once."""
     weights, missing = {}, []
     for name, (library, _) in model.networks.items():
+        if name in source.converted:
+            weights[name] = source.converted[name]
+            continue
         try:
             weights[name] = find_weights(source.folder / name, library, source.variant)
         except CannotImport as error:
@@ -100,12 +105,14 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
         side = denoiser.get("sample_size") or (auto or {}).get("sample_size")
         if model.family is not None and "sample_size" not in denoiser:
             side = DEFAULT_SIDE // sizes.factor
-        height, width = sizes.size(options.size, side)
+        every = sizes.sizes(options.size, side, latent=auto is not None)
+        height, width = every[0]
         channels = _channels(model, options.pixel_shuffle)
         inputs = find_inputs(source, model, options.inputs)
         weights = _find_all(source, model)
     loras = [open_lora(asked, source, model) for asked in options.loras]
-    notes = [*model.notes, _sampled(model, inputs), *(lora.note for lora in loras)]
+    notes = [*source.said, *model.notes, _sampled(model, inputs), *(lora.note for lora in loras)]
+    notes += [part.note for part in weights.values() if part.note is not None]
     said = options.licence or licence(source.folder)
     if said == NOT_STATED:
         notes.append("licence: not stated in a model card or a LICENSE file: give --licence")
@@ -140,6 +147,7 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
     for name, (library, class_name) in model.networks.items():
         check_weights(backbone / name, library, class_name, weights[name].dtype)
         checked(1)
+    hashed = cache(sha256_name)  # one file may hold several components
     record = {
         "imported_from": source.name,
         "revision": source.revision,
@@ -147,7 +155,8 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
         "kind": model.kind if model.family is None else model.family.name,
         "sampling": asdict(model.sampling),
         INDEX: source.index,
-        "scheduler": source.config("scheduler", "scheduler_config.json"),
+        "scheduler": read_json(source.folder / "scheduler" / "scheduler_config.json"),
+        "scheduler_changes": dict(source.changes),
         "notes": notes,
         "components": {
             name: {
@@ -155,7 +164,7 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
                 "parameters": part.parameters,
                 "dtype": part.dtype,
                 "bytes": part.bytes,
-                "files": {path.name: sha256_name(path) for path in part.files},
+                "files": {path.name: hashed(path) for path in part.files},
             }
             for name, part in weights.items()
         },
@@ -176,6 +185,7 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
             pixel_shuffle=options.pixel_shuffle,
             height=height,
             width=width,
+            sizes=tuple(every) if len(every) > 1 else (),
             channels=channels,
             training=record,
         ),

@@ -1,4 +1,4 @@
-"""The size of the images: one a bundle, and a multiple of what the networks need."""
+"""The sizes of the images: multiples of what the networks need; the first is the default."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any
 from models.backbones.families.family import Family
 from models.backbones.importing.source import CannotImport
 
+BUCKETS = ((1024, 1024), (896, 1152), (1152, 896), (1024, 1536), (1536, 1024))
+"""[H, W] that latent models of a megapixel are asked for."""
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -16,6 +19,23 @@ class Geometry:
 
     factor: int
     multiple: int
+
+    def sizes(self, wanted: str | None, sample_size: Any, latent: bool) -> list[tuple[int, int]]:
+        """[H, W] of each: as `wanted` says (`HxW`, with commas between several), else the
+        denoiser's own, and for a `latent` model of 1024x1024 the usual ones beside it.
+
+        Raises CannotImport.
+        """
+        if wanted is not None:
+            found = [self.size(one.strip(), sample_size) for one in wanted.split(",")]
+            for size in found:
+                if found.count(size) > 1:
+                    raise CannotImport(f"--size: {size[0]}x{size[1]} stands there twice")
+            return found
+        own = self.size(None, sample_size)
+        if not latent or own != BUCKETS[0]:
+            return [own]
+        return [size for size in BUCKETS if not any(side % self.multiple for side in size)]
 
     def size(self, wanted: str | None, sample_size: Any) -> tuple[int, int]:
         """[H, W]: as `wanted` says (`HxW`), else as the denoiser's `sample_size`.

@@ -106,7 +106,13 @@ def _prompt(source: Source, model: Recognised, family: Family, asked: InputOptio
     scale = inputs.scale(scale)
     if not inputs.has_scale(scale) or scale > MOST_SCALE:
         raise CannotImport(f"--guidance-scale: is {scale:g}, must be {inputs.scales}, at most 50")
-    return Inputs(kind="text", guidance=guidance, guidance_scale=scale)
+    return Inputs(
+        kind="text",
+        max_tokens=family.max_tokens(model.networks),
+        chunked=False,
+        guidance=guidance,
+        guidance_scale=scale,
+    )
 
 
 def _classes(source: Source, asked: InputOptions, count: int, own_null: bool) -> Inputs:

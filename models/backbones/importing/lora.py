@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from models.backbones.importing.file_format import read_header
 from models.backbones.importing.source import CannotImport
 
 SHOWN = 3
@@ -65,7 +66,8 @@ class Layer:
         """Whether it can be added to a weight of this shape, [out, in] or [out, in, h, w]."""
         rank, inner = len(self.down), self.down[:1].numel()
         return (
-            self.up.shape[0] == shape[0]
+            len(shape) >= 2
+            and self.up.shape[0] == shape[0]
             and self.up[:1].numel() == rank  # a convolution's B is 1 × 1
             and inner == torch.Size(shape[1:]).numel()
         )
@@ -108,14 +110,14 @@ def fuse(files: Mapping[str, Path], loras: Sequence[Lora]) -> None:
     Raises CannotImport where a layer is not in the model, or of another shape; what is in `files`
     is worth nothing then.
     """
-    shapes = {component: _shapes(path) for component, path in files.items()}
+    headers = {component: read_header(path)[0] for component, path in files.items()}
     targets: dict[str, dict[str, list[Layer]]] = {name: defaultdict(list) for name in files}
     for lora in loras:
         strange = []
         for component, layers in lora.layers.items():
             for name, layer in layers.items():
-                target = _target(name, shapes[component])
-                if target is None or not layer.fits(shapes[component][target]):
+                target = _target(name, headers[component])
+                if target is None or not layer.fits(headers[component][target][1]):
                     strange.append(f"{component}.{name}")
                 else:
                     targets[component][target].append(layer)
@@ -132,11 +134,6 @@ def unfit(path: Path, strange: Sequence[str], count: int) -> CannotImport:
         f"--lora: {path}: does not fit this model: {len(strange)} of its {count} layers are not in "
         f"it, or of another shape: {', '.join(strange[:SHOWN])}{more}. It was made for another one"
     )
-
-
-def _shapes(path: Path) -> dict[str, list[int]]:
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
 
 
 def _target(layer: str, names: Container[str]) -> str | None:

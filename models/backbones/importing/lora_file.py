@@ -15,21 +15,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from models.backbones.importing.file_format import read_header
 from models.backbones.importing.kinds import Kind, Recognised
 from models.backbones.importing.lora import SHOWN, Asked, Layer, Lora, unfit
-from models.backbones.importing.source import (
-    PICKLES,
-    CannotImport,
-    Source,
-    read_json,
-    reading,
-    short,
+from models.backbones.importing.not_models import (
+    DIFFUSERS,
+    LORA_NAMES,
+    LYCORIS,
+    LYCORIS_NAMES,
+    NOT_MODELS,
+    PARTS,
+    refuse_quantised,
 )
-from models.backbones.importing.weights import conversion
+from models.backbones.importing.source import CannotImport, Source, read_json, reading, short
 from models.bundles.bundle import sha256_name
 
 PIPELINES: Mapping[Kind, str] = {
@@ -44,25 +45,14 @@ PEFT_CONFIG = "adapter_config.json"
 ENDING = r"\.lora_[AB]\.weight(\.alpha)?$|\.alpha$"
 """What stands after the name of a layer."""
 DORA = r"dora_scale|lora_magnitude_vector"
-LYCORIS = r"\.(hada_w|lokr_w|oft_|diff$|diff_b$|lora_mid)"
-LORA = r"lora_(up|down|A|B)\b|\.lora\.|_lora\.|lora_linear_layer"
-OTHERS: Mapping[str, str] = {
-    r"^model\.diffusion_model\.|^first_stage_model\.": "a whole model, to be imported by itself",
-    r"control_model\.|controlnet_|input_hint_block": "a ControlNet, which is not supported",
-    r"^(ip_adapter|image_proj)\.": "an IP-Adapter, which is not supported",
-    r"^(emb_params|clip_[lg]|string_to_\w+|<.*>)$": "a textual inversion, which is not supported",
-    r"^(down_blocks|up_blocks|transformer_blocks)\.": "a denoiser in diffusers' format",
-    r"^(encoder|decoder)\.(conv_in|down|up|mid)": "an autoencoder (VAE)",
-    r"^text_model\.": "a text encoder",
-}
-"""By names of tensors, what people take for a LoRA."""
+WHOLE = r"^(model\.diffusion_model|first_stage_model)\."
+"""What the names in a checkpoint of a whole model begin with."""
 
 
 def open_lora(asked: Asked, source: Source, model: Recognised) -> Lora:
     """The layers of a LoRA for this model. Raises CannotImport, saying what is wrong with it."""
     path = asked.path
     tensors, said = _read(path)
-    _refuse_others(path, sorted(tensors))
     if all(name.startswith(PEFT) for name in tensors):
         tensors, said = _of_peft(path, tensors, model.denoiser)
     _refuse_kin(path, tensors, said)
@@ -71,7 +61,8 @@ def open_lora(asked: Asked, source: Source, model: Recognised) -> Lora:
     strange = [name for name in named if "." not in name]
     for component in dict.fromkeys([*model.networks, *(name.split(".")[0] for name in named)]):
         mine = _peft_names(_below(component, named), component)
-        found, odd = _layers(mine, _below(component, said), asked.scale)
+        with reading(f"--lora: {path}: how much its layers count"):
+            found, odd = _layers(mine, _below(component, said), asked.scale)
         if component not in model.networks:
             found, odd = {}, [*found, *odd]
         elif found:
@@ -99,37 +90,33 @@ def _of_peft(
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Its tensors, and what it says of how much they count. Raises CannotImport."""
-    if not path.is_file():
-        what = "is a folder: name the file in it" if path.is_dir() else "no such file"
-        raise CannotImport(f"--lora: {path}: {what}")
-    if path.suffix in PICKLES:
-        raise CannotImport(
-            f"--lora: {path}: pickled weights can run code, and are never read here. Convert them "
-            f"once, and import the result:\n{conversion(path, path.with_suffix('.safetensors'))}"
-        )
+    if not path.exists() and not path.is_symlink():
+        raise CannotImport(f"--lora: {path}: no such file")
     try:
-        with safe_open(path, framework="pt") as file:
-            said = (file.metadata() or {}).get(METADATA, "{}")
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CannotImport(
-            f"--lora: {path}: is no whole safetensors file ({error}): fetch it again"
-        ) from None
-    with reading(f"--lora: {path}: {METADATA}"):
+        header, metadata = read_header(path)
+        refuse_quantised(path, header)
+    except CannotImport as error:
+        raise CannotImport(f"--lora: {error}") from None
+    _refuse_others(path, sorted(header))
+    tensors, said = load_file(path), metadata.get(METADATA, "{}")
+    try:
         return tensors, dict(json.loads(said))
+    except (TypeError, ValueError, RecursionError):
+        raise CannotImport(f"--lora: {path}: its metadata, {METADATA}, is no JSON object") from None
 
 
 def _refuse_others(path: Path, names: Sequence[str]) -> None:
     """Raise CannotImport for a file that has no LoRA in it, saying what it is."""
-    if any(re.search(f"{LORA}|{LYCORIS}|{DORA}", name) for name in names):
+    if any(re.search(f"{LORA_NAMES}|{LYCORIS_NAMES}|{DORA}", name) for name in names):
         return
-    for pattern, what in OTHERS.items():
-        if any(re.search(pattern, name) for name in names):
-            raise CannotImport(f"--lora: {path}: is no LoRA but {what}")
-    raise CannotImport(
-        f"--lora: {path}: is no LoRA: its tensors are {', '.join(names[:SHOWN])}"
-        f"{f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''}"
-    )
+    some = {"a whole model": WHOLE} | {what: pattern for what, pattern, _ in NOT_MODELS}
+    whats = [what for what, it in some.items() if any(re.search(it, name) for name in names)]
+    whats += [what for what, it, _ in PARTS if all(re.match(it, name) for name in names)]
+    if any(re.match(DIFFUSERS, name) for name in names):
+        whats.append("one component in diffusers' format")
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    is_what = f" but {whats[0]}" if whats else f": its tensors are {', '.join(names[:SHOWN])}{more}"
+    raise CannotImport(f"--lora: {path}: is no LoRA{is_what}")
 
 
 def _refuse_kin(path: Path, tensors: Mapping[str, Tensor], said: Mapping[str, Any]) -> None:
@@ -139,8 +126,8 @@ def _refuse_kin(path: Path, tensors: Mapping[str, Tensor], said: Mapping[str, An
         value for key, value in said.items() if key.endswith("use_dora")
     ):
         what = "a DoRA, which also has a length for each row"
-    elif any(re.search(LYCORIS, name) for name in tensors):
-        what = "a LyCORIS adapter (LoHa, LoKr, OFT or full differences)"
+    elif any(re.search(LYCORIS_NAMES, name) for name in tensors):
+        what = LYCORIS
     if what is not None:
         raise CannotImport(
             f"--lora: {path}: is {what}: fuse it into its model where you trained it, and import "
@@ -154,12 +141,11 @@ def _diffusers_names(
     """The tensors, alphas included, by diffusers' names, each after its component's."""
     import diffusers
 
-    called = str(source.index.get("_class_name"))
-    pipeline = getattr(diffusers, called, None)
+    pipeline = getattr(diffusers, str(source.index.get("_class_name")), None)
     if not hasattr(pipeline, "lora_state_dict"):
         pipeline = getattr(diffusers, PIPELINES.get(model.kind, ""), None)
     if pipeline is None:
-        raise CannotImport(f"--lora: diffusers knows none for {called}: leave it out")
+        return tensors  # they have its own names, or none that fit
     config = SimpleNamespace(**model.configs[model.denoiser])
     try:
         found = pipeline.lora_state_dict(dict(tensors), unet_config=config, return_alphas=True)
@@ -197,13 +183,13 @@ def _layers(
         # Some stand beside a layer, others beside its A.
         name.removesuffix(".alpha").removesuffix(".weight").removesuffix(".lora_A"): name
         for name in tensors
-        if name.endswith(".alpha")
+        if name.endswith(".alpha") and tensors[name].numel() == 1
     }
     layers, used = {}, set()
     for name, down in tensors.items():
         layer = name.removesuffix(".lora_A.weight")
         up = tensors.get(f"{layer}.lora_B.weight")
-        if layer == name or up is None:
+        if layer == name or up is None or not (_is_matrix(down) and _is_matrix(up)):
             continue
         rank, beside = len(down), alphas.get(layer)
         alpha = _alpha(layer, said, rank) if beside is None else float(tensors[beside])
@@ -213,9 +199,17 @@ def _layers(
     return layers, sorted(set(tensors) - used)
 
 
+def _is_matrix(tensor: Tensor) -> bool:
+    """Of a linear or a convolution layer, with a rank above 0."""
+    return tensor.ndim >= 2 and tensor.numel() > 0 and tensor.is_floating_point()
+
+
 def _alpha(layer: str, said: Mapping[str, Any], rank: int) -> float:
     """As peft finds it; where nothing is said, B A counts as it is."""
     for pattern, alpha in (said.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", layer):
-            return float(alpha)
+        try:
+            if re.fullmatch(rf"(.*\.)?({pattern})", layer):
+                return float(alpha)
+        except re.error as error:
+            raise ValueError(f"alpha_pattern: {pattern!r}: {error}") from None
     return float(said.get("lora_alpha", rank))

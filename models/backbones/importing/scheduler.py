@@ -102,6 +102,7 @@ def spell_out(
         notes.append("steps_offset: 1, as Stable Diffusion's pipeline sets it")
         config["steps_offset"] = 1
     _compare(source, config)
+    _refuse_undrawable(config)
     return config, notes
 
 
@@ -144,3 +145,17 @@ def _compare(source: Any, config: Mapping[str, Any]) -> None:
     # The last may be 0 here and next to nothing there, where the noise is rescaled to zero SNR.
     if len(ours) != len(theirs) or not np.allclose(ours[:-1], theirs[:-1], rtol=1e-4, atol=1e-9):
         raise CannotImport(f"scheduler/{FILE}: its noise schedule cannot be written down for DDIM")
+
+
+def _refuse_undrawable(config: Mapping[str, Any]) -> None:
+    """Where the first step is at ᾱ = 0, x_t is noise alone, and eps says nothing of x_0."""
+    spacing = config["timestep_spacing"]
+    if config["prediction_type"] != "epsilon" or spacing == "leading":
+        return
+    if NoiseSchedule.from_diffusers(config).alpha[-1] < 1e-6:
+        raise CannotImport(
+            f"scheduler/{FILE}: this schedule cannot be drawn: with zero terminal SNR "
+            f"(rescale_betas_zero_snr) and timestep_spacing {spacing} the first step is at ᾱ = 0, "
+            "where prediction_type epsilon says nothing of x_0. If the network predicts v give "
+            "--prediction-type v_prediction, else write timestep_spacing leading there"
+        )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from models.backbones.importing.weights import Weights
 
 PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl"})
 NEVER = PICKLES | {".py", ".msgpack", ".h5"}
@@ -76,13 +79,20 @@ def _counts(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Source:
-    """`name` is how the manifest calls it, `folder` where it lies, `index` its model_index.json."""
+    """`name` is how the manifest calls it, `folder` where it lies, `index` its model_index.json.
+
+    `changes` of its scheduler's configuration go before what the file there says; `converted` are
+    weights that are not files of the folder, by component; `said` are sentences on how it was read.
+    """
 
     name: str
     folder: Path
     index: dict[str, Any]
     variant: str | None = None
     revision: str | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    converted: Mapping[str, Weights] = field(default_factory=dict)
+    said: tuple[str, ...] = ()
 
     @property
     def components(self) -> dict[str, tuple[str, str]]:
@@ -95,7 +105,8 @@ class Source:
 
     def config(self, component: str, file: str = "config.json") -> dict[str, Any]:
         """A component's configuration. Raises CannotImport."""
-        return Config(f"{component}/{file}", read_json(self.folder / component / file))
+        changes = dict(self.changes) if component == "scheduler" else {}
+        return Config(f"{component}/{file}", read_json(self.folder / component / file) | changes)
 
     @property
     def left_out(self) -> list[str]:
@@ -105,20 +116,6 @@ class Source:
             for path in self.folder.rglob("*")
             if path.suffix in NEVER and ".git" not in path.parts
         )
-
-
-def open_source(reference: str, variant: str | None = None, revision: str | None = None) -> Source:
-    """A folder, or a snapshot of a repository of the hub by its id.
-
-    Raises CannotImport when there is neither, or no pipeline in it.
-    """
-    folder = Path(reference)
-    if not folder.is_dir():
-        if not HUB_ID.fullmatch(reference):
-            raise CannotImport(f"{reference}: no such folder, and not a hub id such as owner/name")
-        folder, revision = _download(reference, variant, revision)
-        return Source(reference, folder, _index(folder), variant, revision)
-    return Source(folder.resolve().name, folder, _index(folder), variant)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -134,43 +131,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CannotImport(f"{path}: must hold a JSON object")
     return found
-
-
-def _index(folder: Path) -> dict[str, Any]:
-    path = folder / INDEX
-    if path.is_file():
-        return read_json(path)
-    original = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES | {".safetensors"})
-    hint = (
-        f" {original[0]} looks like an original checkpoint: one of diffusers' conversion scripts "
-        "makes a folder of it (docs/models.md names them)"
-        if original
-        else " Save the pipeline with diffusers' save_pretrained"
-    )
-    raise CannotImport(f"{folder}: no {INDEX}, so it is no pipeline in diffusers' format.{hint}")
-
-
-def _download(repository: str, variant: str | None, revision: str | None) -> tuple[Path, str]:
-    """Fetch the parts that an import reads: safetensors, JSON and text of the components."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    def fetch(patterns: list[str]) -> Path:
-        ignored = None if variant else ["*.fp16*", "*.bf16*", "*non_ema*"]
-        found = snapshot_download(
-            repository, revision=revision, allow_patterns=patterns, ignore_patterns=ignored
-        )
-        return Path(found)
-
-    try:
-        folder = fetch([INDEX, "README.md", "LICENSE*"])
-        parts = Source(repository, folder, _index(folder)).components
-        fetch([f"{part}/*.{end}" for part in parts for end in ("json", "txt", "safetensors")])
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CannotImport(
-            f"{repository}: no such folder, and the hub did not give it ({reason}). Fetch it where "
-            f"there is a network, `hf download {repository} --include '*.safetensors' '*.json' "
-            "'*.txt' '*.md' --local-dir DIR`, and import DIR"
-        ) from None
-    return folder, folder.name

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from models.backbones.importing.source import CannotImport, short
 from models.backbones.runtime import DTYPES
 
@@ -16,7 +18,10 @@ SHOWN = 3
 
 
 def check_weights(folder: Path, library: str, class_name: str, dtype: str) -> None:
-    """Load a component as it will be served. Raises CannotImport, naming the first weights."""
+    """Load a component as it will be served. Raises CannotImport, naming the first weights.
+
+    All of its numbers must be finite, of the parts too that no image of the check passes.
+    """
     if library == "transformers":
         import transformers as package
 
@@ -24,7 +29,7 @@ def check_weights(folder: Path, library: str, class_name: str, dtype: str) -> No
     else:
         import diffusers as package  # type: ignore[no-redef]
 
-        wanted = {"torch_dtype": DTYPES.get(dtype, DTYPES["float32"])}  # type: ignore[call-overload]
+        wanted = {"dtype": DTYPES.get(dtype, DTYPES["float32"])}  # type: ignore[call-overload]
     try:
         with quietly():
             network, info = getattr(package, class_name).from_pretrained(
@@ -40,7 +45,6 @@ def check_weights(folder: Path, library: str, class_name: str, dtype: str) -> No
         raise CannotImport(
             f"{folder.name}: {class_name} cannot load its weights: {reason}"
         ) from None
-    del network
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := sorted(str(name) for name in info.get(what, ())):
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
@@ -48,6 +52,14 @@ def check_weights(folder: Path, library: str, class_name: str, dtype: str) -> No
                 f"{folder.name}: the weights are not those of a {class_name}: "
                 f"{what.replace('_', ' ').replace('keys', 'weights')}: "
                 f"{', '.join(names[:SHOWN])}{more}"
+            )
+    states: dict[str, torch.Tensor] = network.state_dict()
+    for name, value in states.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            what = "NaN" if value.isnan().any() else "infinity"
+            raise CannotImport(
+                f"{folder.name}: {name} holds {what}: its weights are broken (a merge or a "
+                "training that went wrong, perhaps): fetch them again, or another version"
             )
 
 

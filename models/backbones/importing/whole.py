@@ -92,17 +92,21 @@ def make_whole(source: Source, folder: Path, options: Options, start: Start) -> 
     roles = {part: _role(part, *value) for part, value in _components(source).items()}
     networks = {one: _components(source)[one] for one in roles if roles[one] == "network"}
     weights = {
-        part: find_weights(source.folder / part, library, source.variant)
+        part: source.converted.get(part)
+        or find_weights(source.folder / part, library, source.variant)
         for part, (library, _) in networks.items()
     }
-    height, width = _size(source, takes, options)
+    sizes = _sizes(source, takes, options)
+    height, width = sizes[0]
     inputs = _inputs(source, takes, options)
     sampling = _sampling(source, takes)
     notes = [
+        *source.said,
         f"runs as a whole, as {name} of diffusers has it, one image at a time: rejection censors "
         "it, and no policy can steer it or look into its steps",
         *(f"{one}: left out" for one in LEFT_OUT if one in source.components),
         *(f"{one}: not copied, since it can run code" for one in source.left_out),
+        *(part.note for part in weights.values() if part.note is not None),
     ]
     said = options.licence or licence(source.folder)
     if said == NOT_STATED:
@@ -145,6 +149,7 @@ def make_whole(source: Source, folder: Path, options: Options, start: Start) -> 
             inputs=inputs,
             height=height,
             width=width,
+            sizes=tuple(sizes) if len(sizes) > 1 else (),
             channels=3,
             training=record,
         ),
@@ -224,22 +229,21 @@ def _copy(
     write_json(target / INDEX, index | {name: [None, None] for name in absent})
 
 
-def _size(source: Source, takes: Mapping[str, Any], options: Options) -> tuple[int, int]:
-    """[H, W]: as asked, as the call's defaults, or as the networks' configurations have it.
+def _sizes(source: Source, takes: Mapping[str, Any], options: Options) -> list[tuple[int, int]]:
+    """[H, W] of each: as asked, else of the call's defaults or the networks' configurations.
 
-    Whether it comes out, the check's image shows.
+    Whether they come out, the check's images show.
     """
     if options.size is not None:
-        return Geometry(1, 1).size(options.size, None)
+        return Geometry(1, 1).sizes(options.size, None, latent=False)
     height, width = takes.get("height"), takes.get("width")
     if isinstance(height, int) and isinstance(width, int):
-        return height, width
-    config = _denoiser(source)
-    side, levels = config.get("sample_size"), []
+        return [(height, width)]
+    side, levels = _denoiser(source).get("sample_size"), []
     if "vae" in source.components:
         levels = source.config("vae").get("block_out_channels", [])
     known = DEFAULT_SIDE if not (isinstance(side, int) and levels) else side * 2 ** len(levels) // 2
-    return known, known
+    return [(known, known)]
 
 
 def _denoiser(source: Source) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ from models.rewards.ensemble import Ensemble
 from models.rewards.export import export_judge
 from models.rewards.network import RewardConfig, RewardNetwork
 from models.rewards.onnx_judge import OnnxJudge
+from tests.brightness import write_judge
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +83,33 @@ def test_timed_networks_cannot_judge(tmp_path: Path) -> None:
     timed = Ensemble(RewardNetwork(RewardConfig(members=1, pixel_shuffle=2, timed=True)))
     with pytest.raises(ValueError, match="finished images"):
         export_judge(timed, 28, 28, tmp_path / "judge.onnx")
+
+
+def test_a_graph_of_any_height_and_width_takes_them_and_no_other_channels(tmp_path: Path) -> None:
+    judge = OnnxJudge(write_judge(tmp_path / "judge.onnx"))
+    assert judge.shape == (None, None, 1)
+    for height, width in ((28, 28), (4, 30)):
+        image = np.full((2, height, width, 1), 51, dtype=np.uint8)
+        assert judge.takes(image.shape[1:])
+        np.testing.assert_allclose(judge.score(image), 0.5, atol=1e-6)
+    assert not judge.takes((28, 28, 3))
+    assert not judge.takes((28, 28))
+    with pytest.raises(ValueError, match=r"\[B, any, any, 1\]"):
+        judge.score(np.zeros((1, 28, 28, 3), dtype=np.uint8))
+
+
+def test_a_judge_sees_the_other_sizes_of_its_model_at_its_own(
+    ensemble: Ensemble, judge: OnnxJudge, tmp_path: Path
+) -> None:
+    export_judge(ensemble, 28, 28, tmp_path / "judge.onnx")
+    fitting = OnnxJudge(tmp_path / "judge.onnx", fits=[(56, 28, 1), (28, 28, 3)])
+    images = pixels(3)
+    np.testing.assert_array_equal(fitting.score(images), judge.score(images))
+    # Each row twice, which is one row again; not to the byte at the edges of what is averaged.
+    smooth = np.tile(np.linspace(0, 255, 28).astype(np.uint8)[None, None, :, None], (2, 28, 1, 1))
+    tall = smooth.repeat(2, axis=1)
+    np.testing.assert_allclose(fitting.score(tall), judge.score(smooth), atol=1e-6)
+    # What is no size of the model is refused, and so are other channels.
+    for wrong in (images[:, :14], images.repeat(3, axis=3)):
+        with pytest.raises(ValueError, match="the judge wants"):
+            fitting.score(wrong)

@@ -168,6 +168,7 @@ def serve(
         codec=PixelShuffle(2),
         backbone=policies["bright"].backbone.weights,
         meter=backbone_metrics,
+        sizes=bundle.x_t_shapes,
     )
     loop = EngineLoop(engine, max_waiting)
     backbone_metrics.watch(lambda: loop.running, lambda: loop.waiting, lambda: loop.capacity)
@@ -181,7 +182,9 @@ def serve(
     def open_judge(path: Path) -> Dimmed:
         return Dimmed(judge, float(path.read_text()))
 
-    judges = Judges({judge_name: judge}, bundle.manifest.backbone.image, weights.find, open_judge)
+    image = bundle.manifest.backbone.image
+    others = [(*size, image[2]) for size in bundle.manifest.backbone.other_sizes]
+    judges = Judges({judge_name: judge}, image, weights.find, open_judge, others)
     in_process = InProcessBackends(loop, judges)
 
     async def scores(model: str, judge: str, pixels: Pixels) -> Sequence[float]:

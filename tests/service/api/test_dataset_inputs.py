@@ -177,7 +177,7 @@ def test_an_input_in_a_file_must_be_one(text: Asked) -> None:
     say(http, "file", batch(http, "file", 1)["images"])
     row = json.loads(http.get("/v1/datasets/file/export").text)
     assert row["input"] == {"prompt": "a", "guidance_scale": 7.5}
-    for wrong, at in (({"colour": 1}, "input.colour"), ({"guidance_scale": 0}, "input.guidance")):
+    for wrong, at in (({"colour": 1}, "input.colour"), ({"guidance_scale": -1}, "input.guidance")):
         line = json.dumps(row | {"input": wrong})
         answer = http.post("/v1/datasets/file/import", content=line.encode(), headers=JSONL)
         refused(answer, 400, "invalid_value")

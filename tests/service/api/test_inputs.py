@@ -87,7 +87,8 @@ def test_a_prompt_is_drawn_and_a_negative_one(text: tuple[Served, Echo]) -> None
         ({"class_label": 0}, "class_label", "is 0, policy 'bright' has 3 (three), 1 (one)"),
         ({"class_label": "four"}, "class_label", "'four'"),
         ({"guidance_scale": 3}, "guidance_scale", "is 3, policy 'bright' allows 2, 4"),
-        ({"guidance_scale": 0.99}, "guidance_scale", "greater than or equal to 1"),
+        ({"guidance_scale": 0.99}, "guidance_scale", "is 0.99, policy 'bright' allows 2, 4"),
+        ({"guidance_scale": -1}, "guidance_scale", "greater than or equal to 0"),
     ],
 )
 def test_what_the_policy_does_not_list_is_refused(

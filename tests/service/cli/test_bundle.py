@@ -18,6 +18,7 @@ from models.bundles import bundle as bundles
 from models.bundles.bundle import WEIGHTS
 from models.diffusion.method import Method
 from service.cli.main import app
+from service.cluster.preflight import check
 from service.config import BackboneSettings, ConfigError
 from service.config.serve_file import read
 from service.errors import PolicyNotReady
@@ -27,6 +28,7 @@ from service.policies.policy import Overrides, resolve
 from service.policies.seeding import configured_policies
 from tests import loras
 from tests.imports import MAKERS, edit
+from tests.single_files import tiny_file
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +136,20 @@ def test_the_configuration_can_be_served_and_lets_nothing_out_yet(
     assert not (tmp_path / "m.yaml").exists()
 
 
+@pytest.mark.parametrize("kind", ["sd", "sd2", "sdxl"])
+def test_a_checkpoint_in_one_file_is_drawn_twice(tmp_path: Path, kind: str) -> None:
+    tiny_file(kind, tmp_path / "base", tmp_path / "model.safetensors")
+    out = tmp_path / "m"
+    said = _said("import", tmp_path / "model.safetensors", "--out", out, "--check-steps", 2,
+                 "--base", tmp_path / "base")  # fmt: skip
+    assert "drawn twice, same bytes" in said
+    assert "  - model.safetensors: one file, in the layout of Stable Diffusion" in said
+    assert "  - prediction_type: epsilon: nothing in the file says otherwise" in said
+    bundles.load(str(out))
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["base", "m", "m.yaml", "model.safetensors"], "nothing else is left"
+
+
 @pytest.mark.slow
 def test_a_u_net_is_exported_and_compared_if_asked(
     source: Callable[[str], Path], tmp_path: Path
@@ -175,7 +191,8 @@ def test_a_model_that_draws_no_image_becomes_no_bundle(
 ) -> None:
     broken = _broken(source("ddpm"), tmp_path / "nan", lambda value: value * float("nan"))
     said = _refused("import", broken, "--out", tmp_path / "m")
-    assert "m: it draws NaN or infinity in float32" in said
+    assert "unet: " in said
+    assert " holds NaN" in said
     assert not (tmp_path / "m").exists()
     assert not (tmp_path / "m.yaml").exists()
     # An autoencoder that has lost its last layer.
@@ -357,3 +374,78 @@ def test_a_bundle_is_shown(source: Callable[[str], Path], tmp_path: Path) -> Non
     shipped = _said("show", "mnist-sevens")
     assert "no-crossbar, only-crossbar" in shipped
     assert "runtimes       onnx, torch" in shipped
+
+
+def test_sizes_are_imported_and_the_largest_and_the_smallest_drawn(
+    source: Callable[[str], Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    sizes = ["--size", "32x32", "--size", "32x64, 16x32"]
+    said = _said("import", source("sdxl"), "--out", out, *sizes, "--check-steps", 2)
+    assert "other sizes: 32 × 64, 16 × 32; the smallest and the largest were drawn" in said
+    backbone = bundles.load(str(out)).manifest.backbone
+    assert (backbone.height, backbone.width) == (32, 32)
+    assert backbone.sizes == ((32, 32), (32, 64), (16, 32))
+    assert from_png((out / "sample.png").read_bytes()).shape == (32, 64, 3)
+    policies = read(tmp_path / "out.yaml").settings.policies
+    assert policies["none"].sizes == ["64x32", "32x16"]
+    # Each needs a threshold of its own.
+    assert policies["screened"].sizes == []
+    assert "32 × 64, 16 × 32" in _said("show", out)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "why"),
+    [
+        (["32x32,30x32"], "--size: 30x32: this model needs multiples of 4"),
+        (["32x32", "32x32"], "--size: 32x32 stands there twice"),
+        (["32x32,"], "--size: '' is not HxW"),
+    ],
+)
+def test_every_size_is_checked_before_anything_is_written(
+    source: Callable[[str], Path], tmp_path: Path, sizes: list[str], why: str
+) -> None:
+    asked = [part for one in sizes for part in ("--size", one)]
+    said = _refused("import", source("sdxl"), "--out", tmp_path / "out", *asked)
+    assert why in " ".join(said.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_graph_has_one_size(source: Callable[[str], Path], tmp_path: Path) -> None:
+    asked = ["--onnx", "--size", "16x16,16x32"]
+    said = _refused("import", source("ddpm"), "--out", tmp_path / "out", *asked)
+    assert "--onnx: a graph draws one size alone" in said
+
+
+def test_a_family_that_is_new_is_imported_as_a_whole_and_served(
+    source: Callable[[str], Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "new"
+    said = _said("import", source("lumina2"), "--out", out, "--check-steps", 2, "--prompt", "a cat")
+    assert "new: Lumina2Pipeline, images of 32 × 32 × 3" in said
+    assert "runs as a whole, as Lumina2Pipeline of diffusers has it" in said
+    assert "drawn twice, same bytes" in said
+    shown = _said("show", out)
+    assert "a whole pipeline of diffusers': rejection alone" in shown
+    settings = read(tmp_path / "new.yaml").settings
+    backbone = settings.models["new"].backbone
+    assert (backbone.runtime, backbone.max_batch) == ("torch", 1)
+    assert settings.policies["screened"].num_inference_steps == [30]
+    assert settings.policies["screened"].sampler == "ddim"
+    policies = configured_policies(settings, {"new": bundles.load(str(out))})
+    with pytest.raises(PolicyNotReady):
+        resolve(policies["screened"], Overrides(), 0, admin=True)
+    check(tmp_path / "new.yaml", {"WINNOW_ADMIN_KEY": "k" * 32})  # as before a start
+
+
+def test_what_cannot_run_as_a_whole_is_refused_without_a_trace(
+    source: Callable[[str], Path], tmp_path: Path
+) -> None:
+    lumina, out = source("lumina2"), tmp_path / "out"
+    assert "--onnx: " in _refused("import", lumina, "--out", out, "--onnx")
+    said = _refused("import", lumina, "--out", out, "--size", "40x40")
+    assert "draws no image of 40x40" in " ".join(said.split())
+    assert "--whole" not in said
+    said = _refused("import", source("ddpm"), "--out", out, "--whole")
+    assert "DDPMPipeline takes no prompt" in " ".join(said.split())
+    assert not out.exists()

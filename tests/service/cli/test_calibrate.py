@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
-from typer.testing import CliRunner
+from numpy.typing import NDArray
+from typer.testing import CliRunner, Result
 
 from models.bundles import bundle as bundles
 from models.bundles.bundle import ZOO
+from models.bundles.manifest import Manifest
 from models.offline import seed_ranges
 from service.cli.main import app
+from service.config import ConfigError
 from service.config.serve_file import read
+from service.policies.judge_trial import require_discriminating_judges
+from service.policies.policy import Policy
 from service.policies.seeding import configured_policies
+from tests.brightness import write_judge
 
 STEPS = 4
 
@@ -73,3 +81,82 @@ def test_what_the_labels_cannot_show_is_recorded_nowhere(configuration: Path) ->
     assert "label more draws" in " ".join(result.output.split())
     bundle = bundles.load(str(configuration.parent / "mnist-sevens"))
     assert bundle.manifest.calibrations == {}
+
+
+def test_a_policy_of_several_sizes_is_calibrated_at_each(
+    configuration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sevens at 28 × 36 too, in torch, with a judge that takes any size, and labels that it
+    agrees with: the third of the draws with the most ink is malign."""
+
+    class Ink:
+        def malign(self, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+            ink = pixels.mean((1, 2, 3))
+            return np.asarray(ink > np.quantile(ink, 2 / 3))
+
+    monkeypatch.setattr("models.zoo.evaluation.referees.load_referee", lambda *given: Ink())
+    folder = configuration.parent / "mnist-sevens"
+
+    def change(manifest: Manifest) -> Manifest:
+        backbone = manifest.backbone.model_copy(update={"sizes": ((28, 28), (28, 36))})
+        reward = manifest.rewards["no-crossbar"]
+        parts = {"judge": "any.onnx"}
+        rewards = {"no-crossbar": reward.model_copy(update={"parts": parts})}
+        return manifest.model_copy(update={"backbone": backbone, "rewards": rewards})
+
+    judge = write_judge(tmp_path / "any.onnx", middle=0.12, slope=-60.0)
+    bundles.add_files(folder, {"any.onnx": judge}, change)
+    document = yaml.safe_load(configuration.read_text())
+    arguments = document["applications"][0]["args"]
+    arguments["models"]["sevens"]["backbone"] |= {"runtime": "torch"}
+    quick = arguments["policies"]["quick"]
+    quick |= {"sizes": ["36x28"], "probes": []}
+    configuration.write_text(yaml.safe_dump(document))
+
+    def run(*more: str) -> Result:
+        command = ["calibrate", "quick", "--config", str(configuration), "--n", "300"]
+        return CliRunner().invoke(app, [*command, "--target", "0.5", *more])
+
+    def served() -> Policy:
+        bundle = bundles.load(str(folder))
+        return configured_policies(read(configuration).settings, {"sevens": bundle})["quick"]
+
+    refused = run("--size", "64x64")
+    assert refused.exit_code == 1
+    assert "--size: 64x64 is not among the policy's: 28x28, 36x28" in refused.output
+    result = run("--size", "36x28")
+    assert result.exit_code == 0, result.output
+    # Half of it is no policy that can be served.
+    with pytest.raises(ConfigError, match=r"at 4 steps\. Run `winnow calibrate quick`"):
+        served()
+    result = run("--size", "28x28")
+    assert result.exit_code == 0, result.output
+    wide, own = bundles.load(str(folder)).manifest.calibrations["quick"]
+    assert (wide.sampling.size, own.sampling.size) == ((28, 36), None)
+    assert wide.first_seed == own.first_seed + 300
+    policy = served()
+    assert policy.operating_points[STEPS].threshold == own.threshold
+    assert policy.sized_points["36x28"][STEPS].threshold == wide.threshold
+    bundle = bundles.load(str(folder))
+    require_discriminating_judges({"quick": replace(policy, canary=None)}, {"sevens": bundle})
+
+
+def test_a_judge_stands_its_trial_at_each_size_of_its_policy(
+    configuration: Path, tmp_path: Path
+) -> None:
+    """The judge of the sevens sees other sizes at its own; one that then sees nothing is none."""
+    folder = configuration.parent / "mnist-sevens"
+    bundle = bundles.load(str(folder))
+    policy = configured_policies(read(configuration).settings, {"sevens": bundle}, False)["quick"]
+    settings = policy.settings.model_copy(update={"sizes": ["36x28", "64x64"]})
+    wide = {"quick": replace(policy, settings=settings)}
+    require_discriminating_judges(wide, {"sevens": bundle})
+
+    def change(manifest: Manifest) -> Manifest:
+        reward = manifest.rewards["no-crossbar"].model_copy(update={"parts": {"judge": "odd.onnx"}})
+        return manifest.model_copy(update={"rewards": {"no-crossbar": reward}})
+
+    odd = write_judge(tmp_path / "odd.onnx", blind_from=50)
+    bundles.add_files(folder, {"odd.onnx": odd}, change)
+    with pytest.raises(ConfigError, match=r"policies.quick.reward: .* at 64x64 scores every image"):
+        require_discriminating_judges(wide, {"sevens": bundles.load(str(folder))})

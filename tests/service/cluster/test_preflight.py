@@ -138,6 +138,16 @@ WRONG = [
     ((*ARGS, "models", "tiny", "bundle"), "bundle", ""),
     ((*ARGS, "models", "tiny", "bundle"), "/nowhere", ""),
     ((*ARGS, "policies", "bright", "num_inference_steps"), [50, 20, 10], "policies.bright"),
+    (
+        (*ARGS, "policies", "odd"),
+        {"model": "tiny", "sampler": "tcd", "sigma_spacing": "karras"},
+        "policies.odd: sigma_spacing: TCDScheduler has no such spacing",
+    ),
+    (
+        (*ARGS, "policies", "odd"),
+        {"model": "tiny", "num_inference_steps": [2], "timesteps": [1000, 500]},
+        "policies.odd: timesteps must lie in 0 to 999",
+    ),
     (OPTIONS, {"num_cpus": 64}, "num_cpus"),
     (OPTIONS, {"num_gpus": 99}, "num_gpus"),
     (OPTIONS, {"num_gpus": 1.5}, "num_gpus"),

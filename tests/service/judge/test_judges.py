@@ -153,3 +153,16 @@ def test_promotions_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.M
     assert judges.has("mean")
     judges.load(names[1])
     assert judges.score(names[1], [_grey(255)]) == judges.score(names[0], [_grey(255)])
+
+
+def test_callers_of_several_sizes_share_a_pass_and_each_gets_its_own_score() -> None:
+    def image(height: int, value: int) -> NDArray[np.uint8]:
+        return np.full((height, 3, 1), value, dtype=np.uint8)
+
+    judges = Judges({"mean": Mean()}, SHAPE, others=[(4, 3, 1)])
+    shown = [image(2, 51), image(4, 102), image(2, 153), image(4, 204)]
+    assert judges.score("mean", shown) == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    with pytest.raises(CensorUnavailable, match="scores images of shape"):
+        judges.score("mean", [image(6, 0)])
+    with pytest.raises(CensorUnavailable, match="scores images of shape"):
+        Judges({"mean": Mean()}, SHAPE).score("mean", [image(4, 0)])

@@ -31,6 +31,7 @@ from service.policies.policy import Overrides, Policy, derive, resolve
 from service.ports import FinishReason, Pixels, SamplingPlan
 from service.serving.in_process import InProcessService
 from service.store.blobs import Blobs
+from tests.families import TINY
 from tests.parity import KINDS, Made
 from tests.trainings import quick
 
@@ -51,6 +52,13 @@ CASES = [
     ("sd", "forward guide"),
     ("sdxl", "time-dependent guide"),
     ("dit", "rejection"),
+    ("sd3", "time-dependent guide"),
+    ("flux", "rejection"),
+    ("flux2", "time-dependent guide"),
+    ("pixart", "forward guide"),
+    ("sana", "rejection"),
+    ("z-image", "forward guide"),
+    ("qwen-image", "rejection"),
 ]
 
 
@@ -201,10 +209,12 @@ def test_a_kind_of_model_is_censored(
         assert not delivered or (image.score or 0) >= (plan.threshold or 1)
     if name == "rejection":
         assert outcome.draws > len(outcome.images)
-    halves = 2 if condition.guidance_scale > 1 else 1
-    steered = 4 if name == "forward guide" else 1
+    halves = 2 if made.generator.encoder.scale(condition) > 1 else 1
+    # A flow begins with noise alone, where nothing is steered.
+    lines = STEPS - made.generator.schedule.flow
+    steered = 3 * lines if name == "forward guide" else 0
     whole = [one.nfe for one in outcome.judged if one.score is not None]
-    assert set(whole) == {halves * steered * STEPS}
+    assert set(whole) == {halves * (STEPS + steered)}
 
     # The seed of an entry gives that image again, alone in its batch, at the same draw.
     image = accepted[-1]
@@ -218,4 +228,5 @@ def test_a_kind_of_model_is_censored(
 
 def test_every_kind_is_here() -> None:
     """One that parity knows and this file leaves out shares its networks with one that is here."""
-    assert set(KINDS) - {kind for kind, _ in CASES} == {"ldm-kl", "sd-v"}
+    left_out = {"ldm-kl", "sd-v", "sd3-clip", "flux-schnell", "flux2-distilled"}
+    assert set(KINDS | TINY) - {kind for kind, _ in CASES} == left_out

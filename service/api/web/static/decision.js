@@ -99,9 +99,9 @@ function into(datasets, asked) {
 }
 
 /** What the model was asked for, beside each image's class; empty where it takes nothing. */
-function toldOf({ prompt, negative_prompt, guidance_scale }) {
+function toldOf({ prompt, negative_prompt, guidance_scale, size }) {
   const prompts = prompt === null ? "The prompt was not kept" : [prompt && `Prompt: ${prompt}`, negative_prompt && `negative: ${negative_prompt}`].filter(Boolean).join(" · ");
-  return [prompts, guidance_scale > 1 && `guidance scale ${guidance_scale}`].filter(Boolean).join(" · ");
+  return [prompts, guidance_scale > 1 && `guidance scale ${guidance_scale}`, size].filter(Boolean).join(" · ");
 }
 
 async function start() {

@@ -18,14 +18,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
+from models.backbones.importing.bundle_folder import Options, make
 from models.backbones.importing.lora import Asked
+from models.backbones.importing.reference import open_source
 from models.backbones.importing.source import CannotImport
 from models.bundles.bundle import load, sha256_name
 from models.diffusion.condition import Condition
 from models.offline.generator import load_generator
 from tests import loras
-from tests.imports import MAKERS, import_folder
+from tests.families import TINY
+from tests.imports import MAKERS, import_folder, unheard
 from tests.loras import Delta
+from tests.single_files import tiny_file
 
 COMPONENTS = {
     "sd": ("unet", "text_encoder"),
@@ -196,15 +200,25 @@ def test_a_lora_for_another_model_says_which_layers_do_not_fit(
     assert "attn2.to_k" in said
 
 
-def _lone(name: str, value: Tensor | None = None) -> Callable[[Path], None]:
-    tensor = torch.ones(2, 2) if value is None else value
-    return lambda path: save_file({name: tensor}, path)
+def _lone(name: str) -> Callable[[Path], None]:
+    return lambda path: save_file({name: torch.ones(2, 2)}, path)
+
+
+def _layer(down: Tensor, up: Tensor, name: str = "conv_in", **said: Any) -> Callable[[Path], None]:
+    """One layer of a U-Net, and what is said of it."""
+    metadata = {"lora_adapter_metadata": json.dumps({f"unet.{k}": v for k, v in said.items()})}
+    tensors = {f"unet.{name}.lora_A.weight": down, f"unet.{name}.lora_B.weight": up}
+    return lambda path: save_file(tensors, path, metadata)
+
+
+FLAT, SMALL = torch.ones(2, 36), torch.ones(8, 2)
+"""A and B that fit `conv_in`."""
 
 
 OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "nothing": (lambda path: None, "no such file"),
-    "a folder": (lambda path: path.mkdir(), "is a folder"),
-    "text": (lambda path: path.write_text("<!doctype html>"), "no whole safetensors file"),
+    "a folder": (lambda path: path.mkdir(), "is a folder, where weights should be"),
+    "text": (lambda path: path.write_text("<!doctype html>"), "is an HTML page"),
     "a checkpoint": (_lone("model.diffusion_model.out.2.weight"), "no LoRA but a whole model"),
     "a ControlNet": (_lone("controlnet_down_blocks.0.weight"), "no LoRA but a ControlNet"),
     "an inversion": (_lone("emb_params"), "no LoRA but a textual inversion"),
@@ -214,6 +228,17 @@ OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "peft's, bare": (_lone("base_model.model.conv_in.lora_A.weight"), "adapter_config.json beside"),
     "half a layer": (_lone("unet.conv_in.lora_A.weight"), "1 of its 1 layers"),
     "half of kohya's": (_lone("lora_unet_conv_in.lora_down.weight"), "cannot make sense"),
+    "numbers": (_layer(torch.tensor(1.0), torch.tensor(1.0)), "1 of its 1 layers"),
+    "rank 0": (_layer(torch.ones(0, 36), torch.ones(8, 0)), "1 of its 1 layers"),
+    "whole numbers": (_layer(FLAT.int(), SMALL.int()), "1 of its 1 layers"),
+    "of a norm": (_layer(torch.ones(2, 1), torch.ones(8, 2), "conv_norm_out"), "1 of its 1"),
+    "a strange alpha": (_layer(FLAT, SMALL, lora_alpha="much"), "cannot be made sense of"),
+    "a strange pattern": (_layer(FLAT, SMALL, alpha_pattern={"(": 1}), "alpha_pattern: '('"),
+    "strange patterns": (_layer(FLAT, SMALL, alpha_pattern=[1]), "cannot be made sense of"),
+    "strange words": (
+        lambda path: save_file({"lora_A": SMALL}, path, {"lora_adapter_metadata": "[1"}),
+        "is no JSON object",
+    ),
     "of a video model": (_lone("lora_unet_blocks_0_x.lora_down.weight"), "--lora: "),
 }
 
@@ -228,11 +253,20 @@ def test_what_is_no_lora_is_named(
     assert wanted in _refused(pipeline("sd")[0], tmp_path / "out", file)
 
 
+def test_what_names_a_layer_rightly_is_fused(
+    pipeline: Callable[[str], tuple[Path, Any]], tmp_path: Path
+) -> None:
+    """What the table above damages."""
+    file = tmp_path / "lora.safetensors"
+    _layer(FLAT, SMALL, lora_alpha=1, alpha_pattern={"conv": 1})(file)
+    import_folder(pipeline("sd")[0], tmp_path / "out", loras=(Asked(file),))
+
+
 def test_pickles_are_never_read(
     pipeline: Callable[[str], tuple[Path, Any]], tmp_path: Path
 ) -> None:
     file = tmp_path / "lora.pt"
-    file.write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
+    file.write_bytes(b"\x80\x02cos\nsystem\n(S'touch owned'\ntR.")
     assert "python -c" in _refused(pipeline("sd")[0], tmp_path / "out", file)
 
 
@@ -247,12 +281,49 @@ def test_a_lora_that_breaks_the_weights_is_refused(
         import_folder(folder, tmp_path / "out", loras=(Asked(file),))
 
 
-def test_a_model_that_nobody_makes_loras_for_takes_none(tmp_path: Path) -> None:
-    MAKERS["ddpm"](tmp_path / "ddpm")
+@pytest.mark.parametrize("kind", list(TINY))
+def test_a_lora_of_any_family_is_fused(kind: str, tmp_path: Path) -> None:
+    """By the names that diffusers' own scripts write, PixArt's too, for which it has no others."""
+    plain = TINY[kind](tmp_path / "pipeline")
+    found = loras.deltas(plain, ("transformer",))
+    file = loras.diffusers(found, tmp_path / "lora.safetensors")
+    size = "32x32" if kind == "sana" else "16x16"
+    import_folder(tmp_path / "pipeline", tmp_path / "out", size=size, loras=(Asked(file, 0.5),))
+    before, after = plain.transformer.state_dict(), _weights(tmp_path / "out", "transformer")
+    assert len(found) > 20
+    for one in found:
+        name = f"{one.layer}.weight"
+        wanted = before[name] + one.product(0.5).view(before[name].shape)
+        torch.testing.assert_close(after[name], wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_a_lora_of_flux_by_kohya_s_names_is_fused(tmp_path: Path) -> None:
+    """There q, k and v are one layer."""
+    plain = TINY["flux"](tmp_path / "pipeline")
+    torch.manual_seed(5)
+    down, up = torch.randn(2, 32), torch.randn(96, 2)
+    name = "lora_unet_double_blocks_0_img_attn_qkv"
     file = tmp_path / "lora.safetensors"
-    save_file({"unet.conv_in.lora_A.weight": torch.ones(1, 3)}, file)
-    with pytest.raises(CannotImport, match="diffusers knows none for DDPMPipeline: leave it out"):
-        import_folder(tmp_path / "ddpm", tmp_path / "out", loras=(Asked(file),))
+    tensors = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(1.0)}
+    save_file({f"{name}.{key}": value for key, value in tensors.items()}, file)
+    import_folder(tmp_path / "pipeline", tmp_path / "out", size="16x16", loras=(Asked(file, 0.5),))
+    before, after = plain.transformer.state_dict(), _weights(tmp_path / "out", "transformer")
+    for part, rows in zip("qkv", (0.25 * up @ down).chunk(3), strict=True):
+        layer = f"transformer_blocks.0.attn.to_{part}.weight"
+        torch.testing.assert_close(after[layer], before[layer] + rows, rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_that_nobody_makes_loras_for_takes_its_own_names_alone(tmp_path: Path) -> None:
+    plain = MAKERS["ddpm"](tmp_path / "ddpm")
+    found = loras.deltas(plain, ("unet",))
+    ours = loras.diffusers(found, tmp_path / "ours.safetensors")
+    import_folder(tmp_path / "ddpm", tmp_path / "out", loras=(Asked(ours),))
+    after, one = _weights(tmp_path / "out"), found[0]
+    before = plain.unet.state_dict()[f"{one.layer}.weight"]
+    wanted = before + one.product(1.0).view(before.shape)
+    torch.testing.assert_close(after[f"{one.layer}.weight"], wanted)
+    kohya = loras.kohya(found, tmp_path / "kohya.safetensors")
+    assert "not in it" in _refused(tmp_path / "ddpm", tmp_path / "again", kohya)
 
 
 def test_peft_s_strengths_are_read_as_peft_reads_them(
@@ -306,3 +377,23 @@ def test_a_scale_that_is_none_is_refused(scale: str, tmp_path: Path) -> None:
     file.touch()
     with pytest.raises(CannotImport, match="scale"):
         Asked.parse(f"{file}:{scale}")
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_a_lora_is_fused_into_a_single_file_as_into_a_folder(kind: str, tmp_path: Path) -> None:
+    base, path = tmp_path / "base", tmp_path / "my-model.safetensors"
+    plain = tiny_file(kind, base, path)
+    file = loras.kohya(loras.deltas(plain, COMPONENTS[kind]), tmp_path / "style.safetensors")
+    import_folder(base, tmp_path / "folder", loras=(Asked(file, 0.4),))
+    (tmp_path / "scratch").mkdir()
+    source = open_source(str(path), base=base, scratch=tmp_path / "scratch")
+    make(source, tmp_path / "file", Options("tiny", loras=(Asked(file, 0.4),)), unheard)
+    for component in COMPONENTS[kind]:
+        ours, theirs = (
+            {
+                name.removeprefix("text_model."): value
+                for name, value in _weights(tmp_path / out, component).items()
+            }
+            for out in ("file", "folder")
+        )
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

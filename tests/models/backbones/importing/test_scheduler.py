@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -13,6 +14,8 @@ from models.backbones.importing.sampling import suggest
 from models.backbones.importing.scheduler import DISCRETE, spell_out
 from models.backbones.importing.source import CannotImport
 from models.diffusion.noise_schedule import NoiseSchedule
+from tests.imports import edit, import_folder
+from tests.models.backbones.importing.conftest import Copy
 
 
 def _spelt(raw: dict[str, Any], latent: bool = False, sd: bool = False) -> dict[str, Any]:
@@ -203,3 +206,19 @@ def test_a_familys_own_steps_are_taken_unless_its_name_says_that_it_was_distille
     turbo = suggest("Z-Image-Turbo", flow, family)
     assert (turbo.num_inference_steps, turbo.guided) == (4, False)
     assert "'turbo'" in turbo.why
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+def test_a_schedule_that_cannot_be_drawn_is_blamed(
+    pipeline: Copy, tmp_path: Path, spacing: str
+) -> None:
+    folder = pipeline("ldm")
+    zero = {"rescale_betas_zero_snr": True, "timestep_spacing": spacing}
+    edit(folder / "scheduler/scheduler_config.json", **zero)
+    with pytest.raises(CannotImport, match=r"schedule cannot be drawn.*--prediction-type v_pred"):
+        import_folder(folder, tmp_path / "a")
+    edit(folder / "scheduler/scheduler_config.json", prediction_type="v_prediction")
+    import_folder(folder, tmp_path / "b")
+    leading = {"prediction_type": "epsilon", "timestep_spacing": "leading"}
+    edit(folder / "scheduler/scheduler_config.json", **leading)
+    import_folder(folder, tmp_path / "c")

@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 
 from models.backbones.importing.licence import NOT_STATED, licence
-from models.backbones.importing.source import CannotImport, open_source
+from models.backbones.importing.reference import open_source
+from models.backbones.importing.source import CannotImport
 from models.bundles.bundle import load
 from tests.imports import import_folder
 from tests.models.backbones.importing.conftest import Copy
 
 
 def test_what_is_no_pipeline_is_said(tmp_path: Path) -> None:
-    with pytest.raises(CannotImport, match="no such folder, and not a hub id"):
+    with pytest.raises(CannotImport, match="no such folder or file, and not a hub id"):
         open_source(str(tmp_path / "nothing"))
     with pytest.raises(CannotImport, match=r"no model_index.json.*save_pretrained"):
         open_source(str(tmp_path))

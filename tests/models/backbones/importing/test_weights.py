@@ -95,8 +95,14 @@ def test_a_variant_is_chosen_by_name(pipeline: Copy, tmp_path: Path) -> None:
     assert made.weights["unet"].dtype == "float16"
     assert load_file(tmp_path / "b/backbone/unet" / WEIGHTS)["conv_in.weight"].dtype is torch.half
     (folder / "unet" / WEIGHTS).unlink()
-    with pytest.raises(CannotImport, match="none without a variant: add `--variant fp16`"):
-        import_folder(folder, tmp_path / "c")
+    only = import_folder(folder, tmp_path / "c")
+    assert only.weights["unet"].dtype == "float16"
+    assert "unet: variant fp16, the only one there" in only.notes
+    bf16 = {name: value.bfloat16() for name, value in states.items()}
+    save_file(bf16, folder / "unet/diffusion_pytorch_model.bf16.safetensors", {"format": "pt"})
+    with pytest.raises(CannotImport, match="none without a variant: add `--variant bf16`"):
+        import_folder(folder, tmp_path / "several")
+    (folder / "unet/diffusion_pytorch_model.bf16.safetensors").unlink()
     with pytest.raises(CannotImport, match="no variant 'bf16': add `--variant fp16`"):
         import_folder(folder, tmp_path / "d", variant="bf16")
 
@@ -121,6 +127,38 @@ def test_a_pickle_is_never_read_and_the_command_that_converts_it_works(
     import_folder(folder, tmp_path / "again")
     after = load_file(tmp_path / "again/backbone/unet" / WEIGHTS)
     assert all(torch.equal(states[name], after[name]) for name in states)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "key", "number", "words"),
+    [
+        ("ldm", "vae", "encoder.conv_in.weight", float("nan"), "holds NaN"),
+        ("ddpm", "unet", "conv_out.bias", float("inf"), "holds infinity"),
+    ],
+)
+def test_all_weights_are_finite_those_too_that_draw_nothing(
+    pipeline: Copy, tmp_path: Path, name: str, part: str, key: str, number: float, words: str
+) -> None:
+    folder = pipeline(name)
+    part = next(one for one in (part, "vqvae") if (folder / one).is_dir())
+    states = load_file(folder / part / WEIGHTS)
+    states[key].view(-1)[-1] = number
+    save_file(states, folder / part / WEIGHTS, {"format": "pt"})
+    with pytest.raises(CannotImport, match=f"^{part}: {key} {words}"):
+        import_folder(folder, tmp_path / "out")
+
+
+def test_float8_in_a_folder_is_cast_and_said(pipeline: Copy, tmp_path: Path) -> None:
+    folder = pipeline("ddpm")
+    states = {
+        name: value.to(torch.float8_e5m2)
+        for name, value in load_file(folder / "unet" / WEIGHTS).items()
+    }
+    save_file(states, folder / "unet" / WEIGHTS, {"format": "pt"})
+    made = import_folder(folder, tmp_path / "out")
+    assert "unet: F8_E5M2 weights: cast to float16, exactly" in made.notes
+    after = load_file(tmp_path / "out/backbone/unet" / WEIGHTS)
+    assert all(torch.equal(after[name].float(), states[name].float()) for name in states)
 
 
 def test_what_has_no_weights_or_broken_ones_is_named(pipeline: Copy, tmp_path: Path) -> None:

@@ -19,31 +19,15 @@ from models.bundles.manifest import Manifest
 from models.diffusion.condition import Condition, ConditionError
 from models.diffusion.method import Method
 from tests.imports import edit, import_folder
-from tests.pipelines import tiny_sd
-from tests.whole_pipelines import SIDE, tiny_lumina2
+from tests.whole_pipelines import SIDE
 
-SOURCES: dict[str, Callable[[Path], Any]] = {"lumina": tiny_lumina2, "sd": tiny_sd}
 Copy = Callable[[str], Path]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sources")
-    for name, make in SOURCES.items():
-        make(folder / name)
-    return folder
-
-
-@pytest.fixture
-def pipeline(made: Path, tmp_path: Path) -> Copy:
-    """A copy, to be damaged."""
-    return lambda name: Path(shutil.copytree(made / name, tmp_path / name))
 
 
 def test_an_unknown_denoiser_is_imported_as_a_whole_and_a_note_says_so(
     pipeline: Copy, tmp_path: Path
 ) -> None:
-    found = import_folder(pipeline("lumina"), tmp_path / "out")
+    found = import_folder(pipeline("lumina2"), tmp_path / "out")
     backbone = found.manifest.backbone
     assert backbone.kind == "pipeline"
     assert (backbone.height, backbone.width, backbone.channels) == (SIDE, SIDE, 3)
@@ -62,9 +46,10 @@ def test_an_unknown_denoiser_is_imported_as_a_whole_and_a_note_says_so(
 def test_a_denoiser_that_winnow_steps_runs_as_a_whole_where_that_is_asked(
     pipeline: Copy, tmp_path: Path
 ) -> None:
-    stepped = import_folder(pipeline("sd"), tmp_path / "stepped")
+    folder = pipeline("sd")
+    stepped = import_folder(folder, tmp_path / "stepped")
     assert stepped.manifest.backbone.kind == "denoiser"
-    whole = import_folder(tmp_path / "sd", tmp_path / "whole", whole=True)
+    whole = import_folder(folder, tmp_path / "whole", whole=True)
     assert whole.manifest.backbone.kind == "pipeline"
     # All of it is what draws: no weights are those of the other way to run it.
     keys = [load(str(tmp_path / one)).backbone_key("torch") for one in ("stepped", "whole")]
@@ -75,7 +60,7 @@ def test_a_denoiser_that_winnow_steps_runs_as_a_whole_where_that_is_asked(
 def test_its_sampling_key_is_another_where_any_file_is(
     pipeline: Copy, tmp_path: Path, name: str
 ) -> None:
-    import_folder(pipeline("lumina"), tmp_path / "out")
+    import_folder(pipeline("lumina2"), tmp_path / "out")
     bundle = load(str(tmp_path / "out"))
     before = bundle.backbone_key("torch")
     file = next(one for one in bundle.manifest.files if one.startswith(f"backbone/{name}/"))
@@ -92,7 +77,7 @@ def test_its_sampling_key_is_another_where_any_file_is(
 
 
 def test_code_is_never_copied(pipeline: Copy, tmp_path: Path) -> None:
-    folder = pipeline("lumina")
+    folder = pipeline("lumina2")
     (folder / "transformer/modeling.py").write_text("raise SystemExit")
     (folder / "pipeline.py").write_text("raise SystemExit")
     edit(folder / "text_encoder/config.json", auto_map={"AutoModel": "modeling.Mine"})
@@ -105,7 +90,7 @@ def test_code_is_never_copied(pipeline: Copy, tmp_path: Path) -> None:
 def test_pickled_weights_are_refused_with_the_command_that_converts_them(
     pipeline: Copy, tmp_path: Path
 ) -> None:
-    folder = pipeline("lumina")
+    folder = pipeline("lumina2")
     weights = folder / "transformer/diffusion_pytorch_model.safetensors"
     torch.save(load_file(weights), weights.with_suffix(".bin"))
     weights.unlink()
@@ -131,7 +116,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 def test_what_would_run_code_or_draws_no_image_from_a_prompt_is_refused(
     pipeline: Copy, tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
-    folder = pipeline("lumina")
+    folder = pipeline("lumina2")
     edit(folder / INDEX, **changes)
     if "scheduler" in changes:
         shutil.rmtree(folder / "scheduler")
@@ -150,7 +135,7 @@ def test_options_that_say_nothing_to_it_are_refused(
     pipeline: Copy, tmp_path: Path, options: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(CannotImport, match=words):
-        import_folder(pipeline("lumina"), tmp_path / "out", **options)
+        import_folder(pipeline("lumina2"), tmp_path / "out", **options)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +145,7 @@ def test_a_bundle_that_names_code_is_not_loaded(
     pipeline: Copy, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     """Whoever wrote its manifest: diffusers would import what stands there."""
-    found = import_folder(pipeline("lumina"), tmp_path / "out")
+    found = import_folder(pipeline("lumina2"), tmp_path / "out")
     path = tmp_path / "out/backbone" / INDEX
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(ValueError, match=r"code of its own|no code that comes with a model"):
@@ -170,7 +155,7 @@ def test_a_bundle_that_names_code_is_not_loaded(
 def test_an_image_of_another_size_than_was_asked_for_is_refused(
     pipeline: Copy, tmp_path: Path
 ) -> None:
-    found = import_folder(pipeline("lumina"), tmp_path / "out")
+    found = import_folder(pipeline("lumina2"), tmp_path / "out")
     pipe = Pipeline(tmp_path / "out/backbone", found.manifest.backbone)
     half = pipe._pipeline.image_processor.postprocess
     pipe._pipeline.image_processor.postprocess = lambda image, **named: half(
@@ -183,14 +168,14 @@ def test_an_image_of_another_size_than_was_asked_for_is_refused(
 def test_what_its_pipeline_does_not_draw_is_said_in_its_words(
     pipeline: Copy, tmp_path: Path
 ) -> None:
-    found = import_folder(pipeline("lumina"), tmp_path / "out", size="40x40")
+    found = import_folder(pipeline("lumina2"), tmp_path / "out", size="40x40")
     with pytest.raises(ValueError, match=r"draws no image of 40x40 .*divisible by 16 but are 40"):
         Pipeline(tmp_path / "out/backbone", found.manifest.backbone)
 
 
 def test_no_tokenizer_cuts_a_prompt_in_silence(pipeline: Copy, tmp_path: Path) -> None:
     """Even of a caller that has not asked `check`."""
-    found = import_folder(pipeline("lumina"), tmp_path / "out")
+    found = import_folder(pipeline("lumina2"), tmp_path / "out")
     pipe = Pipeline(tmp_path / "out/backbone", found.manifest.backbone)
     for condition in (Condition("owl " * 90), Condition("owl", "dog " * 90, guidance_scale=3.0)):
         with pytest.raises(ValueError, match=r"has \d+ tokens, \d+ more than the 256"):

@@ -43,8 +43,8 @@ def tiny_sd3(folder: Path, t5: bool = True) -> Any:
             tokenizer=first,
             text_encoder_2=_clip(second, projected=True),
             tokenizer_2=second,
-            text_encoder_3=_t5(2 * WIDTH) if t5 else None,
-            tokenizer_3=_t5_tokenizer() if t5 else None,
+            text_encoder_3=t5_encoder(2 * WIDTH) if t5 else None,
+            tokenizer_3=t5_tokenizer() if t5 else None,
         ),
         folder,
     )  # fmt: skip
@@ -65,8 +65,8 @@ def tiny_flux(folder: Path, dev: bool = True) -> Any:
             vae=_vae(shift_factor=0.1),
             text_encoder=_clip(words),
             tokenizer=words,
-            text_encoder_2=_t5(WIDTH),
-            tokenizer_2=_t5_tokenizer(),
+            text_encoder_2=t5_encoder(WIDTH),
+            tokenizer_2=t5_tokenizer(),
         ),
         folder,
     )  # fmt: skip
@@ -117,8 +117,8 @@ def tiny_pixart(folder: Path) -> Any:
             ),
             scheduler=diffusers.DPMSolverMultistepScheduler.from_config(STABLE),
             vae=_vae(4),
-            text_encoder=_t5(WIDTH),
-            tokenizer=_t5_tokenizer(),
+            text_encoder=t5_encoder(WIDTH),
+            tokenizer=t5_tokenizer(),
         ),
         folder,
     )  # fmt: skip
@@ -263,15 +263,15 @@ def _clip(words: Any, projected: bool = False) -> Any:
     return getattr(transformers, name)(config)
 
 
-def _t5_tokenizer() -> Any:
+def t5_tokenizer() -> Any:
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     pieces += [(f"▁{word}", -3.0) for word in WORDS] + [(one, -5.0) for one in LETTERS]
     return transformers.T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)
 
 
-def _t5(width: int) -> Any:
+def t5_encoder(width: int) -> Any:
     config = transformers.T5Config(
-        vocab_size=len(_t5_tokenizer()), d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=2
+        vocab_size=len(t5_tokenizer()), d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=2
     )
     return transformers.T5EncoderModel(config)
 

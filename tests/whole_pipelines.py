@@ -1,4 +1,4 @@
-"""A tiny random pipeline of diffusers' whose denoiser has no adapter: it runs as a whole."""
+"""Tiny random pipelines of diffusers' that run as a whole."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import diffusers
 import torch
 import transformers
 
-from tests.families import LETTERS, WIDTH
+from tests.families import LETTERS, WIDTH, t5_encoder, t5_tokenizer
 
 SIDE = 32
 TOKENS = 256
@@ -50,6 +50,33 @@ def tiny_lumina2(folder: Path) -> Any:
         text_encoder=transformers.Gemma2Model(config),
         tokenizer=words,
     )  # fmt: skip
+    return _save(pipeline, folder)
+
+
+def tiny_if(folder: Path) -> Any:
+    """DeepFloyd IF: in pixels, 32 × 32 × 3, with the older callback."""
+    torch.manual_seed(19)
+    pipeline = diffusers.IFPipeline(
+        tokenizer=t5_tokenizer(),
+        text_encoder=t5_encoder(WIDTH),
+        unet=diffusers.UNet2DConditionModel(
+            sample_size=SIDE, in_channels=3, out_channels=6, block_out_channels=(8, 16),
+            down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+            mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+            up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+            layers_per_block=1, norm_num_groups=4, attention_head_dim=4, addition_embed_type="text",
+            addition_embed_type_num_heads=2, cross_attention_dim=16, encoder_hid_dim=WIDTH,
+        ),
+        scheduler=diffusers.DDPMScheduler(
+            beta_schedule="squaredcos_cap_v2", variance_type="learned_range", thresholding=True
+        ),
+        safety_checker=None, feature_extractor=None, watermarker=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    return _save(pipeline, folder)
+
+
+def _save(pipeline: Any, folder: Path) -> Any:
     for component in pipeline.components.values():
         if isinstance(component, torch.nn.Module):
             component.eval().requires_grad_(False)

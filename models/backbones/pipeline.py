@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,16 +52,20 @@ class Pipeline:
 
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         index = json.loads((folder / "model_index.json").read_text())
+        absent = []
         for name, value in index.items():
-            # diffusers would import any library that stands there.
             if isinstance(value, list) and any(value):
+                # diffusers would import any library that stands there.
                 component_class(name, *value)
+            elif isinstance(value, list):
+                absent.append(name)
         self._pipeline = pipeline_class(index.get("_class_name")).from_pretrained(
             folder,
             torch_dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
+            **dict.fromkeys(absent),
         )
         self._pipeline.to(device)
         self._pipeline.set_progress_bar_config(disable=True)
@@ -97,7 +102,7 @@ class Pipeline:
         """
         self._finite = True
         images = self._call(method, condition, seed, draw, size, on_step)
-        image = _channels_first(images)
+        image = _first(images)
         if tuple(image.shape) != (self._channels, *size):
             found, wanted = ("x".join(map(str, one)) for one in (image.shape[1:], size))
             raise ValueError(
@@ -124,7 +129,8 @@ class Pipeline:
             "guidance_scale": condition.guidance_scale,
             # On the CPU whatever the device, so that a seed has one image.
             "generator": torch.Generator().manual_seed(torch_seed(seed, draw)),
-            "output_type": "pt",
+            # Some pipelines give tensors as they come, in [-1, 1].
+            "output_type": "np",
         }
 
         def stepped(pipeline: Any, step: int, latents: Any) -> None:
@@ -256,12 +262,8 @@ def parameters(pipeline: type) -> dict[str, Any]:
     return {name: one.default for name, one in call.items() if name != "self"}
 
 
-def _channels_first(images: Any) -> Tensor:
-    """The first of a pipeline's images, in [0, 1], [C, H, W]: some know no `pt` and give NumPy's
-    [N, H, W, C]."""
-    if isinstance(images, Tensor) and images.ndim == 4:
-        return images[0].float().cpu()
-    found = torch.as_tensor(images)
-    if found.ndim != 4 or not found.is_floating_point():
+def _first(images: Any) -> Tensor:
+    """The first of a pipeline's images, NumPy's [N, H, W, C] in [0, 1], as [C, H, W]."""
+    if not isinstance(images, np.ndarray) or images.ndim != 4 or images.dtype.kind != "f":
         raise ValueError("the pipeline gives no images as numbers")
-    return found[0].permute(2, 0, 1).float()
+    return torch.from_numpy(images[0]).float().permute(2, 0, 1)

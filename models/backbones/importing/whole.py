@@ -6,6 +6,7 @@ takes, its own call says.
 
 from __future__ import annotations
 
+import inspect
 import re
 import shutil
 from collections.abc import Mapping
@@ -63,7 +64,7 @@ def is_whole(source: Source) -> bool:
     """Whether it is a text-to-image pipeline of diffusers' whose denoiser Winnow cannot step."""
     found = source.components
     denoiser = next((found[name][1] for name in ("transformer", "unet") if name in found), "")
-    return denoiser not in STEPPED and _fault(source) is None
+    return denoiser not in ("", *STEPPED) and _fault(source) is None
 
 
 def _fault(source: Source) -> str | None:
@@ -220,13 +221,16 @@ def _copy(
         for key, value in source.index.items()
         if key in roles or (not key.startswith("_") and not isinstance(value, list | dict))
     }
-    absent = [
+    absent = {
         name
         for name, value in source.index.items()
         if isinstance(value, list) and name not in roles and not name.startswith("_")
-    ]
+    }
+    # Older files leave out what a model lacks, and its class asks for it.
+    made_of = inspect.signature(pipeline_class(source.index["_class_name"])).parameters
+    absent |= {name for name, one in made_of.items() if one.default is one.empty} - set(kept)
     index = {"_class_name": source.index["_class_name"], **kept}
-    write_json(target / INDEX, index | {name: [None, None] for name in absent})
+    write_json(target / INDEX, index | {name: [None, None] for name in sorted(absent)})
 
 
 def _sizes(source: Source, takes: Mapping[str, Any], options: Options) -> list[tuple[int, int]]:

@@ -104,7 +104,8 @@ def test_the_bytes_are_those_of_the_pipeline_called_by_hand(
     whole: Whole, condition: Condition, draw: int
 ) -> None:
     (result,) = whole.draw(whole.plan(condition), DrawKey(0, 7, draw))
-    expected, _ = to_uint8(2 * whole.by_hand(condition, 7, draw, output_type="pt") - 1)
+    numbers = torch.from_numpy(whole.by_hand(condition, 7, draw, output_type="np"))
+    expected, _ = to_uint8(2 * numbers.permute(0, 3, 1, 2) - 1)
     assert np.array_equal(_pixels(result), expected[0])
     assert np.array_equal(_pixels(result), np.asarray(whole.by_hand(condition, 7, draw)[0]))
     assert result.nfe == STEPS * (2 if condition.guidance_scale > 1 else 1)

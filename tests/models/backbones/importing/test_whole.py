@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,10 +18,12 @@ from models.backbones.importing.source import INDEX, CannotImport
 from models.backbones.pipeline import Pipeline
 from models.bundles.bundle import load, update_manifest
 from models.bundles.manifest import Manifest
+from models.diffusion.codec import to_uint8
 from models.diffusion.condition import Condition, ConditionError
 from models.diffusion.method import Method
+from tests.families import tiny_flux, tiny_qwen_image, tiny_sd3
 from tests.imports import edit, import_folder
-from tests.whole_pipelines import SIDE
+from tests.whole_pipelines import SIDE, tiny_if
 
 Copy = Callable[[str], Path]
 
@@ -182,3 +186,36 @@ def test_no_tokenizer_cuts_a_prompt_in_silence(pipeline: Copy, tmp_path: Path) -
             pipe.draw(Method(2), condition, 0, 0, (SIDE, SIDE))
         with pytest.raises(ConditionError, match=r"more than the 256"):
             pipe.check(condition)
+
+
+OTHERS: dict[str, tuple[Callable[[Path], Any], int, dict[str, Any]]] = {
+    "older callback, pixels": (tiny_if, 32, {"guidance_scale": 7.0}),
+    "embedded guidance": (tiny_flux, 16, {"guidance_scale": 3.5}),
+    "without its third encoder": (partial(tiny_sd3, t5=False), 16, {"guidance_scale": 7.0}),
+    "a template of conversations": (tiny_qwen_image, 16, {}),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_whatever_the_pipeline_its_image_is_the_one_that_it_makes_by_hand(
+    tmp_path: Path, name: str
+) -> None:
+    make, side, guidance = OTHERS[name]
+    pipeline = make(tmp_path / "pipeline")
+    found = import_folder(
+        tmp_path / "pipeline", tmp_path / "out", whole=True, size=f"{side}x{side}"
+    )
+    scale = found.manifest.backbone.inputs.guidance_scale
+    assert scale == guidance.get("guidance_scale", 1.0)
+    asked, heard = Condition("a cat", guidance_scale=scale), []
+    pipe = Pipeline(tmp_path / "out/backbone", found.manifest.backbone)
+    image = pipe.draw(Method(4), asked, 5, 0, (side, side), lambda: heard.append(0))
+    made, finite = to_uint8(image[None])
+    assert finite.all()
+    assert len(heard) == (4 if "older" in name else 3)  # after the last step too, or not
+    generator = torch.Generator().manual_seed(5)
+    by_hand = pipeline(prompt="a cat", height=side, width=side, num_inference_steps=4,
+                       generator=generator, **guidance).images[0]  # fmt: skip
+    assert np.array_equal(made[0], np.asarray(by_hand))
+    with pytest.raises(ConditionError, match="more than the"):
+        pipe.check(Condition("a cat " * 2000))

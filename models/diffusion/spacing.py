@@ -6,6 +6,7 @@ be pure functions of per-row coefficients.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,7 +59,11 @@ def levels(
         # Not from alpha: near 1 that would lose what is left of the noise.
         last = math.sqrt(1 - final_alpha**2)
         return Levels(timesteps, alpha, np.append(schedule.sigma[table], last))
-    _space(reference, _arguments(schedule, method))
+    takes = inspect.signature(reference.set_timesteps).parameters
+    given = _arguments(schedule, method)
+    # What the model's pipeline tells its own scheduler, another may have no name for.
+    asked = {"sigmas"} if method.sigmas else set()
+    _space(reference, {k: v for k, v in given.items() if k in takes or k in asked})
     timesteps = reference.timesteps.double().numpy()
     sigmas = reference.sigmas.double().numpy()
     if not (np.diff(sigmas) < 0).all() or (schedule.flow and sigmas[0] > 1):
@@ -89,7 +94,10 @@ def _config(schedule: NoiseSchedule, method: Method) -> dict[str, Any]:
 def _timesteps(schedule: NoiseSchedule, reference: Any, method: Method) -> Numbers:
     """Strictly falling timesteps inside the table."""
     if method.timesteps:
-        return np.array(method.timesteps, dtype=np.float64)
+        given = np.array(method.timesteps, dtype=np.float64)
+        if (given % 1).any():
+            raise ValueError("timesteps: this sampler takes whole ones alone, or sampler: euler")
+        return given
     if method.sigmas:
         raise ValueError("sigmas: this sampler takes timesteps: give timesteps, or sampler: euler")
     steps = method.num_inference_steps

@@ -140,7 +140,7 @@ class GrpcBackboneClient:
 
     def _reserved(self, plan: SamplingPlan, keys: Sequence[DrawKey]) -> list[float]:
         """The NFE that each draw stands for."""
-        key = plan.method, plan.condition.guidance_scale > 1
+        key = plan.backbone, plan.method, plan.condition.guidance_scale > 1
         nfe = self._nfe.get(key, plan.method.num_inference_steps) * self._cost(plan)
         return [reserved_nfe(plan, nfe, draw) for draw in keys]
 
@@ -152,7 +152,7 @@ class GrpcBackboneClient:
         return next((state.cost(plan.condition.size) for state in states if state), 1.0)
 
     def _learn(self, plan: SamplingPlan, results: Sequence[DrawResult]) -> None:
-        key = plan.method, plan.condition.guidance_scale > 1
+        key = plan.backbone, plan.method, plan.condition.guidance_scale > 1
         whole = [result.nfe for result in results if not result.abandoned]
         if whole and (key in self._nfe or len(self._nfe) < MOST_METHODS):
             self._nfe[key] = max(whole)

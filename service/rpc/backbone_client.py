@@ -33,7 +33,7 @@ class GrpcBackboneClient:
         self._backbones = backbones
         self._retry_times = {model: RetryTimes(ingresses) for model in backbones}
         # NFE of a whole draw by its method, as measured; until then, its steps.
-        self._nfe: dict[tuple[Method, bool], int] = {}
+        self._nfe: dict[tuple[str, Method, bool], int] = {}
         # NFE refused here, by replica: reported with the next call, for autoscaling.
         self._refused: defaultdict[str, float] = defaultdict(float)
 

@@ -109,7 +109,8 @@ def test_each_kind_is_drawn_by_the_engine_that_serves(
     sample = from_png((out / "sample.png").read_bytes())
     assert sample.shape == (backbone.height, backbone.width, backbone.channels)
     # The sample can be drawn again from what the manifest says.
-    again = draw_twice(bundle, BackboneSettings(runtime="torch", max_batch=1), Method(4))
+    method = Method(4, sampler=backbone.training["sampling"]["sampler"])
+    again = draw_twice(bundle, BackboneSettings(runtime="torch", max_batch=1), method)
     assert np.array_equal(again.pixels, sample)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["my-model", "my-model.yaml"]
 

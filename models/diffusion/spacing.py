@@ -59,11 +59,7 @@ def levels(
         # Not from alpha: near 1 that would lose what is left of the noise.
         last = math.sqrt(1 - final_alpha**2)
         return Levels(timesteps, alpha, np.append(schedule.sigma[table], last))
-    takes = inspect.signature(reference.set_timesteps).parameters
-    given = _arguments(schedule, method)
-    # What the model's pipeline tells its own scheduler, another may have no name for.
-    asked = {"sigmas"} if method.sigmas else set()
-    _space(reference, {k: v for k, v in given.items() if k in takes or k in asked})
+    _space(reference, _arguments(schedule, method, reference))
     timesteps = reference.timesteps.double().numpy()
     sigmas = reference.sigmas.double().numpy()
     if not (np.diff(sigmas) < 0).all() or (schedule.flow and sigmas[0] > 1):
@@ -113,9 +109,11 @@ def _timesteps(schedule: NoiseSchedule, reference: Any, method: Method) -> Numbe
     return found.astype(np.float64)
 
 
-def _arguments(schedule: NoiseSchedule, method: Method) -> dict[str, Any]:
-    """What the model's pipeline would call `set_timesteps` with."""
+def _arguments(schedule: NoiseSchedule, method: Method, reference: Any) -> dict[str, Any]:
+    """What the model's pipeline would call `set_timesteps` with, if the scheduler takes it: another
+    than its own spaces a flow by itself."""
     steps = method.num_inference_steps
+    takes = inspect.signature(reference.set_timesteps).parameters
     pipeline = schedule.config.get(PIPELINE, {})
     given: dict[str, Any] = {"num_inference_steps": steps}
     if method.timesteps:
@@ -123,7 +121,7 @@ def _arguments(schedule: NoiseSchedule, method: Method) -> dict[str, Any]:
     elif method.sigmas:
         # On a flow diffusers appends the end itself.
         given = {"sigmas": [*method.sigmas, *(() if schedule.flow else (0.0,))]}
-    elif pipeline.get("sigmas") == "linspace":
+    elif pipeline.get("sigmas") == "linspace" and "sigmas" in takes:
         given = {"sigmas": np.linspace(1.0, 1 / steps, steps).tolist()}
     if schedule.config.get("use_dynamic_shifting"):
         given["mu"] = _mu(schedule, pipeline.get("mu", "linear"), steps)

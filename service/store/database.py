@@ -284,8 +284,8 @@ def _sqlite(url: URL, create: bool) -> Engine:
     if create:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # SQLite gives its journal the mode of the file. One that is there is not opened: closing
-            # it would end the locks that other connections of this process hold on it.
+            # SQLite gives its journal the mode of the file. One that is there is not opened:
+            # closing it would end the locks that other connections of this process hold on it.
             if not path.exists():
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         except OSError as error:

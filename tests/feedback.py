@@ -100,10 +100,15 @@ def choose(
     return [SelectedCandidate(int(index), "malign", 0.5) for index in np.argsort(scores)[:n]]
 
 
+class TakenElsewhere(AssertionError):
+    """A service that runs on this store took the training first."""
+
+
 def take(store: Store) -> Job:
     """The oldest training that waits, for a test to finish."""
     found = store.jobs.take("training", "a test")
-    assert found is not None, "no training waits"
+    if found is None:
+        raise TakenElsewhere("no training waits")
     return found
 
 

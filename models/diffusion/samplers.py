@@ -183,10 +183,11 @@ def levels(schedule: NoiseSchedule, method: Method) -> Levels:
             raise ValueError(f"{name} are {len(given)}, and num_inference_steps is {steps}")
         if any(after >= before for before, after in pairwise(given)):
             raise ValueError(f"{name} must fall")
-    # The last of a table is T − 1; a flow's time is continuous, and starts at T.
-    last = limit if schedule.flow else limit - 1
-    if method.timesteps and not 0 <= method.timesteps[-1] <= method.timesteps[0] <= last:
-        raise ValueError(f"timesteps must lie in 0 to {last}")
+    if method.timesteps and not 0 <= method.timesteps[-1] <= method.timesteps[0] < limit:
+        raise ValueError(f"timesteps must lie in 0 to {limit - 1}")
+    if method.timesteps and schedule.flow:
+        # diffusers shifts the sigmas of such a list and not its timesteps.
+        raise ValueError("timesteps: a flow is spaced by sigmas: give sigmas instead")
     sampler = SAMPLERS[method.sampler]
     scheduler = sampler.flow if schedule.flow else sampler.scheduler
     if scheduler is None:

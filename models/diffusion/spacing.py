@@ -6,6 +6,7 @@ be pure functions of per-row coefficients.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def levels(
         # Not from alpha: near 1 that would lose what is left of the noise.
         last = math.sqrt(1 - final_alpha**2)
         return Levels(timesteps, alpha, np.append(schedule.sigma[table], last))
-    _space(reference, _arguments(schedule, method))
+    _space(reference, _arguments(schedule, method, reference))
     timesteps = reference.timesteps.double().numpy()
     sigmas = reference.sigmas.double().numpy()
     if not (np.diff(sigmas) < 0).all() or (schedule.flow and sigmas[0] > 1):
@@ -89,7 +90,10 @@ def _config(schedule: NoiseSchedule, method: Method) -> dict[str, Any]:
 def _timesteps(schedule: NoiseSchedule, reference: Any, method: Method) -> Numbers:
     """Strictly falling timesteps inside the table."""
     if method.timesteps:
-        return np.array(method.timesteps, dtype=np.float64)
+        given = np.array(method.timesteps, dtype=np.float64)
+        if (given % 1).any():
+            raise ValueError("timesteps: this sampler takes whole ones alone, or sampler: euler")
+        return given
     if method.sigmas:
         raise ValueError("sigmas: this sampler takes timesteps: give timesteps, or sampler: euler")
     steps = method.num_inference_steps
@@ -105,9 +109,11 @@ def _timesteps(schedule: NoiseSchedule, reference: Any, method: Method) -> Numbe
     return found.astype(np.float64)
 
 
-def _arguments(schedule: NoiseSchedule, method: Method) -> dict[str, Any]:
-    """What the model's pipeline would call `set_timesteps` with."""
+def _arguments(schedule: NoiseSchedule, method: Method, reference: Any) -> dict[str, Any]:
+    """What the model's pipeline would call `set_timesteps` with, if the scheduler takes it: another
+    than its own spaces a flow by itself."""
     steps = method.num_inference_steps
+    takes = inspect.signature(reference.set_timesteps).parameters
     pipeline = schedule.config.get(PIPELINE, {})
     given: dict[str, Any] = {"num_inference_steps": steps}
     if method.timesteps:
@@ -115,7 +121,7 @@ def _arguments(schedule: NoiseSchedule, method: Method) -> dict[str, Any]:
     elif method.sigmas:
         # On a flow diffusers appends the end itself.
         given = {"sigmas": [*method.sigmas, *(() if schedule.flow else (0.0,))]}
-    elif pipeline.get("sigmas") == "linspace":
+    elif pipeline.get("sigmas") == "linspace" and "sigmas" in takes:
         given = {"sigmas": np.linspace(1.0, 1 / steps, steps).tolist()}
     if schedule.config.get("use_dynamic_shifting"):
         given["mu"] = _mu(schedule, pipeline.get("mu", "linear"), steps)

@@ -52,6 +52,13 @@ def compile_method(schedule: NoiseSchedule, method: Method) -> Program:
     }
     for column, values in columns.items():
         lines[:, column] = values
+    if not np.isfinite(lines).all() or (
+        schedule.prediction_type == "epsilon" and not steps.alpha.all()
+    ):
+        raise ValueError(
+            f"sampler {method.sampler} makes no step where x_t is noise alone, as it is in this "
+            "noise schedule: take another spacing"
+        )
     # Where x_t is noise alone it says nothing of x_0, so r_t is constant, and x̂_0 from eps
     # would divide by zero.
     here = guided(steps, method) & (steps.alpha > 0)

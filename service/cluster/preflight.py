@@ -133,7 +133,8 @@ def _refuse_undrawable(policy: Policy, bundle: Bundle) -> None:
     scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     plain = {"ddim", "dpmsolver++"}
     if "FlowMatch" not in scheduler.get("_class_name", "") and all(
-        one.sampler in plain and not (one.sigma_spacing or one.timesteps or one.sigmas)
+        one.sampler in plain
+        and not (one.timestep_spacing or one.sigma_spacing or one.timesteps or one.sigmas)
         for one in methods
     ):
         return  # what follows takes seconds to import

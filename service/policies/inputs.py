@@ -77,16 +77,16 @@ class Choices:
                     name,
                 )
         scale = self._scale(asked.guidance_scale)
-        if asked.negative_prompt and scale == 1:
-            raise InvalidValue(
-                "would be ignored, since guidance_scale is 1, which is no guidance: leave it out, "
-                "or ask for more guidance",
-                "negative_prompt",
-            )
         if asked.negative_prompt and self.inputs.guidance != "classifier-free":
             raise InvalidValue(
                 f"model {self.model!r} compares with no other prompt, as its guidance is "
                 "distilled: leave it out",
+                "negative_prompt",
+            )
+        if asked.negative_prompt and scale == 1:
+            raise InvalidValue(
+                "would be ignored, since guidance_scale is 1, which is no guidance: leave it out, "
+                "or ask for more guidance",
                 "negative_prompt",
             )
         label = None if asked.class_label is None else self._label(asked.class_label)

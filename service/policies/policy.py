@@ -107,6 +107,16 @@ class Policy:
                 "policy",
             )
 
+    @property
+    def all_points(self) -> Mapping[tuple[str, int], OperatingPoint]:
+        """Its operating points by (size, steps); the default size is ""."""
+        every = {"": self.operating_points, **self.sized_points}
+        return {
+            (size, steps): point
+            for size, points in every.items()
+            for steps, point in points.items()
+        }
+
     def points(self, size: Size) -> Mapping[int, OperatingPoint]:
         """Its operating points at a size: those of another say nothing of it."""
         if size is None:

@@ -258,16 +258,18 @@ def refuse_looser(candidate: Policy, earlier: Sequence[Policy], caller: Caller) 
                 f"version {one.version} does: that needs the 'admin' scope"
             )
     same = [one for one in earlier if one.judge == candidate.judge]
-    for steps, wanted in candidate.operating_points.items():
+    for (size, steps), wanted in candidate.all_points.items():
+        earlier_points = [one.all_points for one in same]
         had = [
-            one.operating_points[steps].threshold for one in same if steps in one.operating_points
+            points[size, steps].threshold for points in earlier_points if (size, steps) in points
         ]
         highest = max(had, default=wanted.threshold)
         if wanted.threshold < highest:
+            where = f" of {size}" if size else ""
             raise Conflict(
-                f"at {steps} steps the threshold of policy {candidate.name!r} would fall from "
-                f"{highest:.4f} to {wanted.threshold:.4f}, and this judge has had the higher one "
-                "in force: lowering one needs the 'admin' scope"
+                f"at {steps} steps{where} the threshold of policy {candidate.name!r} would fall "
+                f"from {highest:.4f} to {wanted.threshold:.4f}, and this judge has had the higher "
+                "one in force: lowering one needs the 'admin' scope"
             )
 
 

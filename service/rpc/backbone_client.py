@@ -33,7 +33,7 @@ class GrpcBackboneClient:
         self._backbones = backbones
         self._retry_times = {model: RetryTimes(ingresses) for model in backbones}
         # NFE of a whole draw by its method, as measured; until then, its steps.
-        self._nfe: dict[tuple[Method, bool], int] = {}
+        self._nfe: dict[tuple[str, Method, bool], int] = {}
         # NFE refused here, by replica: reported with the next call, for autoscaling.
         self._refused: defaultdict[str, float] = defaultdict(float)
 
@@ -140,7 +140,7 @@ class GrpcBackboneClient:
 
     def _reserved(self, plan: SamplingPlan, keys: Sequence[DrawKey]) -> list[float]:
         """The NFE that each draw stands for."""
-        key = plan.method, plan.condition.guidance_scale > 1
+        key = plan.backbone, plan.method, plan.condition.guidance_scale > 1
         nfe = self._nfe.get(key, plan.method.num_inference_steps) * self._cost(plan)
         return [reserved_nfe(plan, nfe, draw) for draw in keys]
 
@@ -152,7 +152,7 @@ class GrpcBackboneClient:
         return next((state.cost(plan.condition.size) for state in states if state), 1.0)
 
     def _learn(self, plan: SamplingPlan, results: Sequence[DrawResult]) -> None:
-        key = plan.method, plan.condition.guidance_scale > 1
+        key = plan.backbone, plan.method, plan.condition.guidance_scale > 1
         whole = [result.nfe for result in results if not result.abandoned]
         if whole and (key in self._nfe or len(self._nfe) < MOST_METHODS):
             self._nfe[key] = max(whole)

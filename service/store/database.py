@@ -284,8 +284,10 @@ def _sqlite(url: URL, create: bool) -> Engine:
     if create:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # SQLite gives its journal the mode of the file.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            # SQLite gives its journal the mode of the file. One that is there is not opened:
+            # closing it would end the locks that other connections of this process hold on it.
+            if not path.exists():
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         except OSError as error:
             raise ConfigError(
                 f"store: {path}: {error.strerror}: give store.url a place that can be written"

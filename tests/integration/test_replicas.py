@@ -19,7 +19,7 @@ from tests.stores import open_store
 
 pytestmark = pytest.mark.cluster
 
-STEPS = 500
+STEPS = 1000
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,13 @@ import diffusers
 import pytest
 from torch import Tensor
 
+from models.backbones.importing.source import CannotImport
 from models.diffusion.condition import Condition, ConditionError
 from models.diffusion.method import SamplerName
 from models.diffusion.noise_schedule import NoiseSchedule, read_config
 from service.ports import SamplingPlan
 from tests.families import TINY
+from tests.imports import edit, import_folder
 from tests.parity import Made, ask, draw_each, noise
 from tests.plans import vary
 from tests.schedulers import scheduler_of
@@ -196,6 +198,23 @@ def test_every_condition_shows_in_the_image(kind: str, tiny: Callable[[str], Tin
     for place, one in enumerate(images):
         for other in images[:place]:
             assert (one - other).abs().max() > 10 * TOLERANCE
+
+
+def test_what_a_pipeline_warns_of_repeats_no_prompt(
+    tiny: Callable[[str], Tiny], caplog: pytest.LogCaptureFixture
+) -> None:
+    """CLIP's part of it is cut, as in the pipeline, which says what of it was."""
+    diffusers.utils.logging.enable_propagation()
+    encoder = tiny("flux").made.generator.encoder
+    encoder.encode(Condition("secretname " * 30), 0)
+    assert "secretname" not in caplog.text
+
+
+def test_a_pixart_of_the_generation_before_is_refused(tmp_path: Path) -> None:
+    TINY["pixart"](tmp_path / "pixart")
+    edit(tmp_path / "pixart/transformer/config.json", use_additional_conditions=True)
+    with pytest.raises(CannotImport, match="is no PixArt-Σ: it takes the image's size"):
+        import_folder(tmp_path / "pixart", tmp_path / "out")
 
 
 @pytest.mark.parametrize("kind", TINY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from functools import lru_cache
 from pathlib import Path
@@ -37,6 +38,8 @@ class FamilyEncoder(Encoder):
         import transformers
 
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        # What they warn of repeats parts of a prompt.
+        logging.getLogger("diffusers.pipelines").setLevel(logging.ERROR)
         self._family, self._inputs = family, inputs
         absent = [
             one
@@ -62,6 +65,8 @@ class FamilyEncoder(Encoder):
         )
         self._working = threading.Lock()
         self._kept = lru_cache(KEPT)(self._embed)
+        # So that a prompt that is known does not wait for one that is being encoded.
+        self._counted = lru_cache(KEPT)(self._count)
 
     def scale(self, condition: Condition) -> float:
         """See `Encoder`: embedded guidance costs no second row."""
@@ -73,15 +78,13 @@ class FamilyEncoder(Encoder):
         """See `Encoder`: counts tokens."""
         for field in ("prompt", "negative_prompt"):
             try:
-                # A tokenizer keeps settings from one call to the next.
-                with self._working, reading():
-                    found = self._family.tokens(self._pipeline, getattr(condition, field))
-                    if found > (most := self._inputs.max_tokens or found):
-                        raise Unreadable(
-                            f"has {found} tokens, {found - most} more than the {most} that this "
-                            f"model's text encoder reads (the marks of beginning and end count): "
-                            "shorten it"
-                        )
+                found = self._counted(getattr(condition, field))
+                if found > (most := self._inputs.max_tokens or found):
+                    raise Unreadable(
+                        f"has {found} tokens, {found - most} more than the {most} that this "
+                        f"model's text encoder reads (the marks of beginning and end count): "
+                        "shorten it"
+                    )
             except Unreadable as error:
                 raise ConditionError(str(error), field) from None
 
@@ -98,6 +101,11 @@ class FamilyEncoder(Encoder):
         if self.scale(condition) > 1:
             negative = self._kept(condition.negative_prompt, True)
         return Encoded(inputs, negative, self._family.masks, self._family.rescaled_patch)
+
+    def _count(self, prompt: str) -> int:
+        # A tokenizer keeps settings from one call to the next.
+        with self._working, reading():
+            return self._family.tokens(self._pipeline, prompt)
 
     @torch.no_grad()
     def _embed(self, prompt: str, negative: bool) -> Named:

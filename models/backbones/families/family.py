@@ -42,6 +42,7 @@ class Family:
     `denoise` calls the denoiser at x_t [B, C, H, W] and timesteps [B] in [0, 1000], and returns
     [B, C, H, W].
 
+    `unfit` says why a denoiser of the class, by its configuration, is not of the family.
     `spacing` says how the pipeline calls its scheduler (see `spacing.PIPELINE`). `offset` is what
     classifier-free guidance adds to a scale above 1; `rescaled_patch` above 0 says that a
     guided patch of so many latents each way keeps the norm that it has with the prompt alone.
@@ -62,6 +63,7 @@ class Family:
     optional: frozenset[str] = frozenset()
     masks: Mapping[str, str] = field(default_factory=dict)
     spacing: Mapping[str, str] = field(default_factory=dict)
+    unfit: Callable[[Config], str | None] = lambda denoiser: None
     offset: float = 0.0
     rescaled_patch: int = 0
 

@@ -25,6 +25,13 @@ def _latents(denoiser: Config, autoencoder: Config) -> Latents:
     return Latents(int(denoiser["in_channels"]), factor, factor * patch, patch)
 
 
+def _unfit(denoiser: Config) -> str | None:
+    extra = denoiser.get("use_additional_conditions")
+    if extra or (extra is None and denoiser.get("sample_size", 128) == 128):
+        return "it takes the image's size and shape as inputs, as PixArt-α does"
+    return None
+
+
 def _embed(pipeline: Any, prompt: str, negative: bool) -> Named:
     hidden, mask, _, _ = pipeline.encode_prompt(
         prompt,
@@ -64,4 +71,5 @@ FAMILY = Family(
     tokens=_tokens,
     max_tokens=lambda components: TOKENS,
     denoise=_denoise,
+    unfit=_unfit,
 )

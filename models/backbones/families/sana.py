@@ -20,6 +20,8 @@ from models.backbones.families.family import (
 from models.diffusion.conditioning import Named
 
 TOKENS = 300
+READ = TOKENS - 2
+"""Beside the instruction, as its pipeline cuts."""
 
 
 @cache
@@ -74,6 +76,6 @@ FAMILY = Family(
     latents=_latents,
     embed=_embed,
     tokens=_tokens,
-    max_tokens=lambda components: TOKENS,
+    max_tokens=lambda components: READ,
     denoise=_denoise,
 )

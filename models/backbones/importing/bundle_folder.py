@@ -102,8 +102,8 @@ def make(source: Source, folder: Path, options: Options, start: Start) -> Made:
         auto = None if model.autoencoder is None else model.configs[model.autoencoder]
         denoiser = model.configs[model.denoiser]
         sizes = geometry(denoiser, auto, options.pixel_shuffle, model.family)
-        side = denoiser.get("sample_size") or (auto or {}).get("sample_size")
-        if model.family is not None and "sample_size" not in denoiser:
+        side = denoiser.get("sample_size")
+        if model.family is not None and side is None:
             side = DEFAULT_SIDE // sizes.factor
         every = sizes.sizes(options.size, side, latent=auto is not None)
         height, width = every[0]

@@ -36,7 +36,8 @@ def text_components(
         if "Tokenizer" not in found[tokenizer][1]:
             raise CannotImport(f"{tokenizer}: {found[tokenizer][1]} is no tokenizer")
         texts[name], tokenizers[tokenizer] = found[name], found[tokenizer]
-    known = {"scheduler", "transformer", "vae", *LEFT_OUT, *texts, *tokenizers}
+    unused = {one.replace("text_encoder", "tokenizer") for one in family.optional}
+    known = {"scheduler", "transformer", "vae", *LEFT_OUT, *texts, *tokenizers, *unused}
     if more := sorted(set(found) - known):
         raise CannotImport(
             f"{source.name}: component {more[0]} ({found[more[0]][1]}) is none of {family.name}'s"

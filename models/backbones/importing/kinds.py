@@ -130,6 +130,10 @@ def _family(source: Source, family: Family, schedule: Mapping[str, Any]) -> Reco
     texts, tokenizers = text_components(source, family, found)
     networks = {"transformer": found["transformer"], "vae": found["vae"]}
     configs = {name: source.config(name) for name in networks | texts}
+    if why := family.unfit(configs["transformer"]):
+        raise CannotImport(
+            f"transformer/config.json: this is no {family.name}: {why}: not supported"
+        )
     channels_fit(family, configs["transformer"], configs["vae"])
     with reading(f"scheduler/{FILE}"):
         if is_flow(schedule):

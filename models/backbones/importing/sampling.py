@@ -21,7 +21,9 @@ SAMPLERS: Mapping[str, SamplerName] = {
 }
 """By the scheduler that its folder names; the others are stepped by DDIM, or Euler on a flow."""
 
-DISTILLED = re.compile(r"turbo|lightning|hyper|schnell|lcm|tcd|sprint|flash|distill", re.I)
+DISTILLED = re.compile(
+    r"turbo|lightning|schnell|distill|(?<![a-z])(?:hyper|flash|lcm|tcd|sprint)(?![a-z])", re.I
+)
 COUNTED = re.compile(r"(\d{1,2})[-_ ]?steps?", re.I)
 FEW = 4
 STEPS = 50
@@ -60,10 +62,17 @@ def suggest(name: str, scheduler: Mapping[str, Any], family: Family | None) -> S
     elif distilled:
         steps, guided = FEW, False
         reasons.append(f"its name says {distilled[0].lower()!r}")
-    elif family is None and "euler" in sampler and scheduler.get("timestep_spacing") == "trailing":
+    elif (
+        family is None
+        and "euler" in sampler
+        and scheduler.get("timestep_spacing") == "trailing"
+        and scheduler.get("prediction_type", "epsilon") == "epsilon"
+    ):
         steps, guided = FEW, False
         reasons.append("spaced from the end (trailing), as distilled models are")
     if not guided and (counted := COUNTED.search(name)):
         steps = max(int(counted[1]), 1)
         reasons.append(f"and {counted[0]!r}")
+    most = scheduler.get("num_train_timesteps", steps)
+    steps = min(steps, most) if isinstance(most, int) and most > 0 else steps
     return Sampling(sampler, steps, guided, ", ".join(reasons))

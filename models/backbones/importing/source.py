@@ -42,7 +42,9 @@ def reading(where: str) -> Iterator[None]:
         yield
     except CannotImport:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    except (
+        LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError
+    ) as error:  # fmt: skip
         raise CannotImport(f"{where}: cannot be made sense of: {short(error)}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import diffusers
@@ -15,6 +16,7 @@ from models.diffusion.noise_schedule import PIPELINE, NoiseSchedule
 from models.diffusion.parameterization import PredictionType
 from models.diffusion.samplers import SAMPLERS, levels
 from models.diffusion.spacing import SHAPES
+from models.sampling.program import compile_method
 from service.ports import DrawKey
 from tests.engines import draw_all, floats, make_engine, make_plan, run_to_end, submit
 from tests.gaussian import Gaussian
@@ -140,6 +142,7 @@ def test_lists_of_timesteps_and_sigmas_are_taken_as_pipelines_take_them() -> Non
         (Method(2, timesteps=(500.0, 999.0)), "timesteps must fall"),
         (Method(2, timesteps=(1000.0, 500.0)), "timesteps must lie in 0 to 999"),
         (Method(2, sigmas=(14.0, 3.0)), "sigmas: this sampler takes timesteps"),
+        (Method(2, timesteps=(999.0, 500.5)), "this sampler takes whole ones alone"),
         (Method(2, sampler="tcd", sigma_spacing="karras"), "TCDScheduler has no such spacing"),
     ],
 )
@@ -190,6 +193,33 @@ def test_the_shift_follows_the_size_of_the_image() -> None:
     assert (shifted[1][1:-1] > shifted[0][1:-1]).all()
     with pytest.raises(ValueError, match="use_dynamic_shifting needs the size"):
         levels(NoiseSchedule.from_diffusers(config), Method(8))
+
+
+def test_a_list_of_timesteps_is_refused_on_a_flow() -> None:
+    """diffusers shifts its sigmas and not its timesteps, so a line would be at two levels."""
+    method = Method(2, timesteps=(900.0, 500.0), sampler="euler")
+    with pytest.raises(ValueError, match="a flow is spaced by sigmas"):
+        levels(NoiseSchedule.from_diffusers(FLOW), method)
+
+
+def test_a_solver_that_its_pipeline_does_not_call_spaces_a_flow_by_itself() -> None:
+    config = FLOW | {PIPELINE: {"sigmas": "linspace"}}
+    found = levels(NoiseSchedule.from_diffusers(config), Method(8, sampler="dpmsolver++"))
+    plain = levels(NoiseSchedule.from_diffusers(FLOW), Method(8, sampler="dpmsolver++"))
+    np.testing.assert_array_equal(found.sigma, plain.sigma)
+
+
+@pytest.mark.parametrize(
+    "method", [Method(4), Method(4, sampler="lcm"), Method(2, timesteps=(999.0, 500.0))]
+)
+def test_noise_alone_says_nothing_to_a_model_of_eps(method: Method) -> None:
+    """A step from there would be NaN, in every draw."""
+    schedule = _discrete("epsilon", rescale_betas_zero_snr=True)
+    if method.sampler == "lcm":
+        method = replace(method, timesteps=(999.0, 749.0, 499.0, 249.0))
+    with pytest.raises(ValueError, match="makes no step where x_t is noise alone"):
+        compile_method(schedule, method)
+    compile_method(_discrete("v_prediction", rescale_betas_zero_snr=True), method)
 
 
 @pytest.mark.parametrize("sampler", ["euler-ancestral", "tcd"])

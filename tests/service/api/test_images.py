@@ -171,7 +171,7 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"colour": "red"}, "colour", "no such field"),
     ({"censor": {"colour": 1}}, "censor.colour", "no such field"),
     ({"guidance_scale": 7.5}, "guidance_scale", "cannot be guided"),
-    ({"guidance_scale": 0.5}, "guidance_scale", "greater than or equal to 1"),
+    ({"guidance_scale": -0.5}, "guidance_scale", "greater than or equal to 0"),
     ({"negative_prompt": "x"}, "negative_prompt", "it takes no input, and draws by the seed alone"),
     ({"class_label": 3}, "class_label", "takes none"),
     ({"class_label": 1.5}, "class_label", "number or its name"),

@@ -110,7 +110,8 @@ def test_each_kind_is_drawn_by_the_engine_that_serves(
     sample = from_png((out / "sample.png").read_bytes())
     assert sample.shape == (backbone.height, backbone.width, backbone.channels)
     # The sample can be drawn again from what the manifest says.
-    again = draw_twice(bundle, BackboneSettings(runtime="torch", max_batch=1), Method(4))
+    method = Method(4, sampler=backbone.training["sampling"]["sampler"])
+    again = draw_twice(bundle, BackboneSettings(runtime="torch", max_batch=1), method)
     assert np.array_equal(again.pixels, sample)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["my-model", "my-model.yaml"]
 
@@ -228,8 +229,8 @@ def test_a_failed_import_by_force_leaves_the_old_bundle(
     _said("import", source("ddpm"), "--out", out, "--check-steps", 2)
     before = (out / "manifest.json").read_bytes()
     flow = shutil.copytree(source("dit"), tmp_path / "flow")
-    edit(flow / "scheduler/scheduler_config.json", _class_name="FlowMatchEulerDiscreteScheduler")
-    assert "flow matching" in _refused("import", flow, "--out", out, "--force")
+    edit(flow / "scheduler/scheduler_config.json", _class_name="EDMEulerScheduler")
+    assert "EDM" in _refused("import", flow, "--out", out, "--force")
     assert (out / "manifest.json").read_bytes() == before
 
 
@@ -263,14 +264,15 @@ def test_a_mistake_is_a_sentence_that_names_the_option(
 
 SCHEDULER = "scheduler/scheduler_config.json"
 BAD_FILES: list[tuple[str, str, dict[str, Any], list[str], str]] = [
-    ("ddpm", SCHEDULER, {"num_train_timesteps": 20}, [], "--steps: is 50, and the model was tra"),
+    ("ddpm", SCHEDULER, {"num_train_timesteps": 20}, ["--steps", "50"],
+     "--steps: is 50, and the model was tra"),
     ("ddpm", SCHEDULER, {"num_train_timesteps": 5}, ["--steps", "5"], "--check-steps: is 10, and"),
     ("ddpm", SCHEDULER, {"num_train_timesteps": "many"}, [],
      f"{SCHEDULER}: num_train_timesteps is 'many', must be a whole number of 1 to 100000"),
     ("ddpm", SCHEDULER, {"beta_start": "x"}, [], f"{SCHEDULER}: DDPMScheduler cannot read it: "),
     ("ddpm", SCHEDULER, {"clip_sample_range": "x"}, [], f"{SCHEDULER}: cannot be made sense of: "),
     ("ddpm", "model_index.json", {"unet": ["mine", "UNet2DModel"]}, [], "is a class of 'mine'"),
-    ("sd", "tokenizer/tokenizer_config.json", {"model_max_length": 8}, ["--check-steps", "2"],
+    ("sd", "tokenizer/tokenizer_config.json", {"model_max_length": 3}, ["--check-steps", "2"],
      "--prompt: has "),
 ]  # fmt: skip
 

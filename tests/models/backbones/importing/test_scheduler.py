@@ -189,6 +189,11 @@ def test_a_flow_is_spelled_out_for_eulers_scheduler(raw: dict[str, Any], shift: 
         ("x", {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"},
          ("dpmsolver++-sde", 50, True)),
         ("x", {"_class_name": "FlowMatchEulerDiscreteScheduler"}, ("euler", 50, True)),
+        ("HyperRealism-v3", {"_class_name": "PNDMScheduler"}, ("ddim", 50, True)),
+        ("xl-vpred", {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing",
+                      "prediction_type": "v_prediction"}, ("euler", 50, True)),
+        ("short", {"_class_name": "DDPMScheduler", "num_train_timesteps": 20},
+         ("ddim", 20, True)),
     ],
 )  # fmt: skip
 def test_a_folder_says_how_its_model_wants_to_be_sampled(

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from models.bundles.bundle import Bundle
-from service.config import ConfigError, PolicySettings, Settings
-from service.errors import InvalidValue
+from service.config import Caller, ConfigError, PolicySettings, Settings
+from service.errors import Conflict, InvalidValue
 from service.policies.inputs import RequestedInputs
 from service.policies.policy import Overrides, Policy, from_document, resolve, to_document
+from service.policies.promotion import refuse_looser
 from service.policies.seeding import configured_policies
 from tests.bundles import calibrated, settings, sized
 
@@ -121,3 +122,15 @@ def test_a_threshold_by_hand_is_that_of_the_models_own_size() -> None:
         PolicySettings(model="tiny", sizes=["6x8", "6x8"])
     with pytest.raises(ValueError, match="pattern"):
         PolicySettings(model="tiny", sizes=["6 by 8"])
+
+
+def test_a_threshold_of_another_size_is_lowered_by_admins_alone(known: Bundle) -> None:
+    policy = _pin(known, sizes=["6x8"])
+    approver = Caller("reviewer", frozenset({"approve"}))
+    refuse_looser(policy, [policy], approver)
+    points = policy.sized_points["6x8"]
+    looser = {"6x8": {**points, 50: replace(points[50], threshold=0.1)}}
+    changed = replace(policy, version=2, sized_points=looser)
+    with pytest.raises(Conflict, match=r"at 50 steps of 6x8 .* would fall from 0.7000 to 0.1000"):
+        refuse_looser(changed, [policy], approver)
+    refuse_looser(changed, [policy], Caller("ops", frozenset({"admin"})))
